@@ -92,6 +92,26 @@ impl Handle {
     pub fn cluster_version(&self) -> Option<String> {
         unimplemented_yet(())
     }
+    /// As `/version` shows it; empty before it is known.
+    pub fn storage_version(&self) -> String {
+        unimplemented_yet(())
+    }
+    /// `quota-backend-bytes` as it takes effect; 0 when there is none.
+    pub fn quota_bytes(&self) -> i64 {
+        unimplemented_yet(())
+    }
+    /// Whether a request of this cost fits the quota now (etcd checks before it validates).
+    pub fn has_space_for(&self, cost_bytes: u64) -> bool {
+        unimplemented_yet(cost_bytes)
+    }
+    /// Raises this member's NOSPACE alarm and does not wait for it.
+    pub fn raise_no_space(&self) {
+        unimplemented_yet(())
+    }
+    /// True while a leader is known, or was within three election timeouts: what the `hasleader` metadata asks.
+    pub fn has_leader(&self) -> bool {
+        unimplemented_yet(())
+    }
     /// Prometheus text of this member's own metrics, etcd's names.
     pub fn metrics_text(&self) -> String {
         unimplemented_yet(())
