@@ -1,0 +1,161 @@
+//! The repository keeps its own rules: which crate may know which, what the pure crates must not touch, what stands at the top level.
+
+use std::{
+    collections::{BTreeMap, BTreeSet},
+    fs,
+    path::{Path, PathBuf},
+    process::Command,
+};
+
+use serde_json::Value;
+
+fn root() -> PathBuf {
+    Path::new(env!("CARGO_MANIFEST_DIR")).parent().expect("the tests live in the workspace").to_owned()
+}
+
+/// Who may depend on whom among our own packages (normal dependencies). An arrow only ever points to something listed.
+const ALLOWED: &[(&str, &[&str])] = &[
+    ("cairn-types", &[]),
+    ("cairn-api", &[]),
+    ("cairn-state-machine", &["cairn-types", "cairn-api"]),
+    ("cairn-consensus", &["cairn-types", "cairn-api"]),
+    ("cairn-storage", &["cairn-types", "cairn-api", "cairn-state-machine"]),
+    ("cairn-transport", &["cairn-types", "cairn-api"]),
+    (
+        "cairn-node",
+        &["cairn-types", "cairn-api", "cairn-state-machine", "cairn-consensus", "cairn-storage", "cairn-transport"],
+    ),
+    ("cairn-server", &["cairn-types", "cairn-api", "cairn-state-machine", "cairn-node"]),
+    (
+        "cairnd",
+        &[
+            "cairn-types",
+            "cairn-api",
+            "cairn-state-machine",
+            "cairn-storage",
+            "cairn-transport",
+            "cairn-node",
+            "cairn-server",
+        ],
+    ),
+    ("cairnctl", &["cairn-api"]),
+    ("cairn-tests", &["cairn-types", "cairn-api", "cairn-consensus", "cairn-state-machine"]),
+];
+
+/// Crates whose every decision must replay from a seed: no runtime, no randomness, no network, no files.
+const PURE: &[&str] = &["cairn-types", "cairn-state-machine", "cairn-consensus"];
+const IMPURE: &[&str] = &["tokio", "hyper", "nix", "fjall", "getrandom", "socket2", "time", "tracing", "tempfile"];
+const IMPURE_WORDS: &[&str] =
+    &["std::fs", "std::net", "std::thread", "std::process", "SystemTime", "Instant::now", "std::env::"];
+
+#[test]
+fn dependencies_point_inwards_and_pure_crates_are_pure() {
+    let output = Command::new(std::env::var_os("CARGO").unwrap_or_else(|| "cargo".into()))
+        .args(["metadata", "--format-version=1", "--no-deps", "--offline", "--locked"])
+        .current_dir(root())
+        .output()
+        .expect("cargo metadata runs");
+    assert!(output.status.success(), "cargo metadata: {}", String::from_utf8_lossy(&output.stderr));
+    let metadata: Value = serde_json::from_slice(&output.stdout).expect("cargo metadata prints JSON");
+    let packages = metadata["packages"].as_array().expect("packages");
+    let ours: BTreeSet<&str> = packages.iter().filter_map(|package| package["name"].as_str()).collect();
+    let allowed: BTreeMap<&str, &[&str]> = ALLOWED.iter().copied().collect();
+    assert_eq!(ours, allowed.keys().copied().collect(), "a package without a row in ALLOWED, or a row without one");
+    for package in packages {
+        let name = package["name"].as_str().expect("a name");
+        for dependency in package["dependencies"].as_array().expect("dependencies") {
+            if !dependency["kind"].is_null() {
+                continue;
+            }
+            let on = dependency["name"].as_str().expect("a name");
+            if ours.contains(on) {
+                assert!(allowed[name].contains(&on), "{name} must not know {on}");
+            }
+            assert!(!(PURE.contains(&name) && IMPURE.contains(&on)), "{name} is pure and must not depend on {on}");
+        }
+    }
+}
+
+#[test]
+fn pure_crates_name_nothing_impure() {
+    for package in PURE {
+        let directory = root().join("daemon/crates").join(package.trim_start_matches("cairn-")).join("src");
+        for file in rust_files(&directory) {
+            let text = fs::read_to_string(&file).expect("source file");
+            let code = text.split("#[cfg(test)]").next().unwrap_or_default();
+            for word in IMPURE_WORDS {
+                let used = code.lines().any(|line| !line.trim_start().starts_with("//") && line.contains(word));
+                assert!(!used, "{}: {word} in a pure crate", file.display());
+            }
+        }
+    }
+}
+
+#[test]
+fn nothing_prints_past_the_log() {
+    // Refusals and verbs speak to a person on purpose and live in modules of their own.
+    for file in rust_files(&root().join("daemon/crates")) {
+        if file.components().any(|part| part.as_os_str() == "tests" || part.as_os_str() == "examples") {
+            continue;
+        }
+        let text = fs::read_to_string(&file).expect("source file");
+        let code = text.split("#[cfg(test)]").next().unwrap_or_default();
+        for word in ["println!", "eprintln!", "print!(", "dbg!"] {
+            let used = code.lines().any(|line| !line.trim_start().starts_with("//") && line.contains(word));
+            assert!(!used, "{}: {word}: events go to the log", file.display());
+        }
+    }
+}
+
+#[test]
+fn the_top_level_is_the_agreed_one() {
+    let output = Command::new("git").args(["ls-files"]).current_dir(root()).output().expect("git runs");
+    let tops: BTreeSet<String> = String::from_utf8_lossy(&output.stdout)
+        .lines()
+        .filter_map(|path| path.split('/').next().map(str::to_owned))
+        .filter(|top| !top.starts_with('.'))
+        .collect();
+    let agreed: BTreeSet<String> =
+        ["Cargo.toml", "Cargo.lock", "README.md", "LICENSE", "daemon", "ctl", "packaging", "etc", "tests", "docs"]
+            .map(str::to_owned)
+            .into();
+    let extra: Vec<&String> = tops.difference(&agreed).collect();
+    assert!(extra.is_empty(), "not part of the agreed layout: {extra:?}");
+}
+
+#[test]
+fn links_between_documents_lead_somewhere() {
+    let mut documents: Vec<PathBuf> = vec![root().join("README.md")];
+    documents.extend(files(&root().join("docs"), "md"));
+    let mut checked = 0;
+    for document in documents {
+        let text = fs::read_to_string(&document).expect("document");
+        for target in text.split("](").skip(1).filter_map(|rest| rest.split(')').next()) {
+            if target.contains("://") || target.starts_with('#') {
+                continue;
+            }
+            let path = document.parent().expect("a directory").join(target.split('#').next().unwrap_or_default());
+            assert!(path.exists(), "{} links to {target}, which is not there", document.display());
+            checked += 1;
+        }
+    }
+    assert!(checked > 0, "no links found: the check looks at nothing");
+}
+
+fn rust_files(directory: &Path) -> Vec<PathBuf> {
+    files(directory, "rs")
+}
+
+fn files(directory: &Path, extension: &str) -> Vec<PathBuf> {
+    let mut found = Vec::new();
+    let Ok(entries) = fs::read_dir(directory) else { return found };
+    for entry in entries.flatten() {
+        let path = entry.path();
+        if path.is_dir() {
+            found.extend(files(&path, extension));
+        } else if path.extension().is_some_and(|found| found == extension) {
+            found.push(path);
+        }
+    }
+    found
+}
