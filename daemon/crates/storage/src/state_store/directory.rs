@@ -1,0 +1,273 @@
+//! Which directory holds the state. Each whole state lives in a directory of its own and a pointer file names the one in use:
+//!
+//! ```text
+//! state/CURRENT                     "gen-0000000000000002\n"
+//! state/gen-0000000000000002/FORMAT the version of everything below
+//! state/gen-0000000000000002/fjall/ the LSM tree
+//! state/gen-0000000000000003.partial  a snapshot being installed, or what a crash left of one
+//! ```
+//!
+//! A new state is built under a `.partial` name, synced, renamed, and only then does CURRENT change, by rename. A crash at any step
+//! leaves the old state or the new one. Leftovers go at the next open, but never what this process is building or has open.
+//!
+//! Not here: what is in a state.
+
+use std::collections::HashSet;
+use std::fs::{self, File};
+use std::io::{ErrorKind, Write};
+use std::path::{Path, PathBuf};
+
+use parking_lot::Mutex;
+
+use super::error::OpenError;
+
+const CURRENT: &str = "CURRENT";
+const CURRENT_TEMP: &str = "CURRENT.tmp";
+const PREFIX: &str = "gen-";
+const PARTIAL: &str = ".partial";
+const FORMAT_FILE: &str = "FORMAT";
+/// Raised when a reader of the former version would misread the data.
+pub const FORMAT: &str = "cairn state 1\n";
+/// CURRENT and FORMAT hold one short line; what is longer is not ours.
+const SMALL_FILE_BYTES_MAX: u64 = 256;
+
+/// Directories that this process builds or has open. Kept per process because an installation and an open, or two installations,
+/// may meet in any order, and neither may clean up the other's directory.
+static IN_USE: Mutex<Option<HashSet<PathBuf>>> = Mutex::new(None);
+
+/// Keeps a state directory from being cleaned up while it lives.
+#[derive(Debug)]
+pub struct InUse(PathBuf);
+
+impl InUse {
+    fn claim(path: &Path) -> Option<InUse> {
+        let mut all = IN_USE.lock();
+        all.get_or_insert_default().insert(path.to_owned()).then(|| InUse(path.to_owned()))
+    }
+
+    fn holds(path: &Path) -> bool {
+        IN_USE.lock().as_ref().is_some_and(|all| all.contains(path))
+    }
+}
+
+impl Drop for InUse {
+    fn drop(&mut self) {
+        if let Some(all) = IN_USE.lock().as_mut() {
+            all.remove(&self.0);
+        }
+    }
+}
+
+/// A state directory that is known to be complete, and claimed.
+#[derive(Debug)]
+pub struct Generation {
+    pub path: PathBuf,
+    pub claim: InUse,
+}
+
+/// A state directory under construction. Dropped without [`Partial::publish`] it is removed, if it can be.
+#[derive(Debug)]
+pub struct Partial {
+    root: PathBuf,
+    number: u64,
+    path: PathBuf,
+    claim: Option<InUse>,
+}
+
+impl Partial {
+    pub fn path(&self) -> &Path {
+        &self.path
+    }
+
+    /// Gives the finished directory its name and points CURRENT at it. Everything below it must be synced and closed.
+    pub fn publish(mut self) -> Result<PathBuf, OpenError> {
+        fsync_dir(&self.path)?;
+        let name = generation_name(self.number);
+        let complete = self.root.join(&name);
+        fs::rename(&self.path, &complete).map_err(OpenError::io("name the new state", &complete))?;
+        fsync_dir(&self.root)?;
+        // From here on the directory is not ours to remove: a failure below leaves it beside the old one, for the next open to judge.
+        self.claim = None;
+        write_current(&self.root, &name)?;
+        Ok(complete)
+    }
+}
+
+impl Drop for Partial {
+    fn drop(&mut self) {
+        if self.claim.is_some() && self.path.exists() {
+            remove(&self.path);
+        }
+    }
+}
+
+/// Begins a new state directory with the next free number. The FORMAT file is in place.
+pub fn begin(root: &Path) -> Result<Partial, OpenError> {
+    create_root(root)?;
+    let mut number = 1 + list(root)?.into_iter().map(|found| found.number).max().unwrap_or(0);
+    loop {
+        let path = root.join(generation_name(number) + PARTIAL);
+        // Claimed before it exists, so that no cleanup can see it unclaimed.
+        if let Some(claim) = InUse::claim(&path) {
+            match fs::create_dir(&path) {
+                Ok(()) => {
+                    let partial = Partial { root: root.to_owned(), number, path, claim: Some(claim) };
+                    write_format(&partial.path)?;
+                    return Ok(partial);
+                }
+                Err(error) if error.kind() == ErrorKind::AlreadyExists => {}
+                Err(error) => return Err(OpenError::io("create directory", &path)(error)),
+            }
+        }
+        number += 1;
+    }
+}
+
+/// The state that CURRENT names, or `None` in a directory that has none yet. Leftovers are removed.
+pub fn current(root: &Path) -> Result<Option<Generation>, OpenError> {
+    create_root(root)?;
+    let pointer = root.join(CURRENT);
+    let name = match read_small(&pointer)? {
+        Some(text) => text,
+        None => match only_generation(root)? {
+            Some(name) => {
+                write_current(root, &name)?;
+                name
+            }
+            None => {
+                clean(root, None)?;
+                return Ok(None);
+            }
+        },
+    };
+    let name = name.trim_end_matches('\n');
+    let refuse = |problem| OpenError::Pointer { path: pointer.clone(), named: name.to_owned(), problem };
+    if parse_name(name).is_none_or(|found| found.partial) {
+        return Err(refuse("is not the name of a state directory"));
+    }
+    let path = root.join(name);
+    if !path.is_dir() {
+        return Err(refuse("does not exist"));
+    }
+    check_format(&path)?;
+    let claim = InUse::claim(&path).ok_or_else(|| OpenError::Locked { path: path.clone() })?;
+    clean(root, Some(name))?;
+    Ok(Some(Generation { path, claim }))
+}
+
+/// The first state is renamed before CURRENT is written. A crash between the two leaves exactly one complete directory, without data;
+/// with more of them something else has happened, and guessing could lose the good one.
+fn only_generation(root: &Path) -> Result<Option<String>, OpenError> {
+    let complete: Vec<_> = list(root)?.into_iter().filter(|found| !found.partial).collect();
+    match complete.as_slice() {
+        [] => Ok(None),
+        [one] => Ok(Some(generation_name(one.number))),
+        many => Err(OpenError::PointerLost { path: root.join(CURRENT), count: many.len() }),
+    }
+}
+
+fn clean(root: &Path, keep: Option<&str>) -> Result<(), OpenError> {
+    for found in list(root)? {
+        let path = root.join(&found.name);
+        if keep != Some(found.name.as_str()) && !InUse::holds(&path) {
+            tracing::info!(path = %path.display(), "removing a state directory that is not in use");
+            remove(&path);
+        }
+    }
+    Ok(())
+}
+
+/// A leftover that cannot be removed costs space, nothing else; the next open tries again.
+fn remove(path: &Path) {
+    if let Err(error) = fs::remove_dir_all(path) {
+        tracing::warn!(path = %path.display(), %error, "leftover state directory stays");
+    }
+}
+
+struct Found {
+    name: String,
+    number: u64,
+    partial: bool,
+}
+
+fn generation_name(number: u64) -> String {
+    format!("{PREFIX}{number:016}")
+}
+
+fn parse_name(name: &str) -> Option<Found> {
+    let (stem, partial) = match name.strip_suffix(PARTIAL) {
+        Some(stem) => (stem, true),
+        None => (name, false),
+    };
+    let digits = stem.strip_prefix(PREFIX).filter(|digits| digits.len() == 16)?;
+    let number = digits.bytes().all(|byte| byte.is_ascii_digit()).then(|| digits.parse().ok())??;
+    Some(Found { name: name.to_owned(), number, partial })
+}
+
+/// Only names of ours; whatever else is in the directory is not touched.
+fn list(root: &Path) -> Result<Vec<Found>, OpenError> {
+    let io = || OpenError::io("list directory", root);
+    let mut out = Vec::new();
+    for entry in fs::read_dir(root).map_err(io())? {
+        let entry = entry.map_err(io())?;
+        if let Some(found) = entry.file_name().to_str().and_then(parse_name) {
+            out.push(found);
+        }
+    }
+    Ok(out)
+}
+
+fn create_root(root: &Path) -> Result<(), OpenError> {
+    if !root.is_dir() {
+        fs::create_dir_all(root).map_err(OpenError::io("create directory", root))?;
+        if let Some(parent) = root.parent().filter(|parent| !parent.as_os_str().is_empty()) {
+            fsync_dir(parent)?;
+        }
+    }
+    Ok(())
+}
+
+fn write_current(root: &Path, name: &str) -> Result<(), OpenError> {
+    let temp = root.join(CURRENT_TEMP);
+    write_synced(&temp, format!("{name}\n").as_bytes())?;
+    let pointer = root.join(CURRENT);
+    fs::rename(&temp, &pointer).map_err(OpenError::io("replace", &pointer))?;
+    fsync_dir(root)
+}
+
+fn write_format(dir: &Path) -> Result<(), OpenError> {
+    write_synced(&dir.join(FORMAT_FILE), FORMAT.as_bytes())?;
+    fsync_dir(dir)
+}
+
+fn check_format(dir: &Path) -> Result<(), OpenError> {
+    let found = read_small(&dir.join(FORMAT_FILE))?.unwrap_or_default();
+    if found == FORMAT {
+        Ok(())
+    } else {
+        let found = found.trim_end().to_owned();
+        Err(OpenError::UnknownFormat { path: dir.to_owned(), found, known: FORMAT.trim_end() })
+    }
+}
+
+fn write_synced(path: &Path, bytes: &[u8]) -> Result<(), OpenError> {
+    let mut file = File::create(path).map_err(OpenError::io("create", path))?;
+    file.write_all(bytes).map_err(OpenError::io("write", path))?;
+    file.sync_all().map_err(OpenError::io("sync", path))
+}
+
+fn read_small(path: &Path) -> Result<Option<String>, OpenError> {
+    use std::io::Read;
+    let file = match File::open(path) {
+        Ok(file) => file,
+        Err(error) if error.kind() == ErrorKind::NotFound => return Ok(None),
+        Err(error) => return Err(OpenError::io("open", path)(error)),
+    };
+    let mut bytes = Vec::new();
+    file.take(SMALL_FILE_BYTES_MAX).read_to_end(&mut bytes).map_err(OpenError::io("read", path))?;
+    Ok(Some(String::from_utf8_lossy(&bytes).into_owned()))
+}
+
+pub fn fsync_dir(path: &Path) -> Result<(), OpenError> {
+    File::open(path).and_then(|dir| dir.sync_all()).map_err(OpenError::io("sync directory", path))
+}
