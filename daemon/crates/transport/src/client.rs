@@ -1,0 +1,209 @@
+//! Questions to members before raft runs, and between members about their data: no state, a time limit for each.
+
+use std::time::Duration;
+
+use bytes::Bytes;
+use http::{HeaderMap, Method, Request, StatusCode, header::CONTENT_TYPE};
+use http_body_util::Full;
+use serde::{Deserialize, Serialize, de::DeserializeOwned};
+use tokio::time::timeout;
+use types::ClusterId;
+use url::Url;
+
+use crate::{
+    handler::{PeerHash, PeerMember},
+    headers::{CLUSTER_ID, cluster_of},
+    link::{HttpLink, LinkError},
+};
+
+/// Largest answer that is read; a cluster of many members with long URLs is far below.
+const ANSWER_BYTES_MAX: usize = 4 << 20;
+
+/// Text of a wrong answer that is kept for the message to the operator.
+const SHOWN_BYTES_MAX: usize = 512;
+
+/// Asks single questions of members over their peer URLs.
+#[derive(Clone, Debug)]
+pub struct PeerClient {
+    patience: Duration,
+}
+
+/// Answer to `GET /members`.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct MembersAnswer {
+    pub cluster: ClusterId,
+    pub members: Vec<PeerMember>,
+}
+
+/// Answer to `GET /version`.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct PeerVersions {
+    pub server: String,
+    /// `None` before it is decided.
+    pub cluster: Option<String>,
+    pub storage: Option<String>,
+}
+
+#[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
+pub enum PeerClientError {
+    #[error("{url} cannot be reached: {cause}")]
+    Unreachable { url: Url, cause: String },
+    #[error("{url} did not answer within {patience:?}")]
+    TimedOut { url: Url, patience: Duration },
+    #[error("{url} is not a member's peer URL: {cause}")]
+    NotEtcd { url: Url, cause: String },
+    #[error("{url} answered {status}: {text}")]
+    WrongStatus { url: Url, status: u16, text: String },
+    #[error("{url} belongs to another cluster{}", .theirs.map(|id| format!(" ({id})")).unwrap_or_default())]
+    OtherCluster { url: Url, theirs: Option<ClusterId> },
+}
+
+#[derive(Serialize, Deserialize)]
+pub(crate) struct VersionJson {
+    pub(crate) etcdserver: String,
+    pub(crate) etcdcluster: String,
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub(crate) storage: Option<String>,
+}
+
+#[derive(Serialize, Deserialize)]
+pub(crate) struct HashKvJson {
+    #[serde(default)]
+    header: HashKvHeader,
+    #[serde(default)]
+    hash: u32,
+    #[serde(default)]
+    compact_revision: i64,
+    #[serde(default)]
+    hash_revision: i64,
+}
+
+#[derive(Default, Serialize, Deserialize)]
+struct HashKvHeader {
+    #[serde(default)]
+    revision: i64,
+}
+
+impl From<PeerHash> for HashKvJson {
+    fn from(hash: PeerHash) -> Self {
+        HashKvJson {
+            header: HashKvHeader { revision: hash.revision },
+            hash: hash.hash,
+            compact_revision: hash.compact_revision,
+            hash_revision: hash.hash_revision,
+        }
+    }
+}
+
+impl PeerClient {
+    /// `patience` covers one whole question: resolution, connect and answer.
+    pub fn new(patience: Duration) -> Self {
+        PeerClient { patience }
+    }
+
+    /// Members as the one at `url` knows them. An answer without a cluster id is not etcd's.
+    pub async fn members(&self, url: &Url) -> Result<MembersAnswer, PeerClientError> {
+        let (headers, body) = self.get(url, "/members", None, Bytes::new()).await?;
+        let members = parse(url, &body)?;
+        let not_etcd =
+            || PeerClientError::NotEtcd { url: url.clone(), cause: "answer names no cluster".into() };
+        Ok(MembersAnswer { cluster: cluster_of(&headers).ok_or_else(not_etcd)?, members })
+    }
+
+    pub async fn version(&self, url: &Url) -> Result<PeerVersions, PeerClientError> {
+        let (_, body) = self.get(url, "/version", None, Bytes::new()).await?;
+        let json: VersionJson = parse(url, &body)?;
+        let cluster = Some(json.etcdcluster).filter(|version| version != "not_decided");
+        Ok(PeerVersions {
+            server: json.etcdserver,
+            cluster,
+            storage: json.storage.filter(|v| v != "unknown"),
+        })
+    }
+
+    /// The member's hash at `revision`, 0 for its newest. A member of another cluster at a recycled address is an error of its own, never
+    /// a hash to compare. Refusals of a revision are [`PeerClientError::WrongStatus`] with 400 and the store's text.
+    pub async fn hash_kv(
+        &self,
+        url: &Url,
+        cluster: ClusterId,
+        revision: i64,
+    ) -> Result<PeerHash, PeerClientError> {
+        let question = Bytes::from(format!("{{\"revision\":{revision}}}"));
+        let other = |theirs| PeerClientError::OtherCluster { url: url.clone(), theirs };
+        let (headers, body) =
+            self.get(url, "/members/hashkv", Some(cluster), question).await.map_err(|error| match error {
+                PeerClientError::WrongStatus { status: 412, .. } => other(None),
+                error => error,
+            })?;
+        if let Some(theirs) = cluster_of(&headers).filter(|theirs| *theirs != cluster) {
+            return Err(other(Some(theirs)));
+        }
+        let json: HashKvJson = parse(url, &body)?;
+        Ok(PeerHash {
+            revision: json.header.revision,
+            hash: json.hash,
+            compact_revision: json.compact_revision,
+            hash_revision: json.hash_revision,
+        })
+    }
+
+    async fn get(
+        &self,
+        url: &Url,
+        path: &'static str,
+        cluster: Option<ClusterId>,
+        question: Bytes,
+    ) -> Result<(HeaderMap, Vec<u8>), PeerClientError> {
+        let mut request = Request::new(Full::new(question.clone()));
+        *request.method_mut() = Method::GET;
+        *request.uri_mut() = http::Uri::from_static(path);
+        if !question.is_empty() {
+            request.headers_mut().insert(CONTENT_TYPE, http::HeaderValue::from_static("application/json"));
+        }
+        if let Some(cluster) = cluster.and_then(|cluster| cluster.to_string().parse().ok()) {
+            request.headers_mut().insert(CLUSTER_ID, cluster);
+        }
+        let exchange = async {
+            let mut link = HttpLink::open(url, self.patience, self.patience).await?;
+            let answer = link.request(request).await?;
+            let (head, body) = answer.into_parts();
+            let (body, whole) = link.collect(body, ANSWER_BYTES_MAX).await?;
+            Ok((head, body, whole))
+        };
+        let (head, body, whole) = timeout(self.patience, exchange)
+            .await
+            .map_err(|_| PeerClientError::TimedOut { url: url.clone(), patience: self.patience })?
+            .map_err(|error| failure(url, self.patience, &error))?;
+        if head.status != StatusCode::OK {
+            let shown = &body[..body.len().min(SHOWN_BYTES_MAX)];
+            let text = String::from_utf8_lossy(shown).trim().to_owned();
+            return Err(PeerClientError::WrongStatus {
+                url: url.clone(),
+                status: head.status.as_u16(),
+                text,
+            });
+        }
+        if !whole {
+            let cause = format!("answer is longer than {ANSWER_BYTES_MAX} bytes");
+            return Err(PeerClientError::NotEtcd { url: url.clone(), cause });
+        }
+        Ok((head.headers, body))
+    }
+}
+
+fn failure(url: &Url, patience: Duration, error: &LinkError) -> PeerClientError {
+    let (url, cause) = (url.clone(), error.story());
+    match error {
+        LinkError::Http(http) if http.is_parse() => PeerClientError::NotEtcd { url, cause },
+        LinkError::Connect(error) if error.kind() == std::io::ErrorKind::TimedOut => {
+            PeerClientError::TimedOut { url, patience }
+        }
+        _ => PeerClientError::Unreachable { url, cause },
+    }
+}
+
+fn parse<T: DeserializeOwned>(url: &Url, body: &[u8]) -> Result<T, PeerClientError> {
+    serde_json::from_slice(body)
+        .map_err(|error| PeerClientError::NotEtcd { url: url.clone(), cause: error.to_string() })
+}

@@ -1,0 +1,239 @@
+//! Sends a snapshot: the MsgSnap in an envelope, then the bytes of the database file, read on a blocking thread and passed on in
+//! bounded chunks at a bounded pace.
+
+use std::{
+    io::{self, Read},
+    num::NonZeroU64,
+    pin::Pin,
+    sync::{Arc, atomic::Ordering},
+    task::{Context, Poll, ready},
+    time::Duration,
+};
+
+use api::raftpb::Message;
+use bytes::{BufMut, Bytes, BytesMut};
+use http::{HeaderValue, Method, Request, StatusCode, Uri, header::CONTENT_TYPE};
+use http_body::{Body, Frame};
+use prost::Message as _;
+use tokio::{
+    sync::{mpsc, watch},
+    time::{Instant, Sleep, sleep_until, timeout},
+};
+use tracing::info;
+
+use super::{
+    Peer,
+    stream_in::{REFUSAL_BYTES_MAX, is_removal},
+};
+use crate::{
+    config::SNAPSHOT_ENVELOPE_BYTES_MAX,
+    handler::{SnapshotSource, Topic},
+    link::{HttpLink, LinkError},
+    wire::Shared,
+};
+
+/// One read of the source. Large enough for sequential disk speed, small enough to pace smoothly.
+const CHUNK_BYTES: usize = 128 << 10;
+
+/// Chunks read ahead of the network.
+const CHUNKS_AHEAD: usize = 4;
+
+#[derive(Debug, thiserror::Error)]
+enum SendError {
+    #[error("another snapshot is on its way")]
+    Busy,
+    #[error("no address")]
+    NoAddress,
+    #[error("envelope of {0} bytes is more than receivers accept")]
+    Envelope(usize),
+    #[error("{}", .0.story())]
+    Link(#[from] LinkError),
+    #[error("no answer within {0:?} after the upload")]
+    NoAnswer(Duration),
+    #[error("answered {status}: {text}")]
+    Refused { status: StatusCode, text: String },
+}
+
+/// Reports the end of a transfer once, also when its task is cancelled.
+struct Outcome {
+    shared: Arc<Shared>,
+    peer: Arc<Peer>,
+    started: Instant,
+    /// This transfer occupies the peer's place for one.
+    holds_place: bool,
+    ok: bool,
+}
+
+impl Drop for Outcome {
+    fn drop(&mut self) {
+        if self.holds_place {
+            self.peer.sending_snapshot.store(false, Ordering::Release);
+        }
+        self.peer.counters.snapshot_send.end(self.ok, self.started.elapsed());
+        self.shared.handler.snapshot_status(self.peer.id, self.ok);
+    }
+}
+
+/// Starts a transfer; its end is told by `Handler::snapshot_status`.
+pub(crate) fn send(shared: &Arc<Shared>, peer: &Arc<Peer>, message: Message, source: SnapshotSource) {
+    let holds_place = !peer.sending_snapshot.swap(true, Ordering::AcqRel);
+    peer.counters.snapshot_send.begin();
+    let mut outcome = Outcome {
+        shared: shared.clone(),
+        peer: peer.clone(),
+        started: Instant::now(),
+        holds_place,
+        ok: false,
+    };
+    peer.clone().spawn(shared, async move {
+        let sent = if outcome.holds_place {
+            upload(&outcome.shared, &outcome.peer, message, source).await
+        } else {
+            Err(SendError::Busy)
+        };
+        match sent {
+            Ok(()) => {
+                outcome.ok = true;
+                info!(peer = %outcome.peer.id, seconds = outcome.started.elapsed().as_secs_f64(), "sent snapshot");
+            }
+            Err(SendError::Refused { status, text }) if status == StatusCode::GONE || is_removal(status, &text) => {
+                outcome.shared.told_removed(&outcome.peer, &text);
+            }
+            Err(error) => outcome.shared.report(Some(&outcome.peer), Topic::Snapshot, format_args!("send: {error}")),
+        }
+    });
+}
+
+async fn upload(
+    shared: &Arc<Shared>,
+    peer: &Peer,
+    message: Message,
+    source: SnapshotSource,
+) -> Result<(), SendError> {
+    let length = message.encoded_len();
+    if length as u64 > SNAPSHOT_ENVELOPE_BYTES_MAX {
+        return Err(SendError::Envelope(length));
+    }
+    let mut envelope = BytesMut::with_capacity(8 + length);
+    envelope.put_u64(length as u64);
+    message.encode(&mut envelope).expect("BytesMut grows");
+
+    let (chunks_in, chunks) = mpsc::channel(CHUNKS_AHEAD);
+    shared.runtime.spawn_blocking(move || read_source(source, &chunks_in));
+    let (done_in, mut done) = watch::channel(false);
+    let body = Upload {
+        envelope: Some(envelope.freeze()),
+        chunks,
+        pace: shared.snapshot_pace.map(Pace::new),
+        done: done_in,
+    };
+    let url = peer.urls.pick().ok_or(SendError::NoAddress)?;
+    let times = &shared.timeouts;
+    let mut link =
+        HttpLink::<Upload>::open(&url, times.dial, times.snapshot_stall).await.inspect_err(|_| {
+            peer.urls.failed(&url);
+        })?;
+    let mut request = Request::new(body);
+    *request.method_mut() = Method::POST;
+    *request.uri_mut() = Uri::from_static("/raft/snapshot");
+    *request.headers_mut() = shared.identity.request_headers(None);
+    request.headers_mut().insert(CONTENT_TYPE, HeaderValue::from_static("application/octet-stream"));
+
+    let patience = times.snapshot_answer;
+    let too_late = async {
+        // Either the upload was completed or its body was dropped: both begin the wait for the answer.
+        let _ = done.wait_for(|done| *done).await;
+        tokio::time::sleep(patience).await;
+    };
+    let answer = tokio::select! {
+        answer = link.request(request) => answer?,
+        () = too_late => return Err(SendError::NoAnswer(patience)),
+    };
+    let status = answer.status();
+    if status == StatusCode::NO_CONTENT {
+        return Ok(());
+    }
+    let text = timeout(times.request, link.collect(answer.into_body(), REFUSAL_BYTES_MAX)).await;
+    let text = match text {
+        Ok(Ok((text, _))) => String::from_utf8_lossy(&text).trim().to_owned(),
+        _ => String::new(),
+    };
+    Err(SendError::Refused { status, text })
+}
+
+fn read_source(mut source: SnapshotSource, chunks: &mpsc::Sender<io::Result<Bytes>>) {
+    loop {
+        let mut chunk = vec![0; CHUNK_BYTES];
+        let read = match source.reader.read(&mut chunk) {
+            // An empty chunk ends the file. A channel that merely closes does not: a snapshot must not look whole when it is not.
+            Ok(0) => Ok(Bytes::new()),
+            Ok(read) => {
+                chunk.truncate(read);
+                Ok(Bytes::from(chunk))
+            }
+            Err(error) if error.kind() == io::ErrorKind::Interrupted => continue,
+            Err(error) => Err(error),
+        };
+        let last = read.as_ref().map_or(true, Bytes::is_empty);
+        // A closed channel means that nobody wants the rest.
+        if chunks.blocking_send(read).is_err() || last {
+            return;
+        }
+    }
+}
+
+struct Upload {
+    envelope: Option<Bytes>,
+    chunks: mpsc::Receiver<io::Result<Bytes>>,
+    pace: Option<Pace>,
+    done: watch::Sender<bool>,
+}
+
+impl Body for Upload {
+    type Data = Bytes;
+    type Error = io::Error;
+
+    fn poll_frame(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<Option<io::Result<Frame<Bytes>>>> {
+        if let Some(envelope) = self.envelope.take() {
+            return Poll::Ready(Some(Ok(Frame::data(envelope))));
+        }
+        if let Some(pace) = &mut self.pace {
+            ready!(pace.poll(cx));
+        }
+        let chunk = match ready!(self.chunks.poll_recv(cx)) {
+            Some(Ok(chunk)) => chunk,
+            Some(Err(error)) => return Poll::Ready(Some(Err(error))),
+            None => return Poll::Ready(Some(Err(io::ErrorKind::UnexpectedEof.into()))),
+        };
+        if chunk.is_empty() {
+            self.done.send_replace(true);
+            return Poll::Ready(None);
+        }
+        if let Some(pace) = &mut self.pace {
+            pace.spend(chunk.len());
+        }
+        Poll::Ready(Some(Ok(Frame::data(chunk))))
+    }
+}
+
+/// Lets bytes through at a steady rate.
+struct Pace {
+    bytes_per_second: NonZeroU64,
+    next: Pin<Box<Sleep>>,
+}
+
+impl Pace {
+    fn new(bytes_per_second: NonZeroU64) -> Self {
+        Pace { bytes_per_second, next: Box::pin(sleep_until(Instant::now())) }
+    }
+
+    fn poll(&mut self, cx: &mut Context<'_>) -> Poll<()> {
+        self.next.as_mut().poll(cx)
+    }
+
+    fn spend(&mut self, bytes: usize) {
+        let takes = Duration::from_secs_f64(bytes as f64 / self.bytes_per_second.get() as f64);
+        // Time lost waiting for the disk is not made up for: the rate is a ceiling.
+        self.next.as_mut().reset(Instant::now() + takes);
+    }
+}
