@@ -1,4 +1,32 @@
-//! The replicated state machine: what a committed entry does to keys, members and alarms.
+//! The replicated state machine: what a committed entry does to keys, members and alarms, and how the result is read.
+//!
+//! [`StateMachine`] owns the state and applies entries; [`Reader`]s read beside it. Rows go to a [`store::Store`] with the applied
+//! position in every batch; the index over them is in memory ([`index`]) and is rebuilt at start, from a checkpoint when there is
+//! one. Everything is a function of the log: two members that applied the same entries hold the same rows, byte for byte as etcd's.
+//!
+//! Not here: clocks, files, threads, randomness, the network; durability, which the log has.
 
-pub mod store;
+mod alarms;
+mod apply;
+mod cluster;
+mod compaction;
+mod index;
+mod machine;
 pub mod membership;
+pub mod memory;
+mod range;
+mod read;
+mod recent;
+pub mod rows;
+mod state;
+pub mod store;
+
+pub use apply::gates::{put_cost, txn_cost};
+pub use apply::{Outcome, Sink};
+pub use cluster::Downgrade;
+pub use compaction::CompactProgress;
+pub use index::IndexSize;
+pub use machine::{OpenError, StateMachine};
+pub use memory::Memory;
+pub use read::{Reader, is_read_only, is_serializable};
+pub use state::{INLINE_VALUE_BYTES_MAX_DEFAULT, NEVER_COMPACTED, Options, QUOTA_BACKEND_BYTES_DEFAULT};

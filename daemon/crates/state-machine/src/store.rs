@@ -146,5 +146,11 @@ pub trait Store: Send + Sync + 'static {
     /// Takes one batch. The order of calls is the order of effect. May wait when too many bytes are queued for the disk.
     fn write(&self, batch: WriteBatch) -> Result<(), StoreError>;
 
+    /// Waits until the next `write` need not wait. Apply calls it before it takes the lock that readers share, so that a slow disk
+    /// delays apply alone. The default never waits.
+    fn wait_for_room(&self) -> Result<(), StoreError> {
+        Ok(())
+    }
+
     fn size(&self) -> StoreSize;
 }

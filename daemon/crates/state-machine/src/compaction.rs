@@ -1,0 +1,109 @@
+//! The physical part of compaction: rows that no readable revision needs leave the index and the store, a bounded piece at a time.
+//!
+//! The logical part is an entry of the log and took effect when it was applied. A run goes through the index in key order to its
+//! target; a compaction decided meanwhile is the next run. The mark of completion is in the batch that removes the last rows, so a
+//! restart before it goes through again, which removes nothing twice.
+
+use std::ops::ControlFlow;
+
+use types::{Revision, RowId};
+
+use crate::StateMachine;
+use crate::index::Version;
+use crate::range::after;
+use crate::rows::{coordinate, meta};
+use crate::state::store_failed;
+use crate::store::{Store, Table, WriteBatch};
+
+/// Keys looked at per step for each row that may be removed: most keys have nothing to remove, and looking takes the read lock only.
+const VISITED_PER_ROW: usize = 16;
+
+/// What one step came to.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum CompactProgress {
+    /// Nothing to do.
+    Idle,
+    /// There is more to do.
+    Working,
+    /// Everything up to this revision is done; a next step may begin another run.
+    Finished(Revision),
+}
+
+#[derive(Debug)]
+pub(crate) struct Compactor {
+    finished: i64,
+    run: Option<Run>,
+}
+
+#[derive(Debug)]
+struct Run {
+    target: i64,
+    next_key: Vec<u8>,
+}
+
+impl Compactor {
+    pub fn new(finished: i64) -> Compactor {
+        Compactor { finished, run: None }
+    }
+}
+
+impl<S: Store> StateMachine<S> {
+    /// Removes about `rows_max` rows at most (one key's history is not divided). To be called between batches of apply, with pauses
+    /// when [`CompactProgress::Working`].
+    pub fn compact_step(&mut self, rows_max: usize) -> CompactProgress {
+        let shared = &*self.shared;
+        let (compacted, applied) = {
+            let state = shared.state.read();
+            (state.compacted, state.applied)
+        };
+        if self.compactor.run.is_none() && compacted > self.compactor.finished {
+            self.compactor.run = Some(Run { target: compacted, next_key: Vec::new() });
+        }
+        let Some(run) = &mut self.compactor.run else { return CompactProgress::Idle };
+        let target = run.target;
+        let mut gone: Vec<Version> = Vec::new();
+        let mut keys: Vec<Vec<u8>> = Vec::new();
+        let mut visited = 0;
+        // Looking needs no exclusion: this is the only writer.
+        let stopped = shared.state.read().index.walk(&run.next_key, None, |key, record| {
+            let before = gone.len();
+            record.superseded(target, &mut gone);
+            if gone.len() > before {
+                keys.push(key.to_vec());
+            }
+            visited += 1;
+            if gone.len() >= rows_max || visited >= rows_max.saturating_mul(VISITED_PER_ROW) {
+                return ControlFlow::Break(after(key));
+            }
+            ControlFlow::Continue(())
+        });
+        let mut batch = WriteBatch::at(applied);
+        for version in gone {
+            batch.delete_row(version.id(), version.is_dead());
+        }
+        let is_last = stopped.is_continue();
+        if let ControlFlow::Break(next) = stopped {
+            run.next_key = next;
+        }
+        if is_last {
+            let mark = coordinate(RowId { main: Revision(target), sub: 0 });
+            batch.put(Table::Meta, meta::FINISHED_COMPACT, mark.to_vec());
+        }
+        if !batch.changes.is_empty() {
+            shared.store.wait_for_room().unwrap_or_else(|error| store_failed(error));
+            // The index forgets first: a reader that still finds a version also finds its row, or learns that it was overtaken.
+            {
+                let mut state = shared.state.write();
+                for key in &keys {
+                    state.index.forget_superseded(key, target);
+                }
+            }
+            shared.store.write(batch).unwrap_or_else(|error| store_failed(error));
+        }
+        if is_last {
+            self.compactor = Compactor::new(target);
+            return CompactProgress::Finished(Revision(target));
+        }
+        CompactProgress::Working
+    }
+}

@@ -1,0 +1,202 @@
+//! The state machine as a whole: opened from a store, fed by apply, read through [`Reader`].
+
+use std::ops::ControlFlow;
+use std::sync::Arc;
+
+use api::etcdserverpb::AlarmMember;
+use api::mvccpb::KeyValue;
+use bytes::Bytes;
+use parking_lot::RwLock;
+use prost::Message;
+use types::{ConfState, LogIndex, LogPosition, MemberId, Revision, RowId, Term};
+
+use crate::alarms::Alarms;
+use crate::cluster::ClusterFacts;
+use crate::compaction::Compactor;
+use crate::index::{Facts, Index, SUB_MAX};
+use crate::membership::{Member, Membership};
+use crate::read::Reader;
+use crate::recent::RecentChanges;
+use crate::rows::{meta, parse_conf_state, parse_coordinate};
+use crate::state::{NEVER_COMPACTED, Options, Shared, State};
+use crate::store::{Store, StoreError, Table};
+
+/// See the crate's text. One owner; readers are handed out with [`StateMachine::reader`].
+#[derive(Debug)]
+pub struct StateMachine<S> {
+    pub(crate) shared: Arc<Shared<S>>,
+    pub(crate) compactor: Compactor,
+}
+
+/// Why a store cannot be opened. Nothing was changed.
+#[derive(Debug, thiserror::Error)]
+pub enum OpenError {
+    #[error("read the state store: {0}")]
+    Store(#[from] StoreError),
+    #[error("row {id}: {reason}")]
+    Row { id: RowId, reason: String },
+    #[error("table {table}, key {key:?}: {reason}")]
+    Table { table: &'static str, key: String, reason: String },
+}
+
+fn bad_pair(table: Table, key: &[u8], reason: impl ToString) -> OpenError {
+    OpenError::Table {
+        table: table.name(),
+        key: String::from_utf8_lossy(key).into_owned(),
+        reason: reason.to_string(),
+    }
+}
+
+/// The `meta` table, understood.
+#[derive(Debug, Default)]
+pub(crate) struct Marks {
+    pub applied: LogPosition,
+    pub conf_state: ConfState,
+    /// The decided and the completed compaction; -1 for never.
+    pub scheduled: i64,
+    pub finished: i64,
+}
+
+impl Marks {
+    fn load<S: Store>(store: &S) -> Result<Marks, OpenError> {
+        let mut marks = Marks { scheduled: NEVER_COMPACTED, finished: NEVER_COMPACTED, ..Marks::default() };
+        for (key, value) in store.table(Table::Meta)? {
+            let bad = |reason: &str| bad_pair(Table::Meta, &key, reason);
+            let number = || {
+                let bytes: [u8; 8] = value.as_ref().try_into().map_err(|_| bad("is not eight bytes long"))?;
+                Ok::<u64, OpenError>(u64::from_be_bytes(bytes))
+            };
+            let revision = || {
+                Ok::<i64, OpenError>(parse_coordinate(&value).ok_or_else(|| bad("is no revision"))?.main.0)
+            };
+            match key.as_ref() {
+                meta::CONSISTENT_INDEX => marks.applied.index = LogIndex(number()?),
+                meta::TERM => marks.applied.term = Term(number()?),
+                meta::SCHEDULED_COMPACT => marks.scheduled = revision()?,
+                meta::FINISHED_COMPACT => marks.finished = revision()?,
+                meta::CONF_STATE => {
+                    marks.conf_state =
+                        parse_conf_state(&value).map_err(|error| bad_pair(Table::Meta, &key, error))?;
+                }
+                _ => {}
+            }
+        }
+        Ok(marks)
+    }
+}
+
+fn load_membership<S: Store>(store: &S, conf_state: ConfState) -> Result<Membership, OpenError> {
+    let mut members = Vec::new();
+    for (key, value) in store.table(Table::Members)? {
+        members.push(Member::from_row(&value).map_err(|error| bad_pair(Table::Members, &key, error))?);
+    }
+    let mut removed = Vec::new();
+    for (key, _) in store.table(Table::MembersRemoved)? {
+        let text = std::str::from_utf8(&key).map_err(|error| bad_pair(Table::MembersRemoved, &key, error))?;
+        removed.push(text.parse::<MemberId>().map_err(|error| bad_pair(Table::MembersRemoved, &key, error))?);
+    }
+    Ok(Membership::new(members, removed, conf_state))
+}
+
+fn load_alarms<S: Store>(store: &S) -> Result<Alarms, OpenError> {
+    let rows: Result<Vec<AlarmMember>, OpenError> = store
+        .table(Table::Alarm)?
+        .into_iter()
+        .map(|(key, _)| AlarmMember::decode(key.clone()).map_err(|error| bad_pair(Table::Alarm, &key, error)))
+        .collect();
+    Ok(Alarms::load(rows?.into_iter()))
+}
+
+/// A row, decoded and checked.
+pub(crate) struct Version {
+    pub key: Bytes,
+    pub id: RowId,
+    /// None for a tombstone.
+    pub facts: Option<Facts>,
+    pub value: Bytes,
+}
+
+/// Reads every row above `above` in order of revision.
+pub(crate) fn scan_rows<S: Store>(
+    store: &S,
+    above: i64,
+    each: &mut dyn FnMut(Version),
+) -> Result<(), OpenError> {
+    let from = RowId { main: Revision(above.saturating_add(1)), sub: i64::MIN };
+    let to = RowId { main: Revision(i64::MAX), sub: i64::MAX };
+    let mut failed = None;
+    store.scan(from, to, &mut |id, row| {
+        if id.main.0 <= 0 || !(0..=SUB_MAX).contains(&id.sub) {
+            failed = Some(OpenError::Row { id, reason: "is outside the numbers a revision can have".into() });
+            return ControlFlow::Break(());
+        }
+        match KeyValue::decode(row.value) {
+            Ok(kv) => {
+                let facts = Facts { created: kv.create_revision, version: kv.version, lease: kv.lease };
+                each(Version { key: kv.key, id, facts: (!row.tombstone).then_some(facts), value: kv.value });
+                ControlFlow::Continue(())
+            }
+            Err(error) => {
+                failed = Some(OpenError::Row { id, reason: error.to_string() });
+                ControlFlow::Break(())
+            }
+        }
+    })?;
+    failed.map_or(Ok(()), Err)
+}
+
+impl<S: Store> StateMachine<S> {
+    /// Rebuilds the index from the store. With `checkpoint`, the bytes of a former [`Reader::checkpoint`], only rows above it are
+    /// scanned; a checkpoint that does not fit is reported by [`StateMachine::checkpoint_ignored`] and the whole store is scanned.
+    ///
+    /// # Errors
+    /// When the store cannot be read or holds what apply would never have written.
+    pub fn open(
+        store: Arc<S>,
+        options: Options,
+        _checkpoint: Option<&[u8]>,
+    ) -> Result<StateMachine<S>, OpenError> {
+        let marks = Marks::load(&*store)?;
+        let membership = load_membership(&*store, marks.conf_state)?;
+        let alarms = load_alarms(&*store)?;
+        let cluster = ClusterFacts::load(&store.table(Table::Cluster)?);
+        let mut index = Index::new(options.inline_value_bytes_max);
+        let mut newest = 0;
+        scan_rows(&*store, 0, &mut |row| {
+            newest = row.id.main.0;
+            index.restore(&row.key, row.id, row.facts, &row.value);
+        })?;
+        // Compaction never lowers the revision, not even when it removed the newest row and the process died in it (AP07).
+        let revision = newest.max(marks.scheduled).max(marks.finished).max(1);
+        let state = State {
+            index,
+            recent: RecentChanges::starting_at(revision),
+            revision,
+            compacted: marks.scheduled.max(marks.finished),
+            applied: marks.applied,
+            membership,
+            alarms,
+            cluster,
+        };
+        let shared = Arc::new(Shared { store, options, state: RwLock::new(state) });
+        Ok(StateMachine { shared, compactor: Compactor::new(marks.finished) })
+    }
+
+    /// The position of the last entry that is part of the state.
+    pub fn applied(&self) -> LogPosition {
+        self.shared.state.read().applied
+    }
+
+    /// The members of the raft group as of [`StateMachine::applied`].
+    pub fn conf_state(&self) -> ConfState {
+        self.shared.state.read().membership.conf_state().clone()
+    }
+
+    pub fn reader(&self) -> Reader<S> {
+        Reader { shared: Arc::clone(&self.shared) }
+    }
+
+    pub fn store(&self) -> &Arc<S> {
+        &self.shared.store
+    }
+}

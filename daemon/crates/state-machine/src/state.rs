@@ -1,0 +1,97 @@
+//! What apply changes and readers see, under one lock, and how both meet the store.
+
+use std::sync::Arc;
+
+use api::mvccpb::KeyValue;
+use parking_lot::RwLock;
+use prost::Message;
+use types::{LogPosition, RowId};
+
+use crate::alarms::Alarms;
+use crate::cluster::ClusterFacts;
+use crate::index::Index;
+use crate::membership::{LEARNERS_MAX_DEFAULT, Membership};
+use crate::recent::RecentChanges;
+use crate::store::{Store, StoreError, StoredRow};
+
+/// The compact revision of a store that was never compacted, as etcd reports it.
+pub const NEVER_COMPACTED: i64 = -1;
+
+/// Newest values kept in memory by default: most stores fit whole, a large one spills to disk before memory gets scarce.
+pub const INLINE_VALUE_BYTES_MAX_DEFAULT: u64 = 512 * 1024 * 1024;
+
+/// etcd's quota when none is set.
+pub const QUOTA_BACKEND_BYTES_DEFAULT: i64 = 2 * 1024 * 1024 * 1024;
+
+/// Settings of the state machine. Apart from the two sizes they decide outcomes and must be equal on all members.
+#[derive(Clone, Debug)]
+pub struct Options {
+    /// Operations of one txn, nested ones included; for `validate`, not for apply.
+    pub max_txn_ops: usize,
+    /// Newest values stay in memory while all of them together take at most this much.
+    pub inline_value_bytes_max: u64,
+    /// As the flag: 0 is the default of 2 GiB, negative is none. Local: only answers depend on it, never the state.
+    pub quota_backend_bytes: i64,
+    /// Learners that may exist at a time.
+    pub max_learners: usize,
+}
+
+impl Default for Options {
+    fn default() -> Self {
+        Options {
+            max_txn_ops: types::limits::TXN_OPS_MAX_DEFAULT,
+            inline_value_bytes_max: INLINE_VALUE_BYTES_MAX_DEFAULT,
+            quota_backend_bytes: 0,
+            max_learners: LEARNERS_MAX_DEFAULT,
+        }
+    }
+}
+
+impl Options {
+    /// The quota in bytes; None when there is none.
+    pub fn quota(&self) -> Option<u64> {
+        match self.quota_backend_bytes {
+            0 => Some(QUOTA_BACKEND_BYTES_DEFAULT as u64),
+            bytes => u64::try_from(bytes).ok(),
+        }
+    }
+}
+
+/// Replicated state. One write lock covers all of it, so a reader never sees data apart from the position it belongs to.
+#[derive(Debug)]
+pub(crate) struct State {
+    pub index: Index,
+    pub recent: RecentChanges,
+    pub revision: i64,
+    pub compacted: i64,
+    pub applied: LogPosition,
+    pub membership: Membership,
+    pub alarms: Alarms,
+    pub cluster: ClusterFacts,
+}
+
+#[derive(Debug)]
+pub(crate) struct Shared<S> {
+    pub store: Arc<S>,
+    pub options: Options,
+    pub state: RwLock<State>,
+}
+
+/// A disk that fails is not an answer to anybody: the member ends here rather than guess.
+pub(crate) fn store_failed(error: StoreError) -> ! {
+    panic!("state store: {error}")
+}
+
+pub(crate) fn fetch<S: Store>(store: &S, ids: &[RowId]) -> Vec<Option<StoredRow>> {
+    if ids.is_empty() {
+        return Vec::new();
+    }
+    let rows = store.rows(ids).unwrap_or_else(|error| store_failed(error));
+    assert_eq!(rows.len(), ids.len(), "the store answers every row it is asked for");
+    rows
+}
+
+pub(crate) fn decode_row(id: RowId, row: &StoredRow) -> KeyValue {
+    // Rows were written by this crate or checked when they were imported; one that does not decode is a damaged disk.
+    KeyValue::decode(row.value.clone()).unwrap_or_else(|error| panic!("row {id} is no key-value: {error}"))
+}
