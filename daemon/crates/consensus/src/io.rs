@@ -24,6 +24,10 @@ pub struct Proposal {
 }
 
 #[derive(Clone, Debug)]
+#[expect(
+    clippy::large_enum_variant,
+    reason = "inputs are handed over one by one and not kept; a box would cost every message an allocation"
+)]
 pub enum Input {
     /// One heartbeat interval has passed.
     Tick,
@@ -37,17 +41,29 @@ pub enum Input {
     Persisted(PersistSeq),
     /// Apply has finished everything up to `index`. Every conf-change entry up to it is listed with the change that raft must make,
     /// or None when apply refused it.
-    Applied { index: LogIndex, conf_changes: Vec<(LogIndex, Option<raftpb::ConfChangeV2>)> },
+    Applied {
+        index: LogIndex,
+        conf_changes: Vec<(LogIndex, Option<raftpb::ConfChangeV2>)>,
+    },
     /// The transport could not reach the peer.
     Unreachable(MemberId),
     /// A snapshot stream to the peer ended.
-    SnapshotStatus { to: MemberId, ok: bool },
+    SnapshotStatus {
+        to: MemberId,
+        ok: bool,
+    },
     TransferLeader(MemberId),
     Campaign,
-    /// The state store is durable through here: older log may be forgotten, apart from the tail kept for slow followers.
-    Compact { through: LogPosition, conf_state: ConfState },
+    /// The state store is durable through here: older log may be forgotten, apart from the tail kept for slow followers. Anything above
+    /// what was applied is left alone. (`conf_state` is for the driver's own snapshot record; the core needs none.)
+    Compact {
+        through: LogPosition,
+        conf_state: ConfState,
+    },
     /// The driver has installed the snapshot that [`Output::InstallSnapshot`] asked for; state is now at `position`.
-    SnapshotInstalled { position: LogPosition },
+    SnapshotInstalled {
+        position: LogPosition,
+    },
 }
 
 /// To be written to the log in one go, in this order: snapshot record, entries, hard state.
@@ -86,6 +102,10 @@ pub enum DropReason {
     Transferring,
     /// Uncommitted entries already exceed the bound.
     TooMuchUncommitted,
+    /// A conf change while an earlier one may still be unapplied. raft itself would turn it into an empty entry.
+    ConfChangePending,
+    /// Not one that a log can hold: a joint change, or a conf change that does not decode.
+    Malformed,
 }
 
 /// Something that a correct peer or driver does not do. For the log; the core went on unharmed.
@@ -105,15 +125,38 @@ pub enum Output {
     /// Committed, persisted here, contiguous with the last.
     Apply(Vec<Entry>),
     /// The state may be read for these tickets once `index` is applied.
-    ReadReady { tickets: Vec<ReadTicket>, index: LogIndex },
+    ReadReady {
+        tickets: Vec<ReadTicket>,
+        index: LogIndex,
+    },
     /// The round failed; the driver feeds the tickets again or gives up at their deadline.
-    ReadRetry { tickets: Vec<ReadTicket>, reason: RetryReason },
-    ProposalDropped { ids: Vec<ProposalId>, reason: DropReason },
-    Leadership { leader: MemberId, term: Term, role: Role },
+    ReadRetry {
+        tickets: Vec<ReadTicket>,
+        reason: RetryReason,
+    },
+    ProposalDropped {
+        ids: Vec<ProposalId>,
+        reason: DropReason,
+    },
+    Leadership {
+        leader: MemberId,
+        term: Term,
+        role: Role,
+    },
     /// Leader: this peer needs what the log no longer holds. The driver streams a snapshot of its state at some applied position,
     /// built with [`Core::snapshot_message`](crate::Core::snapshot_message), and ends with [`Input::SnapshotStatus`].
-    SendSnapshot { to: MemberId },
+    SendSnapshot {
+        to: MemberId,
+    },
     /// Follower: a snapshot was accepted, its bytes are already here. Install it, then [`Input::SnapshotInstalled`].
-    InstallSnapshot { position: LogPosition, conf_state: ConfState },
+    InstallSnapshot {
+        position: LogPosition,
+        conf_state: ConfState,
+    },
+    /// Follower: a MsgSnap was not accepted (too old, garbage, another one is being installed). Its bytes may be thrown away. Each MsgSnap
+    /// ends in exactly one of the two.
+    SnapshotIgnored {
+        position: LogPosition,
+    },
     Report(Report),
 }

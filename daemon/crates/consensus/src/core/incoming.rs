@@ -1,0 +1,205 @@
+//! What comes in from peers and clients: messages, proposals, reads.
+
+use api::raftpb::{self, MessageType};
+use bytes::Bytes;
+use prost::Message as _;
+use raft::{StateRole, eraftpb};
+use types::{EntryKind, LogIndex, LogPosition, MemberId, Term};
+
+use super::Core;
+use crate::codec;
+use crate::guard;
+use crate::io::{DropReason, Output, Proposal, ProposalId};
+use crate::reads::{Authority, Forwarded};
+
+impl Core {
+    pub(super) fn message(&mut self, message: raftpb::Message) {
+        let from = MemberId(message.from.unwrap_or_default());
+        let snapshot = snapshot_position(&message);
+        let kind = match guard::check(&self.node.raft, self.situation(), &message) {
+            Ok(kind) => kind,
+            Err(refused) => {
+                self.report(refused.kind, from, refused.text);
+                if let Some(position) = snapshot {
+                    self.outputs.push_back(Output::SnapshotIgnored { position });
+                }
+                return;
+            }
+        };
+        if kind == MessageType::MsgReadIndex && self.node.raft.state == StateRole::Leader {
+            let context = message.entries.into_iter().next().and_then(|entry| entry.data).unwrap_or_default();
+            return self.serve_forwarded(Forwarded { from, context });
+        }
+        let mut message = match codec::message_to_raft(message) {
+            Ok(message) => message,
+            Err(error) => return self.report("message", from, error.to_string()),
+        };
+        if kind == MessageType::MsgAppResp && !guard::keep_next_above_match(&mut self.node.raft, &mut message)
+        {
+            return;
+        }
+        match self.node.step(message) {
+            // An answer from a member that is no longer one, a proposal that came to the wrong place: the sender asks again.
+            Ok(()) | Err(raft::Error::StepPeerNotFound | raft::Error::ProposalDropped) => {}
+            Err(error) => self.report("message", from, error.to_string()),
+        }
+        if let Some(position) = snapshot {
+            let accepted =
+                self.node.raft.snap().is_some_and(|snap| codec::snapshot_position(snap) == position);
+            if !accepted {
+                self.outputs.push_back(Output::SnapshotIgnored { position });
+            }
+        }
+    }
+
+    pub(super) fn propose(&mut self, proposals: Vec<Proposal>) {
+        let raft = &self.node.raft;
+        let leads = raft.state == StateRole::Leader;
+        if !leads && (raft.state != StateRole::Follower || raft.leader_id == 0) {
+            return self.drop_proposals(proposals.iter().map(|p| p.id).collect(), DropReason::NoLeader);
+        }
+        if leads && raft.lead_transferee.is_some() {
+            return self.drop_proposals(proposals.iter().map(|p| p.id).collect(), DropReason::Transferring);
+        }
+
+        let mut conf_change_open = leads && raft.has_pending_conf();
+        let mut batch = Batch::default();
+        for proposal in proposals {
+            match proposal.kind {
+                EntryKind::Normal => {}
+                EntryKind::ConfChange if raftpb::ConfChange::decode(proposal.data.clone()).is_err() => {
+                    self.drop_proposals(vec![proposal.id], DropReason::Malformed);
+                    continue;
+                }
+                EntryKind::ConfChange if conf_change_open => {
+                    self.drop_proposals(vec![proposal.id], DropReason::ConfChangePending);
+                    continue;
+                }
+                EntryKind::ConfChange => conf_change_open = true,
+                EntryKind::ConfChangeV2 => {
+                    self.drop_proposals(vec![proposal.id], DropReason::Malformed);
+                    continue;
+                }
+            }
+            // What travels to the leader must fit into a message; what is appended here is cut by raft when it is sent.
+            let bytes = proposal.data.len() as u64;
+            if !leads && !batch.entries.is_empty() && batch.bytes + bytes > self.config.append_bytes_max {
+                self.step_batch(std::mem::take(&mut batch));
+            }
+            batch.bytes += bytes;
+            batch.ids.push(proposal.id);
+            batch.entries.push(codec::proposal_to_raft(proposal.kind, proposal.data));
+        }
+        self.step_batch(batch);
+    }
+
+    fn step_batch(&mut self, batch: Batch) {
+        if batch.entries.is_empty() {
+            return;
+        }
+        let mut message = eraftpb::Message::default();
+        message.set_msg_type(eraftpb::MessageType::MsgPropose);
+        message.from = self.config.id.0;
+        message.set_entries(batch.entries.into());
+        if self.node.step(message).is_err() {
+            let reason = if self.node.raft.state == StateRole::Leader {
+                DropReason::TooMuchUncommitted
+            } else {
+                DropReason::NoLeader
+            };
+            self.drop_proposals(batch.ids, reason);
+        }
+    }
+
+    fn drop_proposals(&mut self, ids: Vec<ProposalId>, reason: DropReason) {
+        if !ids.is_empty() {
+            self.outputs.push_back(Output::ProposalDropped { ids, reason });
+        }
+    }
+
+    pub(super) fn authority(&self) -> Authority {
+        let raft = &self.node.raft;
+        if raft.leader_id == 0 {
+            Authority::NoLeader
+        } else if raft.state == StateRole::Leader && !raft.commit_to_current_term() {
+            Authority::NoCommitInTerm
+        } else {
+            Authority::Ready
+        }
+    }
+
+    /// Starts what reads can be started: a fresh leader confirms none before the first commit of its term (regression RD03).
+    pub(super) fn start_rounds(&mut self) {
+        if self.authority() != Authority::Ready {
+            return;
+        }
+        if self.reads.has_parked() {
+            for forwarded in self.reads.take_parked() {
+                self.serve_forwarded(forwarded);
+            }
+        }
+        while self.reads.wants_round() {
+            let context = self.reads.start();
+            let mut message = eraftpb::Message::default();
+            message.set_msg_type(eraftpb::MessageType::MsgReadIndex);
+            if !self.step_read(message, context)
+                && let Some(output) = self.reads.dropped()
+            {
+                self.outputs.push_back(output);
+            }
+        }
+    }
+
+    /// A follower's round, asked of the quorum under a context of ours.
+    fn serve_forwarded(&mut self, forwarded: Forwarded) {
+        let from = forwarded.from;
+        if self.authority() == Authority::NoCommitInTerm {
+            if !self.reads.park(forwarded) {
+                self.report(
+                    "reads_full",
+                    from,
+                    "too many forwarded reads wait for the first commit of the term",
+                );
+            }
+            return;
+        }
+        let Some(context) = self.reads.forward(forwarded) else {
+            return self.report("reads_full", from, "too many forwarded reads wait for the quorum");
+        };
+        let mut message = eraftpb::Message::default();
+        message.set_msg_type(eraftpb::MessageType::MsgReadIndex);
+        message.from = from.0;
+        message.to = self.config.id.0;
+        if !self.step_read(message, context.clone()) {
+            self.reads.answer(&context);
+        }
+    }
+
+    /// raft drops a read without a word; only its counters tell. False when it did.
+    fn step_read(&mut self, mut message: eraftpb::Message, context: Bytes) -> bool {
+        message.set_entries(vec![codec::proposal_to_raft(EntryKind::Normal, context)].into());
+        let raft = &mut self.node.raft;
+        let before = (raft.pending_read_count(), raft.ready_read_count(), raft.msgs.len());
+        let stepped = raft.step(message).is_ok();
+        stepped && before != (raft.pending_read_count(), raft.ready_read_count(), raft.msgs.len())
+    }
+}
+
+#[derive(Default)]
+struct Batch {
+    bytes: u64,
+    ids: Vec<ProposalId>,
+    entries: Vec<eraftpb::Entry>,
+}
+
+/// What a MsgSnap says it holds.
+fn snapshot_position(message: &raftpb::Message) -> Option<LogPosition> {
+    if message.r#type != Some(MessageType::MsgSnap as i32) {
+        return None;
+    }
+    let metadata = message.snapshot.as_ref().and_then(|snapshot| snapshot.metadata.as_ref());
+    Some(LogPosition {
+        term: Term(metadata.and_then(|metadata| metadata.term).unwrap_or_default()),
+        index: LogIndex(metadata.and_then(|metadata| metadata.index).unwrap_or_default()),
+    })
+}
