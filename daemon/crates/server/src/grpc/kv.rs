@@ -1,0 +1,94 @@
+//! The KV service but for its stream. Checks come in etcd's order: quota, then the fields of the request, then its size.
+
+use std::{future::Future, sync::Arc};
+
+use super::validate;
+use api::{error::EtcdError, etcdserverpb as pb};
+use prost::Message;
+use tonic::Status;
+
+use super::cost;
+use crate::{backend::Backend, edge::Edge, metrics::RequestType};
+
+/// What the log adds to a request: etcd's header with a request id, and the frame of the request itself. Sixteen bytes hold the
+/// header with the longest id, and twice six bytes the tag and length of the request.
+const RAFT_FORM_OVERHEAD_BYTES: usize = 28;
+
+pub(super) async fn range<B: Backend>(
+    edge: &Arc<Edge<B>>,
+    request: pb::RangeRequest,
+) -> Result<pb::RangeResponse, Status> {
+    validate::range(&request)?;
+    timed(edge, RequestType::Range, edge.backend.range(request)).await
+}
+
+pub(super) async fn put<B: Backend>(
+    edge: &Arc<Edge<B>>,
+    request: pb::PutRequest,
+) -> Result<pb::PutResponse, Status> {
+    check_space(edge, cost::put(&request))?;
+    validate::put(&request)?;
+    check_size(edge, &request)?;
+    timed(edge, RequestType::Put, edge.backend.put(request)).await
+}
+
+pub(super) async fn delete_range<B: Backend>(
+    edge: &Arc<Edge<B>>,
+    request: pb::DeleteRangeRequest,
+) -> Result<pb::DeleteRangeResponse, Status> {
+    validate::delete_range(&request)?;
+    check_size(edge, &request)?;
+    timed(edge, RequestType::DeleteRange, edge.backend.delete_range(request)).await
+}
+
+pub(super) async fn txn<B: Backend>(
+    edge: &Arc<Edge<B>>,
+    request: pb::TxnRequest,
+) -> Result<pb::TxnResponse, Status> {
+    check_space(edge, cost::txn(&request))?;
+    validate::txn(&request, edge.shared.config.txn_ops_max)?;
+    let kind = if cost::is_read_only(&request) {
+        RequestType::ReadonlyTxn
+    } else {
+        check_size(edge, &request)?;
+        RequestType::Txn
+    };
+    timed(edge, kind, edge.backend.txn(request)).await
+}
+
+pub(super) async fn compact<B: Backend>(
+    edge: &Arc<Edge<B>>,
+    request: pb::CompactionRequest,
+) -> Result<pb::CompactionResponse, Status> {
+    timed(edge, RequestType::Compaction, edge.backend.compact(request)).await
+}
+
+/// The member refuses what would exceed its quota, and tells the cluster; `cost` zero is free.
+fn check_space<B: Backend>(edge: &Edge<B>, cost_bytes: u64) -> Result<(), Status> {
+    if cost_bytes == 0 || edge.backend.has_space_for(cost_bytes) {
+        return Ok(());
+    }
+    edge.backend.raise_no_space();
+    Err(EtcdError::NoSpace.into())
+}
+
+/// `max-request-bytes` bounds the replicated form.
+fn check_size<B: Backend, M: Message>(edge: &Edge<B>, request: &M) -> Result<(), Status> {
+    let length = (request.encoded_len() + RAFT_FORM_OVERHEAD_BYTES) as u64;
+    if length > edge.shared.config.request_bytes_max {
+        Err(EtcdError::RequestTooLarge.into())
+    } else {
+        Ok(())
+    }
+}
+
+async fn timed<B: Backend, T>(
+    edge: &Edge<B>,
+    kind: RequestType,
+    answer: impl Future<Output = Result<T, EtcdError>>,
+) -> Result<T, Status> {
+    let since = std::time::Instant::now();
+    let answer = answer.await;
+    edge.metrics.request(kind, answer.is_ok(), since.elapsed());
+    answer.map_err(Status::from)
+}

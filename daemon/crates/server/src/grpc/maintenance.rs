@@ -1,0 +1,64 @@
+//! Cluster and Maintenance, as far as they exist, and the one question of Auth that has an answer before Auth exists.
+
+use std::sync::Arc;
+
+use api::etcdserverpb as pb;
+use tonic::Status;
+
+use crate::{backend::Backend, edge::Edge};
+
+/// The revision of an auth store that never changed, as in etcd.
+const AUTH_REVISION_INITIAL: u64 = 1;
+
+pub(super) async fn member_list<B: Backend>(
+    edge: &Arc<Edge<B>>,
+    request: pb::MemberListRequest,
+) -> Result<pb::MemberListResponse, Status> {
+    Ok(edge.backend.member_list(request).await?)
+}
+
+pub(super) async fn alarm<B: Backend>(
+    edge: &Arc<Edge<B>>,
+    request: pb::AlarmRequest,
+) -> Result<pb::AlarmResponse, Status> {
+    Ok(edge.backend.alarm(request).await?)
+}
+
+pub(super) async fn status<B: Backend>(
+    edge: &Arc<Edge<B>>,
+    _: pb::StatusRequest,
+) -> Result<pb::StatusResponse, Status> {
+    Ok(edge.backend.status().await?)
+}
+
+pub(super) async fn hash<B: Backend>(
+    edge: &Arc<Edge<B>>,
+    _: pb::HashRequest,
+) -> Result<pb::HashResponse, Status> {
+    Ok(edge.backend.hash().await?)
+}
+
+pub(super) async fn hash_kv<B: Backend>(
+    edge: &Arc<Edge<B>>,
+    request: pb::HashKvRequest,
+) -> Result<pb::HashKvResponse, Status> {
+    Ok(edge.backend.hash_kv(request).await?)
+}
+
+pub(super) async fn move_leader<B: Backend>(
+    edge: &Arc<Edge<B>>,
+    request: pb::MoveLeaderRequest,
+) -> Result<pb::MoveLeaderResponse, Status> {
+    Ok(edge.backend.move_leader(request).await?)
+}
+
+pub(super) async fn auth_status<B: Backend>(
+    edge: &Arc<Edge<B>>,
+    _: pb::AuthStatusRequest,
+) -> Result<pb::AuthStatusResponse, Status> {
+    Ok(pb::AuthStatusResponse {
+        header: Some(edge.backend.header(0)),
+        enabled: false,
+        auth_revision: AUTH_REVISION_INITIAL,
+    })
+}

@@ -1,0 +1,256 @@
+//! Messages on the wire: the five-byte frame of gRPC around protobuf, and the limits on what a client may send.
+//!
+//! A message that arrives in one HTTP/2 data frame, as nearly all do, is decoded where it lies; only larger ones are gathered.
+
+use std::{
+    sync::atomic::{AtomicUsize, Ordering},
+    time::Duration,
+};
+
+use bytes::{Buf, BufMut, Bytes, BytesMut};
+use http::{HeaderMap, header};
+use http_body_util::BodyExt;
+use hyper::body::{Body as _, Incoming};
+use prost::Message;
+use tonic::Status;
+
+/// Compression flag and length, which precede each message.
+const FRAME_HEAD_BYTES: usize = 5;
+
+/// Bytes of half-received messages that one runtime holds. Each stream may hold one message of 2 MiB, and streams are unlimited by
+/// default; this many large puts may arrive at the same time, more are refused.
+const GATHERED_BYTES_MAX: usize = 256 * 1024 * 1024;
+
+/// What requests may be, and what is being gathered now. One per runtime.
+#[derive(Debug)]
+pub(crate) struct Receiving {
+    pub message_bytes_max: usize,
+    gathered_bytes: AtomicUsize,
+}
+
+impl Receiving {
+    pub fn new(message_bytes_max: usize) -> Self {
+        Receiving { message_bytes_max, gathered_bytes: AtomicUsize::new(0) }
+    }
+
+    /// Reads the one message of a unary request, to the end of the stream.
+    pub async fn message(&self, headers: &HeaderMap, mut body: Incoming) -> Result<Bytes, Status> {
+        let mut gathered = Gathered { receiving: self, bytes: BytesMut::new() };
+        let mut wanted = None;
+        let message = loop {
+            let Some(mut data) = next_data(&mut body).await? else {
+                return Err(Status::internal("grpc: the request ended before its message was complete"));
+            };
+            if gathered.bytes.is_empty() {
+                if data.len() >= FRAME_HEAD_BYTES {
+                    let length = self.frame_length(headers, &data)?;
+                    if data.len() >= FRAME_HEAD_BYTES + length {
+                        data.advance(FRAME_HEAD_BYTES);
+                        break whole(data, length)?;
+                    }
+                    wanted = Some(length);
+                } else if data.is_empty() {
+                    continue;
+                }
+            }
+            gathered.push(data)?;
+            let length = match wanted {
+                Some(length) => length,
+                None if gathered.bytes.len() < FRAME_HEAD_BYTES => continue,
+                None => {
+                    let length = self.frame_length(headers, &gathered.bytes)?;
+                    wanted = Some(length);
+                    length
+                }
+            };
+            if gathered.bytes.len() >= FRAME_HEAD_BYTES + length {
+                let mut data = gathered.take();
+                data.advance(FRAME_HEAD_BYTES);
+                break whole(data, length)?;
+            }
+        };
+        while !body.is_end_stream() {
+            match next_data(&mut body).await? {
+                None => break,
+                Some(data) if data.is_empty() => {}
+                Some(_) => return Err(more_than_one()),
+            }
+        }
+        Ok(message)
+    }
+
+    /// The announced length of the message whose frame begins here, refused before a byte of it is kept.
+    fn frame_length(&self, headers: &HeaderMap, frame: &[u8]) -> Result<usize, Status> {
+        let length = u32::from_be_bytes([frame[1], frame[2], frame[3], frame[4]]) as usize;
+        if frame[0] != 0 {
+            return Err(compressed(headers));
+        }
+        if length > self.message_bytes_max {
+            return Err(Status::resource_exhausted(format!(
+                "grpc: received message larger than max ({length} vs. {})",
+                self.message_bytes_max
+            )));
+        }
+        Ok(length)
+    }
+}
+
+/// Part of a message, counted as long as it is held.
+struct Gathered<'a> {
+    receiving: &'a Receiving,
+    bytes: BytesMut,
+}
+
+impl Gathered<'_> {
+    fn push(&mut self, data: Bytes) -> Result<(), Status> {
+        let held = self.receiving.gathered_bytes.fetch_add(data.len(), Ordering::Relaxed) + data.len();
+        // First into the buffer, so that the drop below gives back exactly what was counted.
+        self.bytes.extend_from_slice(&data);
+        if held > GATHERED_BYTES_MAX {
+            return Err(api::error::EtcdError::RequestTooManyRequests.into());
+        }
+        Ok(())
+    }
+
+    fn take(&mut self) -> Bytes {
+        self.receiving.gathered_bytes.fetch_sub(self.bytes.len(), Ordering::Relaxed);
+        std::mem::take(&mut self.bytes).freeze()
+    }
+}
+
+impl Drop for Gathered<'_> {
+    fn drop(&mut self) {
+        self.receiving.gathered_bytes.fetch_sub(self.bytes.len(), Ordering::Relaxed);
+    }
+}
+
+async fn next_data(body: &mut Incoming) -> Result<Option<Bytes>, Status> {
+    while let Some(frame) = body.frame().await {
+        match frame {
+            Ok(frame) => {
+                if let Ok(data) = frame.into_data() {
+                    return Ok(Some(data));
+                }
+            }
+            Err(error) => return Err(Status::cancelled(format!("grpc: read the request: {error}"))),
+        }
+    }
+    Ok(None)
+}
+
+fn whole(data: Bytes, length: usize) -> Result<Bytes, Status> {
+    if data.len() > length { Err(more_than_one()) } else { Ok(data) }
+}
+
+fn more_than_one() -> Status {
+    Status::internal("grpc: this method takes one request message, more than one came")
+}
+
+/// No codec is installed, as in etcd; the flag alone decides, whatever the encoding header says.
+fn compressed(headers: &HeaderMap) -> Status {
+    match headers.get("grpc-encoding").map(|value| value.as_bytes()) {
+        None | Some(b"") | Some(b"identity") => {
+            Status::internal("grpc: compressed flag set with identity or empty encoding")
+        }
+        Some(name) => Status::unimplemented(format!(
+            "grpc: Decompressor is not installed for grpc-encoding {:?}",
+            String::from_utf8_lossy(name)
+        )),
+    }
+}
+
+/// Decodes a request; wrong bytes are the client's, and said so.
+pub(crate) fn decode<M: Message + Default>(message: Bytes) -> Result<M, Status> {
+    M::decode(message)
+        .map_err(|error| Status::internal(format!("grpc: error unmarshalling request: {error}")))
+}
+
+/// One framed message, in one allocation of the right size.
+pub(crate) fn encode<M: Message>(message: &M) -> Bytes {
+    let length = message.encoded_len();
+    let mut frame = BytesMut::with_capacity(FRAME_HEAD_BYTES + length);
+    frame.put_u8(0);
+    frame
+        .put_u32(u32::try_from(length).expect("an answer is smaller than 4 GiB: chunks and limits bound it"));
+    message.encode(&mut frame).expect("the buffer has room for the encoded length");
+    frame.freeze()
+}
+
+/// Length of the message inside a frame that [`encode`] made.
+pub(crate) fn framed_length(frame: &Bytes) -> usize {
+    frame.len() - FRAME_HEAD_BYTES
+}
+
+/// The time a client gives its call: `grpc-timeout`, at most eight digits and a unit.
+pub(crate) fn timeout(headers: &HeaderMap) -> Result<Option<Duration>, Status> {
+    let Some(value) = headers.get("grpc-timeout") else { return Ok(None) };
+    let malformed = || Status::internal(format!("malformed grpc-timeout: {value:?}"));
+    let text = value.to_str().map_err(|_| malformed())?;
+    let (digits, unit) = text.split_at_checked(text.len().saturating_sub(1)).ok_or_else(malformed)?;
+    if digits.is_empty() || digits.len() > 8 || !digits.bytes().all(|digit| digit.is_ascii_digit()) {
+        return Err(malformed());
+    }
+    let count: u64 = digits.parse().map_err(|_| malformed())?;
+    Ok(Some(match unit {
+        "H" => Duration::from_secs(count * 3600),
+        "M" => Duration::from_secs(count * 60),
+        "S" => Duration::from_secs(count),
+        "m" => Duration::from_millis(count),
+        "u" => Duration::from_micros(count),
+        "n" => Duration::from_nanos(count),
+        _ => return Err(malformed()),
+    }))
+}
+
+/// Whether a request is for gRPC: its content type says so, with or without a format behind it.
+pub(crate) fn is_grpc(headers: &HeaderMap) -> bool {
+    let Some(value) = headers.get(header::CONTENT_TYPE) else { return false };
+    match value.as_bytes().strip_prefix(b"application/grpc") {
+        Some(rest) => matches!(rest.first(), None | Some(b'+') | Some(b';')),
+        None => false,
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn timeouts_of_every_unit() {
+        let parse = |text: &str| {
+            let mut headers = HeaderMap::new();
+            headers.insert("grpc-timeout", text.parse().unwrap());
+            timeout(&headers)
+        };
+        let cases = [
+            ("1H", 3_600_000_000_000),
+            ("2M", 120_000_000_000),
+            ("3S", 3_000_000_000),
+            ("4m", 4_000_000),
+            ("5u", 5_000),
+            ("99999999n", 99_999_999),
+        ];
+        for (text, nanos) in cases {
+            assert_eq!(parse(text).unwrap(), Some(Duration::from_nanos(nanos)), "{text}");
+        }
+        for text in ["", "S", "1", "1x", "-1S", "123456789S", "1 S", "99999999999999999999S"] {
+            assert!(parse(text).is_err(), "{text} was taken for a timeout");
+        }
+        assert_eq!(timeout(&HeaderMap::new()).unwrap(), None);
+    }
+
+    #[test]
+    fn content_types_of_grpc() {
+        for (text, expected) in [
+            ("application/grpc", true),
+            ("application/grpc+proto", true),
+            ("application/grpc;charset=utf-8", true),
+            ("application/grpc-web", false),
+            ("application/json", false),
+        ] {
+            let mut headers = HeaderMap::new();
+            headers.insert(header::CONTENT_TYPE, text.parse().unwrap());
+            assert_eq!(is_grpc(&headers), expected, "{text}");
+        }
+    }
+}
