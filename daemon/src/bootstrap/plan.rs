@@ -1,0 +1,516 @@
+//! What a start will do: facts and settings in, plan or refusal out. Pure, so that every case stands in one table below.
+
+use std::{collections::BTreeMap, net::IpAddr};
+
+use super::{
+    facts::{DiskFacts, IdentityFact},
+    genesis::Genesis,
+};
+use crate::{
+    config::{
+        InitialState, Membership, Note,
+        cluster::InitialMember,
+        suggest,
+        urls::{self, Url},
+    },
+    identity::{Identity, State, Unique, compare},
+    refusal::{Id, Refusal},
+};
+use types::MemberId;
+
+/// Addresses of host names, for comparing URLs that are spelled differently.
+pub type Addresses = BTreeMap<String, Vec<IpAddr>>;
+
+#[derive(Debug, PartialEq, Eq)]
+pub enum BootPlan {
+    /// Found the cluster: no data yet, or data that nobody has seen.
+    NewStatic(NewMember),
+    /// The stored member again.
+    Restart(Box<Identity>),
+    /// Take the place that a running cluster has prepared.
+    JoinExisting(NewMember),
+}
+
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct NewMember {
+    pub member: MemberId,
+    pub name: String,
+    pub peer_urls: Vec<String>,
+    pub genesis: Genesis,
+    /// The mark of a directory that an earlier start made and nobody has seen.
+    pub dir_uuid: Option<Unique>,
+}
+
+pub fn plan(
+    facts: &DiskFacts,
+    asked: &Membership,
+    addresses: &Addresses,
+    version: &str,
+    notes: &mut Vec<Note>,
+) -> Result<BootPlan, Refusal> {
+    let shown = facts.data_dir.display().to_string();
+    if !facts.strangers.is_empty() {
+        let fields = vec![("data-dir", shown.clone()), ("entries", facts.strangers.join(", "))];
+        notes.push(Note { message: "unknown entries in the data directory are left alone", fields });
+    }
+    match &facts.identity {
+        IdentityFact::Damaged(why) => Err(identity_damaged(facts, why)),
+        IdentityFact::None => {
+            empty_of_data(facts)?;
+            first_start(asked, addresses, None, notes)
+        }
+        IdentityFact::Present(identity) if identity.state == State::Unborn => {
+            first_start(asked, addresses, Some(identity.dir_uuid), notes)
+        }
+        IdentityFact::Present(identity) => {
+            let owner = whole_directory(facts, identity)?;
+            for (setting, old, new) in compare::compare(identity, asked, owner, version, &shown)? {
+                let fields = vec![("setting", setting.to_owned()), ("stored", old), ("given", new)];
+                notes.push(Note { message: "setting differs from the first start and is not used", fields });
+            }
+            Ok(BootPlan::Restart(identity.clone()))
+        }
+    }
+}
+
+fn identity_damaged(facts: &DiskFacts, why: &str) -> Refusal {
+    let file = facts.data_dir.join("member").join("identity.json");
+    Refusal::new(Id::IdentityDamaged, "the identity file cannot be believed")
+        .evidence(file.display().to_string(), why)
+        .remedy(format!("restore {} from a backup of this very directory, if there is one", file.display()))
+        .remedy("else replace this member: cairnctl member remove <its id>, then member add, with an empty data directory")
+        .never("do not copy an identity file from another member")
+}
+
+/// Without identity there must be nothing else that counts.
+fn empty_of_data(facts: &DiskFacts) -> Result<(), Refusal> {
+    let dir = facts.data_dir.display().to_string();
+    if facts.etcd_database {
+        return Err(Refusal::new(Id::ForeignDir, "this is the data directory of an etcd member")
+            .evidence(dir.clone(), "has member/snap/db and no identity of cairn")
+            .remedy("give cairn a directory of its own: --data-dir=<an empty directory>")
+            .never("do not delete the directory before its data are safe elsewhere"));
+    }
+    // A log in a dedicated directory, made by a start that died before the member counted, has its own identity to say so.
+    if matches!(&facts.wal_identity, IdentityFact::Present(identity) if identity.state == State::Unborn) {
+        return Ok(());
+    }
+    let log = facts.log.first_index.is_some();
+    if log || facts.state_present {
+        let what = match (log, facts.state_present) {
+            (true, true) => "a log and a state store",
+            (true, false) => "a log",
+            _ => "a state store",
+        };
+        let place = if facts.state_present { dir.clone() } else { facts.log.dir.display().to_string() };
+        return Err(Refusal::new(Id::IdentityMissing, "there are data, but no identity file says whose")
+            .evidence(place, what)
+            .remedy(format!("restore {dir}/member/identity.json from a backup of this very directory"))
+            .remedy("or replace this member: move the directory aside and add the member anew")
+            .never("do not start it as a new member over this log: its promises would be forgotten"));
+    }
+    Ok(())
+}
+
+/// Beside an identity that counts there must be its log, and its state or a log that begins at the beginning.
+fn whole_directory(facts: &DiskFacts, identity: &Identity) -> Result<compare::LogOwner, Refusal> {
+    let dir = facts.data_dir.display().to_string();
+    let log_dir = facts.log.dir.display().to_string();
+    let member = format!("member {} ({}), boot #{}", identity.member_id, identity.name, identity.boot_seq);
+    let Some(owner) = &facts.log.owner else {
+        return Err(Refusal::new(Id::WalMissing, "the write-ahead log of this member is missing")
+            .evidence("identity file", format!("{member} in {dir}"))
+            .evidence("log", format!("no segment in {log_dir}"))
+            .remedy(format!("if it is on another disk: mount it, or name it with --wal-dir (looked in {log_dir})"))
+            .remedy(format!("else replace the member: cairnctl member remove {}, then member add {}", identity.member_id, identity.name))
+            .never("do not delete the identity file to start anew: the cluster still counts on this member's promises"));
+    };
+    let owner = match owner {
+        Ok(owner) => *owner,
+        Err(why) => {
+            return Err(Refusal::new(
+                Id::LogDamaged,
+                "the first segment of the write-ahead log cannot be read",
+            )
+            .evidence("log", why.clone())
+            .remedy("restore the segment from a backup of this very directory")
+            .remedy(format!(
+                "else replace the member: cairnctl member remove {}, then member add {}",
+                identity.member_id, identity.name
+            )));
+        }
+    };
+    if !facts.state_present && facts.log.first_index != Some(0) {
+        return Err(Refusal::new(
+            Id::StateMissing,
+            "the state store is missing, and the log no longer reaches back to the first entry",
+        )
+        .evidence("state", format!("nothing in {dir}/member/state"))
+        .evidence(
+            "log",
+            format!("begins at index {} in {log_dir}", facts.log.first_index.unwrap_or_default()),
+        )
+        .remedy(format!("if it is elsewhere, put it back at {dir}/member/state"))
+        .remedy(format!(
+            "else replace the member: cairnctl member remove {}, then member add {}",
+            identity.member_id, identity.name
+        )));
+    }
+    if let IdentityFact::Present(copy) = &facts.wal_identity
+        && copy.dir_uuid != identity.dir_uuid
+    {
+        return Err(Refusal::new(Id::WrongDir, "wal-dir belongs to another data directory")
+            .evidence("data directory", format!("{member}, directory {}", identity.dir_uuid))
+            .evidence(
+                log_dir,
+                format!("member {} ({}), directory {}", copy.member_id, copy.name, copy.dir_uuid),
+            )
+            .remedy("put the two directories of one member together again: check --wal-dir and the mounts"));
+    }
+    Ok(owner)
+}
+
+fn first_start(
+    asked: &Membership,
+    addresses: &Addresses,
+    dir_uuid: Option<Unique>,
+    notes: &mut Vec<Note>,
+) -> Result<BootPlan, Refusal> {
+    let own = own_entry(asked, addresses, notes)?;
+    let genesis =
+        Genesis::new(&asked.initial_cluster.value, &asked.token.value).map_err(|(left, right)| {
+            Refusal::new(Id::AdvertiseMismatch, "two members of initial-cluster have the same id")
+                .evidence("--initial-cluster", format!("{left} and {right}"))
+                .remedy("give them peer URLs that differ")
+        })?;
+    let first = genesis.find(own.name.as_str()).expect("the own entry is one of the members");
+    let new = NewMember {
+        member: first.id,
+        name: first.name.clone(),
+        peer_urls: first.peer_urls.clone(),
+        genesis: genesis.clone(),
+        dir_uuid,
+    };
+    Ok(match asked.initial_state {
+        InitialState::New => BootPlan::NewStatic(new),
+        InitialState::Existing => BootPlan::JoinExisting(new),
+    })
+}
+
+/// The entry of initial-cluster that is this member, its URLs equal to the announced ones.
+fn own_entry<'a>(
+    asked: &'a Membership,
+    addresses: &Addresses,
+    notes: &mut Vec<Note>,
+) -> Result<&'a InitialMember, Refusal> {
+    let cluster = &asked.initial_cluster.value;
+    let name = asked.name.value.as_str();
+    let announced = &asked.advertise_peer_urls.value;
+    let Some(own) = cluster.find(name) else {
+        let names: Vec<&str> = cluster.members().iter().map(|member| member.name.as_str()).collect();
+        let mine = cluster
+            .members()
+            .iter()
+            .find(|member| announced.iter().any(|url| member.peer_urls.contains(url)));
+        let mut refusal =
+            Refusal::new(Id::NotInInitialCluster, format!("initial-cluster has no member called {name}"))
+                .evidence("--name", name)
+                .evidence("--initial-cluster", format!("names {}", names.join(", ")));
+        if let Some(mine) = mine {
+            refusal = refusal
+                .evidence("this member's URL", format!("stands there as {}", mine.name))
+                .remedy(format!("if this is {}: --name={}", mine.name, mine.name));
+        } else if let Some(near) = suggest::nearest(name, names.into_iter()) {
+            refusal = refusal.remedy(format!("if you meant it: --name={near}"));
+        }
+        return Err(refusal.remedy(format!(
+            "or add it: --initial-cluster={},{name}={}",
+            cluster.canonical(),
+            urls::shown(announced)
+        )));
+    };
+    // Not announced explicitly: the entry says where this member is.
+    if !asked.advertise_peer_urls.given {
+        return Ok(own);
+    }
+    let mut announced = announced.clone();
+    announced.sort();
+    if announced == own.peer_urls {
+        return Ok(own);
+    }
+    let same_place = same_places(&announced, &own.peer_urls, addresses);
+    if same_place {
+        notes.push(Note {
+            message: "initial-cluster and initial-advertise-peer-urls spell one address differently: ids hash the spelling of initial-cluster",
+            fields: vec![("initial-cluster", urls::shown(&own.peer_urls)), ("initial-advertise-peer-urls", urls::shown(&announced))],
+        });
+        return Ok(own);
+    }
+    let mut refusal = Refusal::new(
+        Id::AdvertiseMismatch,
+        format!("initial-cluster and initial-advertise-peer-urls disagree about {name}'s peer URLs"),
+    )
+    .evidence("--initial-cluster", format!("{name}={}", urls::shown(&own.peer_urls)))
+    .evidence("--initial-advertise-peer-urls", urls::shown(&announced));
+    for (host, list) in addresses {
+        let list: Vec<String> = list.iter().map(IpAddr::to_string).collect();
+        refusal = refusal.evidence(
+            host.clone(),
+            if list.is_empty() { "does not resolve".into() } else { list.join(", ") },
+        );
+    }
+    if own.peer_urls.len() > announced.len() {
+        refusal = refusal.evidence("perhaps", format!("two members of initial-cluster are called {name}"));
+    }
+    Err(refusal
+        .remedy(format!("--initial-advertise-peer-urls={}", urls::texts(&own.peer_urls).join(",")))
+        .remedy("or correct this member's entry in --initial-cluster, on every member alike"))
+}
+
+/// Whether both lists name the same schemes, addresses and ports. A name that does not resolve equals only itself.
+fn same_places(left: &[Url], right: &[Url], addresses: &Addresses) -> bool {
+    let place = |url: &Url| {
+        let ip = url.ip().or_else(|| addresses.get(&url.host).and_then(|list| list.iter().min().copied()));
+        (url.scheme, ip.map_or_else(|| url.host.clone(), |ip| ip.to_string()), url.port)
+    };
+    let sorted = |urls: &[Url]| {
+        let mut places: Vec<_> = urls.iter().map(place).collect();
+        places.sort();
+        places
+    };
+    sorted(left) == sorted(right)
+}
+
+/// URLs whose hosts must be resolved before [`plan`] can compare them: only when texts differ on a first start.
+pub fn to_resolve(asked: &Membership) -> Vec<&Url> {
+    let Some(own) = asked.initial_cluster.value.find(asked.name.value.as_str()) else { return Vec::new() };
+    let announced = &asked.advertise_peer_urls.value;
+    let equal =
+        announced.len() == own.peer_urls.len() && announced.iter().all(|url| own.peer_urls.contains(url));
+    if equal || !asked.advertise_peer_urls.given {
+        Vec::new()
+    } else {
+        own.peer_urls.iter().chain(announced).collect()
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::{ffi::OsString, path::PathBuf};
+
+    use super::*;
+    use crate::{
+        bootstrap::facts::LogFact,
+        config::{self, Surroundings},
+        identity::compare::LogOwner,
+    };
+
+    fn asked(flags: &[&str]) -> Membership {
+        let flags = crate::cli::parse(flags.iter().map(OsString::from)).unwrap().flags;
+        let surroundings = Surroundings { flags, variables: vec![], default_file: "/nonexistent".into() };
+        config::load(&surroundings).unwrap().0.membership
+    }
+
+    fn nothing() -> DiskFacts {
+        DiskFacts {
+            data_dir: PathBuf::from("/d"),
+            identity: IdentityFact::None,
+            wal_identity: IdentityFact::None,
+            log: LogFact { dir: "/d/member/wal".into(), first_index: None, owner: None },
+            state_present: false,
+            etcd_database: false,
+            strangers: vec![],
+        }
+    }
+
+    fn stored(state: State) -> Identity {
+        let mut identity = crate::identity::sample();
+        identity.state = state;
+        identity
+    }
+
+    fn whole(state: State) -> DiskFacts {
+        let identity = stored(state);
+        let owner = LogOwner { member: identity.member_id, cluster: identity.cluster_id };
+        DiskFacts {
+            identity: IdentityFact::Present(Box::new(identity)),
+            log: LogFact { dir: "/d/member/wal".into(), first_index: Some(0), owner: Some(Ok(owner)) },
+            state_present: true,
+            ..nothing()
+        }
+    }
+
+    fn outcome(facts: &DiskFacts, flags: &[&str], addresses: &Addresses) -> &'static str {
+        match plan(facts, &asked(flags), addresses, "0.1.0", &mut Vec::new()) {
+            Ok(BootPlan::NewStatic(_)) => "new",
+            Ok(BootPlan::Restart(_)) => "restart",
+            Ok(BootPlan::JoinExisting(_)) => "join",
+            Err(refusal) => refusal.id.name(),
+        }
+    }
+
+    const THREE: &str = "--initial-cluster=n1=http://h1:1,n2=http://h2:1,n3=http://h3:1";
+
+    #[test]
+    fn every_case_of_a_start() {
+        let addresses =
+            Addresses::from([("h1".into(), vec!["10.0.0.1".parse().unwrap()]), ("h2".into(), vec![])]);
+        let mut cases: Vec<(&str, DiskFacts, Vec<&str>, &str)> = vec![
+            ("A1 a new member alone", nothing(), vec![], "new"),
+            ("A1 a new member of three", nothing(), vec!["--name=n1", THREE], "new"),
+            (
+                "a new member whose URLs agree",
+                nothing(),
+                vec!["--name=n1", THREE, "--initial-advertise-peer-urls=http://h1:1"],
+                "new",
+            ),
+            (
+                "the same address spelled differently",
+                nothing(),
+                vec!["--name=n1", THREE, "--initial-advertise-peer-urls=http://10.0.0.1:1"],
+                "new",
+            ),
+            ("A2 a name that is not listed", nothing(), vec!["--name=n4", THREE], "NOT_IN_INITIAL_CLUSTER"),
+            (
+                "A3 another URL than listed",
+                nothing(),
+                vec!["--name=n1", THREE, "--initial-advertise-peer-urls=http://h2:1"],
+                "ADVERTISE_MISMATCH",
+            ),
+            (
+                "A3 one URL of two",
+                nothing(),
+                vec![
+                    "--name=n1",
+                    "--initial-cluster=n1=http://h1:1,n1=http://h1:2",
+                    "--initial-advertise-peer-urls=http://h1:1",
+                ],
+                "ADVERTISE_MISMATCH",
+            ),
+            ("joining", nothing(), vec!["--name=n1", THREE, "--initial-cluster-state=existing"], "join"),
+            (
+                "A15 joining under another's name",
+                nothing(),
+                vec![
+                    "--name=n2",
+                    THREE,
+                    "--initial-cluster-state=existing",
+                    "--initial-advertise-peer-urls=http://h1:1",
+                ],
+                "ADVERTISE_MISMATCH",
+            ),
+            ("B1 all the same", whole(State::Born), vec!["--name=n1"], "restart"),
+            ("formed but not born", whole(State::Formed), vec!["--name=n1"], "restart"),
+            ("an unborn directory binds nothing", whole(State::Unborn), vec!["--name=other"], "new"),
+            ("B2", whole(State::Born), vec!["--name=n2"], "NAME_MISMATCH"),
+            (
+                "B4",
+                whole(State::Born),
+                vec!["--name=n1", "--initial-advertise-peer-urls=http://h9:1"],
+                "PEER_URL_MISMATCH",
+            ),
+            ("B6", whole(State::Born), vec!["--name=n1", "--initial-cluster-token=t"], "TOKEN_CONFLICT"),
+            (
+                "B7 the state flag is not used any more",
+                whole(State::Born),
+                vec!["--name=n1", "--initial-cluster-state=existing"],
+                "restart",
+            ),
+            (
+                "B8",
+                whole(State::Born),
+                vec!["--name=n2", "--initial-cluster=n1=http://127.0.0.1:1,n2=http://h2:1"],
+                "WRONG_DIR",
+            ),
+            ("B18", whole(State::Removed { index: 1, term: 1 }), vec![], "REMOVED"),
+        ];
+        let with = |change: &dyn Fn(&mut DiskFacts)| {
+            let mut facts = whole(State::Born);
+            change(&mut facts);
+            facts
+        };
+        cases.extend([
+            (
+                "B13 the log is gone",
+                with(&|f| (f.log.first_index, f.log.owner) = (None, None)),
+                vec![],
+                "WAL_MISSING",
+            ),
+            (
+                "B14 the state is gone, the log is whole",
+                with(&|f| f.state_present = false),
+                vec![],
+                "restart",
+            ),
+            (
+                "B14 the state is gone, the log is cut",
+                with(&|f| (f.state_present, f.log.first_index) = (false, Some(9))),
+                vec![],
+                "STATE_MISSING",
+            ),
+            (
+                "the log's head is garbage",
+                with(&|f| f.log.owner = Some(Err("x".into()))),
+                vec![],
+                "LOG_DAMAGED",
+            ),
+            (
+                "the log of another member",
+                with(&|f| {
+                    f.log.owner = Some(Ok(LogOwner { member: MemberId(1), cluster: types::ClusterId(2) }))
+                }),
+                vec![],
+                "WRONG_DIR",
+            ),
+            (
+                "the identity is garbage",
+                with(&|f| f.identity = IdentityFact::Damaged("x".into())),
+                vec![],
+                "IDENTITY_DAMAGED",
+            ),
+            ("data without identity", with(&|f| f.identity = IdentityFact::None), vec![], "IDENTITY_MISSING"),
+            (
+                "an etcd member's directory",
+                with(&|f| (f.identity, f.etcd_database) = (IdentityFact::None, true)),
+                vec![],
+                "FOREIGN_DIR",
+            ),
+            (
+                "another directory's wal-dir",
+                with(&|f| {
+                    let mut copy = stored(State::Born);
+                    copy.dir_uuid = Unique::for_test(99);
+                    f.wal_identity = IdentityFact::Present(Box::new(copy));
+                }),
+                vec![],
+                "WRONG_DIR",
+            ),
+        ]);
+        for (case, facts, flags, expected) in cases {
+            assert_eq!(outcome(&facts, &flags, &addresses), expected, "{case}");
+        }
+    }
+
+    #[test]
+    fn an_unlisted_name_is_helped() {
+        let refusal = plan(
+            &nothing(),
+            &asked(&["--name=nn", THREE, "--initial-advertise-peer-urls=http://h2:1"]),
+            &Addresses::new(),
+            "0.1.0",
+            &mut vec![],
+        )
+        .unwrap_err();
+        assert!(refusal.text().contains("--name=n2"), "{}", refusal.text());
+    }
+
+    #[test]
+    fn an_unborn_directory_keeps_its_mark_and_follows_the_flags() {
+        let Ok(BootPlan::NewStatic(new)) =
+            plan(&whole(State::Unborn), &asked(&["--name=other"]), &Addresses::new(), "0.1.0", &mut vec![])
+        else {
+            panic!("expected a new member");
+        };
+        assert_eq!((new.name.as_str(), new.dir_uuid), ("other", Some(Unique::for_test(1))));
+    }
+}

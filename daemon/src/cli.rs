@@ -1,0 +1,198 @@
+//! The command line: etcd's flags in Go's style, and the daemon's verbs. Text in, names and texts out; what a value means is the
+//! business of `config`.
+//!
+//! `-x v`, `--x v`, `-x=v` and `--x=v` are the same; a boolean flag takes its value only after `=`; of a repeated flag the last counts.
+
+use std::ffi::OsString;
+
+use crate::{
+    config::{
+        suggest,
+        table::{self, Setting},
+    },
+    refusal::{Id, Refusal},
+};
+
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum Verb {
+    /// No verb: be a member.
+    Run,
+    ConfigCheck,
+    /// Of one setting, or of all that differ from their default.
+    ConfigExplain(Option<String>),
+    IdentityShow,
+    Help,
+    Version,
+}
+
+#[derive(Clone, Debug)]
+pub struct GivenFlag {
+    pub setting: &'static Setting,
+    pub text: String,
+}
+
+#[derive(Clone, Debug)]
+pub struct Command {
+    pub verb: Verb,
+    /// In the order given.
+    pub flags: Vec<GivenFlag>,
+}
+
+const VERBS: &str = "config check, config explain [SETTING], identity show, help, version";
+
+/// Reads the arguments after the program's name.
+pub fn parse(args: impl IntoIterator<Item = OsString>) -> Result<Command, Refusal> {
+    let mut words: Vec<String> = Vec::new();
+    let mut flags: Vec<GivenFlag> = Vec::new();
+    let mut args = args.into_iter();
+    let mut only_words = false;
+    while let Some(arg) = args.next() {
+        let arg = text(arg)?;
+        let Some(bare) = arg.strip_prefix('-').filter(|rest| !rest.is_empty() && !only_words) else {
+            words.push(arg);
+            continue;
+        };
+        let bare = bare.strip_prefix('-').unwrap_or(bare);
+        if bare.is_empty() {
+            only_words = true;
+            continue;
+        }
+        let (name, value) = match bare.split_once('=') {
+            Some((name, value)) => (name, Some(value.to_owned())),
+            None => (bare, None),
+        };
+        let name = if name == "h" { "help" } else { name };
+        let Some(setting) = table::find(name) else {
+            return Err(unknown_flag(name));
+        };
+        let text = match value {
+            Some(value) => value,
+            None if setting.kind.is_bool_style() => "true".to_owned(),
+            None => match args.next() {
+                Some(value) => text(value)?,
+                None => {
+                    return Err(Refusal::new(Id::BadValue, format!("--{name} lacks its value"))
+                        .evidence(
+                            format!("--{name}"),
+                            format!("{}: {}", setting.kind.describe(), setting.meaning),
+                        )
+                        .remedy(format!("give it one: --{name}=VALUE")));
+                }
+            },
+        };
+        flags.push(GivenFlag { setting, text });
+    }
+    let asked = |name: &str| {
+        flags.iter().rfind(|flag| flag.setting.name == name).is_some_and(|flag| flag.text != "false")
+    };
+    let verb = if asked("help") {
+        Verb::Help
+    } else if asked("version") {
+        Verb::Version
+    } else {
+        verb(&words)?
+    };
+    Ok(Command { verb, flags })
+}
+
+fn text(arg: OsString) -> Result<String, Refusal> {
+    arg.into_string().map_err(|odd| {
+        Refusal::new(Id::BadValue, "an argument is not UTF-8 text")
+            .evidence("given", odd.to_string_lossy())
+            .remedy("use names and paths in UTF-8")
+    })
+}
+
+fn unknown_flag(name: &str) -> Refusal {
+    let refusal = Refusal::new(Id::UnknownSetting, format!("there is no flag --{name}"));
+    match table::nearest_flag(name) {
+        Some(near) => refusal
+            .evidence(format!("--{name}"), format!("nearest name: --{near}"))
+            .remedy(format!("if you meant it: --{near}"))
+            .remedy("see all of them: cairnd --help"),
+        None => {
+            refusal.evidence(format!("--{name}"), "no name is near").remedy("see all of them: cairnd --help")
+        }
+    }
+}
+
+fn verb(words: &[String]) -> Result<Verb, Refusal> {
+    let words: Vec<&str> = words.iter().map(String::as_str).collect();
+    Ok(match words.as_slice() {
+        [] => Verb::Run,
+        ["config", "check"] => Verb::ConfigCheck,
+        ["config", "explain"] => Verb::ConfigExplain(None),
+        ["config", "explain", key] => Verb::ConfigExplain(Some((*key).to_owned())),
+        ["identity", "show"] => Verb::IdentityShow,
+        ["help"] => Verb::Help,
+        ["version"] => Verb::Version,
+        other => {
+            let given = other.join(" ");
+            let known = ["config check", "config explain", "identity show", "help", "version"];
+            let refusal = Refusal::new(Id::UnknownVerb, format!("{given:?} is neither a flag nor a verb"))
+                .evidence("verbs", VERBS);
+            return Err(match suggest::nearest(&given, known.into_iter()) {
+                Some(near) => refusal.remedy(format!("if you meant it: cairnd {near}")),
+                None => refusal.remedy("flags begin with a dash: cairnd --name=n1"),
+            });
+        }
+    })
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn parsed(args: &[&str]) -> Result<Command, Refusal> {
+        parse(args.iter().map(OsString::from))
+    }
+
+    fn flags(args: &[&str]) -> Vec<(&'static str, String)> {
+        parsed(args).unwrap().flags.into_iter().map(|flag| (flag.setting.name, flag.text)).collect()
+    }
+
+    #[test]
+    fn flags_are_read_in_gos_style() {
+        for args in [&["-name", "n1"][..], &["--name", "n1"], &["-name=n1"], &["--name=n1"]] {
+            assert_eq!(flags(args), [("name", "n1".to_owned())], "{args:?}");
+        }
+        assert_eq!(
+            flags(&["--pre-vote", "--name", "x"]),
+            [("pre-vote", "true".into()), ("name", "x".into())]
+        );
+        assert_eq!(flags(&["--pre-vote=false"]), [("pre-vote", "false".into())]);
+        assert_eq!(
+            flags(&["--name", "--pre-vote"]),
+            [("name", "--pre-vote".into())],
+            "a value may begin with a dash"
+        );
+        assert_eq!(flags(&["--initial-cluster-token="]), [("initial-cluster-token", String::new())]);
+        assert_eq!(flags(&["--name=a=b"]), [("name", "a=b".into())], "only the first = divides");
+    }
+
+    #[test]
+    fn a_boolean_leaves_the_next_word_alone() {
+        let refusal = parsed(&["--pre-vote", "false"]).unwrap_err();
+        assert_eq!(refusal.id, Id::UnknownVerb);
+    }
+
+    #[test]
+    fn an_unknown_flag_names_the_nearest() {
+        let refusal = parsed(&["--listen-client-url=http://a:1"]).unwrap_err();
+        assert_eq!(refusal.id, Id::UnknownSetting);
+        assert!(refusal.text().contains("--listen-client-urls"), "{}", refusal.text());
+    }
+
+    #[test]
+    fn verbs_may_stand_before_or_after_flags() {
+        assert_eq!(parsed(&["config", "check", "--name=a"]).unwrap().verb, Verb::ConfigCheck);
+        assert_eq!(
+            parsed(&["--name=a", "config", "explain", "name"]).unwrap().verb,
+            Verb::ConfigExplain(Some("name".into()))
+        );
+        assert_eq!(parsed(&["-h"]).unwrap().verb, Verb::Help);
+        assert_eq!(parsed(&["--version"]).unwrap().verb, Verb::Version);
+        assert!(parsed(&["confg", "check"]).unwrap_err().text().contains("cairnd config check"));
+        assert!(parsed(&["--name"]).unwrap_err().text().contains("lacks its value"));
+    }
+}

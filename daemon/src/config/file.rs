@@ -1,0 +1,225 @@
+//! The TOML file: keys equal to flag names, tables for the two TLS groups, a place for every complaint.
+
+use std::path::{Path, PathBuf};
+
+use toml::{
+    Spanned,
+    de::{DeTable, DeValue},
+};
+
+use super::{Given, Problem, source::Source, suggest, table};
+use crate::refusal::Id;
+
+/// The file that is read when none is named.
+pub const DEFAULT_FILE: &str = "/etc/cairn/cairnd.toml";
+
+/// Larger is no configuration, but perhaps a log or a database that was named by mistake.
+const FILE_BYTES_MAX: u64 = 1 << 20;
+
+struct Reader<'a> {
+    path: &'a Path,
+    text: &'a str,
+    given: Vec<Given>,
+    problems: Vec<Problem>,
+}
+
+/// Everything the file sets, and everything that is wrong with it.
+pub fn read(path: &Path) -> (Vec<Given>, Vec<Problem>) {
+    match load(path) {
+        Ok(text) => parse(path, &text),
+        Err(problem) => (Vec::new(), vec![problem]),
+    }
+}
+
+fn load(path: &Path) -> Result<String, Problem> {
+    let problem = |what: String| Problem {
+        id: Id::ConfigFile,
+        place: path.display().to_string(),
+        what,
+        remedy: "name a readable TOML file with --config-file or ETCD_CONFIG_FILE".into(),
+    };
+    let meta = std::fs::metadata(path)
+        .map_err(|error| problem(format!("the configuration file cannot be read: {error}")))?;
+    if meta.len() > FILE_BYTES_MAX || !meta.is_file() {
+        return Err(problem(format!("not a file of at most {FILE_BYTES_MAX} bytes")));
+    }
+    let bytes = std::fs::read(path)
+        .map_err(|error| problem(format!("the configuration file cannot be read: {error}")))?;
+    String::from_utf8(bytes).map_err(|_| problem("not UTF-8 text".into()))
+}
+
+pub fn parse(path: &Path, text: &str) -> (Vec<Given>, Vec<Problem>) {
+    let mut reader = Reader { path, text, given: Vec::new(), problems: Vec::new() };
+    match DeTable::parse(text) {
+        Ok(table) => reader.table(None, table.get_ref()),
+        Err(error) => {
+            let at = error.span().map_or(0, |span| span.start);
+            let what = format!("not TOML: {}", error.message().lines().next().unwrap_or("syntax error"));
+            let yaml = text.lines().any(|line| line.trim_end().ends_with(':') || line.contains(": "));
+            let remedy = if yaml && !text.contains('=') {
+                "this looks like YAML; write TOML: name = \"n1\" (see docs/configuration.md)"
+            } else {
+                "correct the line; see docs/configuration.md"
+            };
+            reader.problem(Id::ConfigFile, at, what, remedy.into());
+        }
+    }
+    (reader.given, reader.problems)
+}
+
+impl Reader<'_> {
+    fn table(&mut self, within: Option<&str>, table: &DeTable<'_>) {
+        for (key, value) in table.iter() {
+            let name: &str = key.get_ref();
+            let at = key.span().start;
+            match value.get_ref() {
+                DeValue::Table(inner) if within.is_none() && is_table(name) => self.table(Some(name), inner),
+                other => self.key(within, name, at, value, other),
+            }
+        }
+    }
+
+    fn key(
+        &mut self,
+        within: Option<&str>,
+        key: &str,
+        at: usize,
+        spanned: &Spanned<DeValue<'_>>,
+        value: &DeValue<'_>,
+    ) {
+        let Some(setting) = table::find_toml(within, key) else {
+            let shown = within.map_or_else(|| key.to_owned(), |table| format!("[{table}] {key}"));
+            let near = match value {
+                DeValue::Table(_) => {
+                    suggest::nearest(key, TABLES.into_iter()).map(|table| format!("[{table}]"))
+                }
+                _ => table::nearest_toml(within, key),
+            };
+            let (hint, remedy) = match near {
+                Some(near) => (format!("; nearest name: {near}"), format!("if you meant it: {near}")),
+                None => (String::new(), "remove it; all keys are in docs/configuration.md".into()),
+            };
+            self.problem(Id::UnknownSetting, at, format!("there is no key {shown}{hint}"), remedy);
+            return;
+        };
+        let value_at = spanned.span().start;
+        match text_of(value) {
+            Ok(text) => {
+                let (line, column) = position(self.text, value_at);
+                let source = Source::File { path: self.path.to_path_buf(), line, column };
+                self.given.push(Given { setting, text, source });
+            }
+            Err(kind) => {
+                let what =
+                    format!("{} is {kind}; expected {}", setting.toml_shown(), setting.kind.describe());
+                self.problem(
+                    Id::BadValue,
+                    value_at,
+                    what,
+                    format!("{}: {}", setting.toml_shown(), setting.meaning),
+                );
+            }
+        }
+    }
+
+    fn problem(&mut self, id: Id, at: usize, what: String, remedy: String) {
+        let (line, column) = position(self.text, at);
+        let place = Source::File { path: PathBuf::from(self.path), line, column }.to_string();
+        self.problems.push(Problem { id, place, what, remedy });
+    }
+}
+
+const TABLES: [&str; 2] = ["client-transport-security", "peer-transport-security"];
+
+fn is_table(name: &str) -> bool {
+    TABLES.contains(&name)
+}
+
+/// TOML's own types become the text a flag would carry; a list becomes its items with commas between.
+fn text_of(value: &DeValue<'_>) -> Result<String, &'static str> {
+    Ok(match value {
+        DeValue::String(text) => text.to_string(),
+        DeValue::Boolean(flag) => flag.to_string(),
+        DeValue::Integer(number) => match i128::from_str_radix(number.as_str(), number.radix()) {
+            Ok(number) => number.to_string(),
+            Err(_) => return Err("a number beyond all bounds"),
+        },
+        DeValue::Float(number) => number.as_str().to_owned(),
+        DeValue::Array(items) => {
+            let mut texts = Vec::new();
+            for item in items.iter() {
+                match item.get_ref() {
+                    DeValue::String(text) => texts.push(text.to_string()),
+                    _ => return Err("a list of something other than texts"),
+                }
+            }
+            texts.join(",")
+        }
+        DeValue::Datetime(_) => return Err("a date"),
+        DeValue::Table(_) => return Err("a table"),
+    })
+}
+
+/// Line and column of a byte, both from 1; columns count characters.
+fn position(text: &str, at: usize) -> (usize, usize) {
+    let before = text.get(..at).unwrap_or(text);
+    let line = before.matches('\n').count() + 1;
+    let column = before.rsplit('\n').next().unwrap_or_default().chars().count() + 1;
+    (line, column)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn read(text: &str) -> (Vec<(&'static str, String, String)>, Vec<Problem>) {
+        let (given, problems) = parse(Path::new("c.toml"), text);
+        let given =
+            given.into_iter().map(|one| (one.setting.name, one.text, one.source.to_string())).collect();
+        (given, problems)
+    }
+
+    #[test]
+    fn keys_are_flag_names_and_values_know_their_place() {
+        let (given, problems) = read(
+            "name = \"n1\"\nheartbeat-interval = 1_00\nlisten-client-urls = [\"http://a:1\", \"http://b:1\"]\n\n[peer-transport-security]\n auto-tls = true\n",
+        );
+        assert_eq!(problems, []);
+        assert_eq!(given.len(), 4);
+        assert!(given.contains(&("name", "n1".into(), "c.toml:1:8".into())));
+        assert!(given.contains(&("heartbeat-interval", "100".into(), "c.toml:2:22".into())));
+        assert!(given.contains(&(
+            "listen-client-urls",
+            "http://a:1,http://b:1".into(),
+            "c.toml:3:22".into()
+        )));
+        assert!(given.contains(&("peer-auto-tls", "true".into(), "c.toml:6:13".into())));
+    }
+
+    #[test]
+    fn a_wrong_key_or_type_is_told_with_line_and_column() {
+        for (text, place, words) in [
+            ("x = 1\nnmae = \"n1\"", "c.toml:2:1", "nearest name: name"),
+            ("[client-transport-securty]\na = 1", "c.toml:1:2", "[client-transport-security]"),
+            (
+                "[client-transport-security]\ncertfile = \"x\"",
+                "c.toml:2:1",
+                "[client-transport-security] cert-file",
+            ),
+            ("cert-file = \"x\"", "c.toml:1:1", "[client-transport-security] cert-file"),
+            ("  name = 2020-01-01", "c.toml:1:10", "is a date"),
+            ("name = [1]", "c.toml:1:8", "a list of something"),
+            ("name = \"n1\"\nx", "c.toml:2:2", "not TOML"),
+        ] {
+            let (_, problems) = read(text);
+            let found = problems.iter().any(|problem| problem.place == place && problem.what.contains(words));
+            assert!(found, "{text:?}: {problems:?}");
+        }
+    }
+
+    #[test]
+    fn yaml_is_recognised() {
+        let (_, problems) = read("name: n1\ndata-dir: /x\n");
+        assert!(problems[0].remedy.contains("YAML"), "{problems:?}");
+    }
+}

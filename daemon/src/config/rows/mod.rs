@@ -1,0 +1,35 @@
+//! The rows of the table of settings, by what they are about.
+
+mod member;
+mod older;
+mod outside;
+
+use super::{
+    table::{Group, Setting, Status},
+    value::Kind,
+};
+
+pub static ALL: [&[Setting]; 3] = [member::ROWS, outside::ROWS, older::ROWS];
+
+const fn row(
+    name: &'static str,
+    kind: Kind,
+    default: &'static str,
+    group: Group,
+    status: Status,
+    meaning: &'static str,
+) -> Setting {
+    Setting { name, kind, default, group, status, meaning, toml: "" }
+}
+
+impl Setting {
+    const fn toml(mut self, key: &'static str) -> Setting {
+        self.toml = key;
+        self
+    }
+}
+
+/// A whole number from `min` to what 32 unsigned bits hold.
+const fn count(min: i128) -> Kind {
+    Kind::Count { min, max: u32::MAX as i128 }
+}

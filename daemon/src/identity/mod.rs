@@ -1,0 +1,17 @@
+//! Who this data directory says the member is: the identity file, and its comparison with the settings before any socket opens.
+//!
+//! In etcd identity is a function of the flags. Here the directory remembers it, and a contradiction is a refusal that changes nothing
+//! on disk.
+
+pub mod compare;
+mod file;
+pub mod host;
+mod record;
+mod unique;
+
+pub use file::{FileError, IDENTITY_FILE, PREVIOUS_FILE, read, sync_dir, write, write_into};
+pub use record::{CleanStop, FORMAT, Host, Identity, KnownMember, Origin, State};
+pub use unique::Unique;
+
+#[cfg(test)]
+pub use record::tests::sample;

@@ -1,0 +1,239 @@
+//! Why the daemon does not start: one value for every such cause, one stable name, one exit code, one shape of message.
+//!
+//! Five parts on stderr, one per line, and one log record with the same facts. Each name has a section in docs/operations.md; a test
+//! compares the two. Nothing here decides anything: the rules stand where the facts are.
+
+use std::{fmt::Write as _, io, path::Path};
+
+use serde_json::{Map, Value, json};
+
+/// Exit codes. Stable: units and scripts tell by them whether trying again makes sense.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[repr(u8)]
+pub enum Exit {
+    Stopped = 0,
+    Usage = 64,
+    Damaged = 65,
+    Missing = 66,
+    Busy = 69,
+    Bug = 70,
+    Io = 74,
+    Permission = 77,
+    Identity = 78,
+    Replace = 79,
+}
+
+macro_rules! ids {
+    ($($variant:ident = $name:literal, $exit:ident;)*) => {
+        /// The stable name of a cause.
+        #[derive(Clone, Copy, Debug, PartialEq, Eq)]
+        pub enum Id { $($variant),* }
+
+        impl Id {
+            #[cfg(test)]
+            pub const ALL: &[Id] = &[$(Id::$variant),*];
+
+            pub fn name(self) -> &'static str {
+                match self { $(Id::$variant => $name),* }
+            }
+
+            pub fn exit(self) -> Exit {
+                match self { $(Id::$variant => Exit::$exit),* }
+            }
+        }
+    };
+}
+
+ids! {
+    UnknownSetting = "UNKNOWN_SETTING", Usage;
+    BadValue = "BAD_VALUE", Usage;
+    SettingsConflict = "SETTINGS_CONFLICT", Usage;
+    NotSupported = "NOT_SUPPORTED", Usage;
+    ConfigFile = "CONFIG_FILE", Usage;
+    UnknownVerb = "UNKNOWN_VERB", Usage;
+    NotInInitialCluster = "NOT_IN_INITIAL_CLUSTER", Usage;
+    AdvertiseMismatch = "ADVERTISE_MISMATCH", Usage;
+    IdentityDamaged = "IDENTITY_DAMAGED", Damaged;
+    LogDamaged = "LOG_DAMAGED", Damaged;
+    StateDamaged = "STATE_DAMAGED", Damaged;
+    WalMissing = "WAL_MISSING", Missing;
+    StateMissing = "STATE_MISSING", Missing;
+    IdentityMissing = "IDENTITY_MISSING", Missing;
+    DataDirBusy = "DATA_DIR_BUSY", Busy;
+    PortInUse = "PORT_IN_USE", Busy;
+    InternalError = "INTERNAL_ERROR", Bug;
+    IoError = "IO_ERROR", Io;
+    PermissionDenied = "PERMISSION_DENIED", Permission;
+    NameMismatch = "NAME_MISMATCH", Identity;
+    PeerUrlMismatch = "PEER_URL_MISMATCH", Identity;
+    TokenConflict = "TOKEN_CONFLICT", Identity;
+    WrongDir = "WRONG_DIR", Identity;
+    BinaryTooOld = "BINARY_TOO_OLD", Identity;
+    ForeignDir = "FOREIGN_DIR", Identity;
+    Quarantined = "QUARANTINED", Replace;
+    Removed = "REMOVED", Replace;
+    RolledBackLocally = "ROLLED_BACK_LOCALLY", Replace;
+}
+
+/// Where each name is explained.
+const DOC: &str = "docs/operations.md";
+
+/// A refusal to start, with what an operator needs to judge and to repair it.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Refusal {
+    pub id: Id,
+    cause: String,
+    evidence: Vec<(String, String)>,
+    remedy: Vec<String>,
+    never: Option<String>,
+}
+
+impl Refusal {
+    /// `cause` is one sentence without a full stop.
+    pub fn new(id: Id, cause: impl Into<String>) -> Refusal {
+        Refusal { id, cause: cause.into(), evidence: Vec::new(), remedy: Vec::new(), never: None }
+    }
+
+    /// One fact: where it was seen, and what.
+    pub fn evidence(mut self, place: impl Into<String>, fact: impl Into<String>) -> Refusal {
+        self.evidence.push((place.into(), fact.into()));
+        self
+    }
+
+    /// One way out, ready to be carried out. The first is the best.
+    pub fn remedy(mut self, step: impl Into<String>) -> Refusal {
+        self.remedy.push(step.into());
+        self
+    }
+
+    /// What would make it worse.
+    pub fn never(mut self, what: impl Into<String>) -> Refusal {
+        self.never = Some(what.into());
+        self
+    }
+
+    /// An error of the file system at `path`, told apart by what helps.
+    pub fn io(doing: &str, path: &Path, error: &io::Error) -> Refusal {
+        let shown = path.display();
+        match error.kind() {
+            io::ErrorKind::PermissionDenied | io::ErrorKind::ReadOnlyFilesystem => {
+                let user = nix::unistd::geteuid();
+                Refusal::new(Id::PermissionDenied, format!("may not {doing} {shown}"))
+                    .evidence("here", format!("{error}, as user id {user}"))
+                    .remedy(format!("give user id {user} the right to read and write {shown}"))
+            }
+            io::ErrorKind::StorageFull | io::ErrorKind::QuotaExceeded => {
+                Refusal::new(Id::IoError, format!("could not {doing} {shown}: no space"))
+                    .evidence("here", error.to_string())
+                    .remedy(format!("free space on the file system of {shown}, then start again"))
+            }
+            _ => Refusal::new(Id::IoError, format!("could not {doing} {shown}"))
+                .evidence("here", error.to_string())
+                .remedy("look at the kernel log for errors of this disk, then start again"),
+        }
+    }
+
+    pub fn exit(&self) -> Exit {
+        self.id.exit()
+    }
+
+    /// The five parts, for people.
+    pub fn text(&self) -> String {
+        let mut out = format!("REFUSED {}\ncause:    {}\n", self.id.name(), one_line(&self.cause));
+        let facts: Vec<String> = self
+            .evidence
+            .iter()
+            .map(|(place, fact)| format!("{}: {}", one_line(place), one_line(fact)))
+            .collect();
+        let _ =
+            writeln!(out, "evidence: {}", if facts.is_empty() { "-".into() } else { facts.join("  ·  ") });
+        for (number, step) in self.remedy.iter().enumerate() {
+            let lead = if number == 0 { "remedy:  " } else { "         " };
+            let _ = writeln!(out, "{lead} {}. {}", number + 1, one_line(step));
+        }
+        if self.remedy.is_empty() {
+            let _ = writeln!(out, "remedy:   see {DOC}#{}", self.anchor());
+        }
+        let _ = writeln!(out, "never:    {}", one_line(self.never.as_deref().unwrap_or("-")));
+        out
+    }
+
+    /// The fields of the log record, for programs.
+    pub fn fields(&self) -> Map<String, Value> {
+        let mut evidence = Map::new();
+        for (place, fact) in &self.evidence {
+            // Two facts of one place: both are kept.
+            match evidence.get_mut(place) {
+                Some(Value::String(earlier)) => *earlier = format!("{earlier}  ·  {fact}"),
+                _ => {
+                    evidence.insert(place.clone(), json!(fact));
+                }
+            }
+        }
+        let mut fields = Map::new();
+        fields.insert("code".into(), json!(self.id.name()));
+        fields.insert("exit".into(), json!(self.exit() as u8));
+        fields.insert("cause".into(), json!(self.cause));
+        fields.insert("evidence".into(), Value::Object(evidence));
+        fields.insert("remedy".into(), json!(self.remedy));
+        if let Some(never) = &self.never {
+            fields.insert("never".into(), json!(never));
+        }
+        fields.insert("doc".into(), json!(format!("{DOC}#{}", self.anchor())));
+        fields
+    }
+
+    fn anchor(&self) -> String {
+        self.id.name().to_lowercase()
+    }
+}
+
+/// A part of the message is a line: what came from outside may hold line ends.
+fn one_line(text: &str) -> String {
+    if !text.contains(|c: char| c.is_control()) {
+        return text.to_owned();
+    }
+    text.chars().map(|c| if c.is_control() { ' ' } else { c }).collect()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_message_has_five_parts_whatever_is_in_them() {
+        let refusal = Refusal::new(Id::NameMismatch, "the directory belongs to n1\nand not to n2")
+            .evidence("stored", "n1")
+            .evidence("given", "n2")
+            .remedy("start with --name=n1")
+            .remedy("or use another directory");
+        assert_eq!(
+            refusal.text(),
+            "REFUSED NAME_MISMATCH\ncause:    the directory belongs to n1 and not to n2\nevidence: stored: n1  ·  given: n2\n\
+             remedy:   1. start with --name=n1\n          2. or use another directory\nnever:    -\n"
+        );
+        let fields = refusal.fields();
+        assert_eq!(fields["exit"], 78);
+        assert_eq!(fields["evidence"]["given"], "n2");
+    }
+
+    /// One section per name in the operators' manual, with its exit code, and no section for a name that is gone.
+    #[test]
+    fn every_name_is_explained_in_the_manual() {
+        let manual = include_str!("../../docs/operations.md");
+        let sections: Vec<&str> = manual.lines().filter_map(|line| line.strip_prefix("### ")).collect();
+        for id in Id::ALL {
+            assert!(sections.contains(&id.name()), "{} has no section in docs/operations.md", id.name());
+            let section = manual.split(&format!("### {}\n", id.name())).nth(1).unwrap_or_default();
+            let section = section.split("\n#").next().unwrap_or_default();
+            for part in ["Cause", "Evidence", "Remedy", "Never"] {
+                assert!(section.contains(&format!("*{part}.*")), "{}: {part} is missing", id.name());
+            }
+            let exit = id.exit() as u8;
+            assert!(section.contains(&format!("Exit {exit}.")), "{}: exit {exit} is not named", id.name());
+        }
+        for section in sections {
+            assert!(Id::ALL.iter().any(|id| id.name() == section), "{section} is explained but unknown");
+        }
+    }
+}
