@@ -36,6 +36,7 @@ impl From<prost::DecodeError> for FrameError {
 
 /// What a decoder found next.
 #[derive(Clone, Debug, PartialEq)]
+#[expect(clippy::large_enum_variant, reason = "lives for one call on the stack")]
 pub enum Decoded {
     /// The link is alive; carries nothing for raft.
     Heartbeat,

@@ -22,6 +22,7 @@ struct State {
     waker: Option<Waker>,
 }
 
+#[expect(clippy::large_enum_variant, reason = "lives for one call on the stack")]
 pub(crate) enum Offered {
     /// Queued; the waker must be woken when the caller has queued all it has.
     Taken(Option<Waker>),

@@ -37,7 +37,7 @@ pub(super) fn stream(shared: &Arc<Shared>, request: &Request<Incoming>, path: &s
 fn open_stream(shared: &Arc<Shared>, headers: &HeaderMap, path: &str) -> Response<ReplyBody> {
     let caller = match check(shared, headers) {
         Ok(caller) => caller,
-        Err(refusal) => return refusal,
+        Err(mismatch) => return reply::text(Mismatch::STATUS, mismatch),
     };
     let (name, from) = path.split_once('/').unwrap_or((path, ""));
     let Some(kind) = StreamKind::ALL.into_iter().find(|kind| kind.name() == name) else {
@@ -76,7 +76,7 @@ pub(super) async fn message(shared: &Arc<Shared>, request: Request<Incoming>) ->
 async fn accept_message(shared: &Arc<Shared>, request: Request<Incoming>) -> Response<ReplyBody> {
     let caller = match check(shared, request.headers()) {
         Ok(caller) => caller,
-        Err(refusal) => return reply::closing(refusal),
+        Err(mismatch) => return reply::closing(reply::text(Mismatch::STATUS, mismatch)),
     };
     let from = caller.member;
     if let Some(from) = from {
@@ -105,41 +105,53 @@ async fn accept_message(shared: &Arc<Shared>, request: Request<Incoming>) -> Res
             shared.handler.receive(message);
             reply::no_content()
         }
-        Err(refusal) => refusal,
+        Err(denied) => denied.answer(),
     }
 }
 
-/// The checks that every message passes, and the answer to one that does not.
+/// Why a well-formed message was not taken.
+pub(super) enum Denied {
+    /// Its sender is in the applied removed set.
+    Removed,
+    Refused(Refusal),
+}
+
+impl Denied {
+    pub(super) fn answer(self) -> Response<ReplyBody> {
+        match self {
+            Denied::Removed => removed_sender(),
+            Denied::Refused(Refusal::Target(_)) => reply::text(Mismatch::STATUS, Mismatch::Target),
+            Denied::Refused(refusal) => reply::text(StatusCode::BAD_REQUEST, refusal),
+        }
+    }
+}
+
+/// The checks that every message passes.
 pub(super) fn admit(
     shared: &Shared,
     peer: Option<&Peer>,
     mut message: Message,
     channel: Channel,
-) -> Result<Message, Response<ReplyBody>> {
-    let refusal = match ingress::admit(&mut message, shared.identity.member, channel) {
-        Ok(()) if shared.handler.is_removed(MemberId(message.from.unwrap_or(0))) => {
-            return Err(removed_sender());
+) -> Result<Message, Denied> {
+    match ingress::admit(&mut message, shared.identity.member, channel) {
+        Ok(()) if shared.handler.is_removed(MemberId(message.from.unwrap_or(0))) => Err(Denied::Removed),
+        Ok(()) => Ok(message),
+        Err(refusal) => {
+            if let Some(peer) = peer {
+                peer.counters.received_failures.fetch_add(1, Relaxed);
+            }
+            shared.report(peer, Topic::Refused, &refusal);
+            Err(Denied::Refused(refusal))
         }
-        Ok(()) => return Ok(message),
-        Err(refusal) => refusal,
-    };
-    if let Some(peer) = peer {
-        peer.counters.received_failures.fetch_add(1, Relaxed);
     }
-    shared.report(peer, Topic::Refused, &refusal);
-    Err(match refusal {
-        Refusal::Target(_) => reply::text(Mismatch::STATUS, Mismatch::Target),
-        _ => reply::text(StatusCode::BAD_REQUEST, refusal),
-    })
 }
 
 /// Version, then cluster.
-pub(super) fn check(shared: &Shared, headers: &HeaderMap) -> Result<Caller, Response<ReplyBody>> {
-    shared.identity.check_request(headers).map_err(|mismatch| {
+pub(super) fn check(shared: &Shared, headers: &HeaderMap) -> Result<Caller, Mismatch> {
+    shared.identity.check_request(headers).inspect_err(|mismatch| {
         let from =
             headers.get(crate::headers::SERVER_FROM).and_then(|from| from.to_str().ok()).unwrap_or("nobody");
         shared.report(None, Topic::Refused, format_args!("request from {from}: {mismatch}"));
-        reply::text(Mismatch::STATUS, mismatch)
     })
 }
 

@@ -22,6 +22,7 @@ use crate::{
     codec,
     config::SNAPSHOT_ENVELOPE_BYTES_MAX,
     handler::{Handler, Topic},
+    headers::Mismatch,
     ingress::Channel,
     peer::Peer,
     wire::Shared,
@@ -38,7 +39,10 @@ pub(super) async fn receive(shared: &Arc<Shared>, request: Request<Incoming>) ->
     }
     let caller = match raft::check(shared, request.headers()) {
         Ok(caller) => caller,
-        Err(refusal) => return raft::with_identity(shared, reply::closing(refusal)),
+        Err(mismatch) => {
+            let refusal = reply::closing(reply::text(Mismatch::STATUS, mismatch));
+            return raft::with_identity(shared, refusal);
+        }
     };
     let peer = caller.member.and_then(|from| shared.peer(from));
     let started = Instant::now();
@@ -97,7 +101,7 @@ async fn accept(
     if codec::kind(&message) != Some(MessageType::MsgSnap) {
         return Err(reply::text(StatusCode::BAD_REQUEST, "wrong raft message type"));
     }
-    let message = raft::admit(shared, peer, message, Channel::Snapshot)?;
+    let message = raft::admit(shared, peer, message, Channel::Snapshot).map_err(raft::Denied::answer)?;
 
     let (chunks, arriving) = mpsc::channel(CHUNKS_QUEUED);
     let handler = shared.handler.clone();
