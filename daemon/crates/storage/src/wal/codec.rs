@@ -1,6 +1,9 @@
 //! Bytes of records and frames. Writing is explicit in the sense of proto2: a scalar is written even when it is zero, because
 //! etcd's tools dereference what they expect. Reading accepts absent as zero.
 //!
+//! The checksum of a record covers its data but not its type. So reading is strict beyond that: fields in order, none unknown, and no
+//! record that could be one of another type with a flipped bit.
+//!
 //! Frame: a little-endian 64-bit length field, the record, zero bytes up to a multiple of eight. The low 56 bits of the field are
 //! the record's length; its top byte is 0x80 plus the number of padding bytes, or 0 without padding.
 
@@ -215,18 +218,36 @@ pub(super) enum RecordFault {
 
 pub(super) fn decode_record(bytes: &[u8]) -> Result<RecordParts<'_>, RecordFault> {
     let (mut number, mut crc, mut data) = (0, 0, &[][..]);
-    let mut fields = Fields { rest: bytes };
+    let mut fields = Fields::of(bytes);
     while let Some(field) = fields.next().map_err(|()| RecordFault::Undecodable)? {
         match field {
             (1, Value::Number(value)) => number = value as i64,
             (2, Value::Number(value)) => crc = u32::try_from(value).map_err(|_| RecordFault::Undecodable)?,
             (3, Value::Bytes(value)) => data = value,
-            (1..=3, _) => return Err(RecordFault::Undecodable),
-            _ => {}
+            _ => return Err(RecordFault::Undecodable),
         }
     }
     let kind = RecordKind::from_number(number).ok_or(RecordFault::UnknownType(number))?;
     Ok(RecordParts { kind, crc, data })
+}
+
+/// The lengths of head and data that a record claims at its start, if that much of it is sound.
+pub(super) fn record_lengths(bytes: &[u8]) -> Option<(u64, u64)> {
+    let mut fields = Fields::of(bytes);
+    let (Ok(Some((1, Value::Number(number)))), Ok(Some((2, Value::Number(_))))) =
+        (fields.next(), fields.next())
+    else {
+        return None;
+    };
+    let kind = RecordKind::from_number(number as i64)?;
+    let mut data = 0;
+    if kind != RecordKind::Crc {
+        if fields.varint() != Ok(0x1a) {
+            return None;
+        }
+        data = fields.varint().ok()?;
+    }
+    Some(((bytes.len() - fields.rest.len()) as u64, data))
 }
 
 /// An entry whose data still lies in the read buffer.
@@ -250,15 +271,14 @@ impl EntryParts<'_> {
 
 pub(super) fn decode_entry(bytes: &[u8]) -> Option<EntryParts<'_>> {
     let (mut kind, mut term, mut index, mut data) = (0, 0, 0, &[][..]);
-    let mut fields = Fields { rest: bytes };
+    let mut fields = Fields::of(bytes);
     while let Some(field) = fields.next().ok()? {
         match field {
             (1, Value::Number(value)) => kind = value,
             (2, Value::Number(value)) => term = value,
             (3, Value::Number(value)) => index = value,
             (4, Value::Bytes(value)) => data = value,
-            (1..=4, _) => return None,
-            _ => {}
+            _ => return None,
         }
     }
     let kind = match kind {
@@ -268,19 +288,31 @@ pub(super) fn decode_entry(bytes: &[u8]) -> Option<EntryParts<'_>> {
         _ => return None,
     };
     // The largest index has no successor, and the log counts on there being one.
-    if index == u64::MAX {
+    if index == 0 || index == u64::MAX {
+        return None;
+    }
+    // A change without content exists nowhere; a hard state of term 1 or 2 taken for an entry would look like one.
+    if kind != EntryKind::Normal && data.is_empty() {
         return None;
     }
     Some(EntryParts { kind, position: LogPosition { term: Term(term), index: LogIndex(index) }, data })
 }
 
 pub(super) fn decode_state(bytes: &[u8]) -> Option<HardState> {
-    let state = raftpb::HardState::decode(bytes).ok()?;
-    Some(HardState {
-        term: Term(state.term.unwrap_or(0)),
-        vote: MemberId(state.vote.unwrap_or(0)),
-        commit: LogIndex(state.commit.unwrap_or(0)),
-    })
+    let mut numbers = [0; 3];
+    let mut fields = Fields::of(bytes);
+    while let Some(field) = fields.next().ok()? {
+        match field {
+            (field @ 1..=3, Value::Number(value)) => numbers[field as usize - 1] = value,
+            _ => return None,
+        }
+    }
+    let [term, vote, commit] = numbers;
+    // Nobody votes or commits in term 0; an empty entry taken for a state would look like that.
+    if term == 0 && (vote, commit) != (0, 0) {
+        return None;
+    }
+    Some(HardState { term: Term(term), vote: MemberId(vote), commit: LogIndex(commit) })
 }
 
 /// The conf state is absent at index 0, and in logs of etcd before 3.5.
@@ -334,12 +366,17 @@ enum Value<'a> {
     Bytes(&'a [u8]),
 }
 
-/// The fields of a protobuf message, one after the other.
+/// The fields of a protobuf message, one after the other. Their numbers must rise.
 struct Fields<'a> {
     rest: &'a [u8],
+    number: u64,
 }
 
 impl<'a> Fields<'a> {
+    fn of(message: &'a [u8]) -> Fields<'a> {
+        Fields { rest: message, number: 0 }
+    }
+
     fn next(&mut self) -> Result<Option<(u64, Value<'a>)>, ()> {
         if self.rest.is_empty() {
             return Ok(None);
@@ -347,15 +384,14 @@ impl<'a> Fields<'a> {
         let tag = self.varint()?;
         let value = match tag & 7 {
             0 => Value::Number(self.varint()?),
-            1 => Value::Bytes(self.take(8)?),
             2 => {
                 let len = self.varint()?;
                 Value::Bytes(self.take(len)?)
             }
-            5 => Value::Bytes(self.take(4)?),
             _ => return Err(()),
         };
-        Ok(Some((tag >> 3, value)))
+        let before = std::mem::replace(&mut self.number, tag >> 3);
+        if self.number <= before { Err(()) } else { Ok(Some((self.number, value))) }
     }
 
     fn varint(&mut self) -> Result<u64, ()> {
@@ -401,6 +437,25 @@ mod tests {
         let entry = decode_entry(&[16, 1, 24, 2]).unwrap();
         assert_eq!((entry.kind, entry.data.len()), (EntryKind::Normal, 0));
         assert_eq!(entry.position, LogPosition { term: Term(1), index: LogIndex(2) });
+    }
+
+    #[test]
+    fn a_record_read_as_another_type_is_noticed() {
+        let state = |term, vote, commit| {
+            let mut frames = FrameWriter::default();
+            frames.state(&HardState { term: Term(term), vote: MemberId(vote), commit: LogIndex(commit) });
+            let record = frames.bytes.len() - 8;
+            let padding = (frames.bytes[7] & 7) as usize;
+            decode_record(&frames.bytes[8..8 + record - padding]).unwrap().data.to_vec()
+        };
+        for term in 0..5 {
+            let state = state(term, 7 * term.min(1), 9 * term.min(1));
+            assert!(decode_state(&state).is_some());
+            assert!(decode_entry(&state).is_none(), "a state of term {term} is not an entry");
+        }
+        assert!(decode_state(&[8, 0, 16, 1, 24, 2]).is_none(), "an empty entry is not a state");
+        assert!(decode_state(&[8, 1, 16, 1, 24, 2, 34, 1, 0]).is_none(), "an entry with data is not a state");
+        assert!(decode_record(&[8, 4, 16, 0, 8, 4]).is_err(), "no field comes twice");
     }
 
     #[test]

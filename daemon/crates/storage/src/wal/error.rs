@@ -4,7 +4,7 @@ use std::io;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
-use types::LogIndex;
+use types::{LogIndex, Term};
 
 /// A reason not to go on with the log. Cloneable, because a failed write or sync is the answer to every later call as well.
 #[derive(Clone, Debug, thiserror::Error)]
@@ -90,6 +90,10 @@ pub enum DamageKind {
     BelowSynced { fault: Box<DamageKind>, synced_at: u64 },
     #[error("entry {found} follows entry {last}")]
     Gap { last: LogIndex, found: LogIndex },
+    #[error("term {found} follows term {before}")]
+    TermRegress { before: Term, found: Term },
+    #[error("entry {index} is replaced although everything up to {commit} was committed")]
+    CommittedReplaced { index: LogIndex, commit: LogIndex },
     #[error("metadata differs from that of an earlier segment")]
     MetadataConflict,
     #[error("no metadata record")]

@@ -211,11 +211,11 @@ impl Shared {
 
     /// Deleting comes first, since it makes room; then the segment in use, then the next one.
     fn next_job(&self, work: &mut Work, current_failed: Option<&Arc<ZeroedFile>>) -> Job {
-        if work.stop {
-            return Job::Stop;
-        }
         if work.released_below > work.purged_below {
             return Job::Purge(work.released_below);
+        }
+        if work.stop {
+            return Job::Stop;
         }
         if !work.zero_ahead {
             return Job::Wait;

@@ -176,7 +176,7 @@ fn walk(
                 marked |= record.kind == RecordKind::Crc && record.offset > 0;
                 let offset = record.offset;
                 if let Err(kind) = visitor.record(record) {
-                    let index = visitor.next_index().unwrap_or(segment.name.index);
+                    let index = visitor.next_index().unwrap_or(segment.name.index.max(LogIndex(1)));
                     return Err(damaged(&segment.path, offset, index, kind));
                 }
             }
@@ -189,7 +189,7 @@ fn walk(
         return Ok(Tail { end, crc, torn_bytes: None });
     }
     let refused = |kind| {
-        let index = visitor.next_index().unwrap_or(segment.name.index);
+        let index = visitor.next_index().unwrap_or(segment.name.index.max(LogIndex(1)));
         Err(damaged(&segment.path, end, index, kind))
     };
     match tail::judge(&segment.file, end, fault.clone(), marked).map_err(failed)? {
@@ -294,11 +294,19 @@ struct Load {
     metadata: Option<Bytes>,
     /// The term of the log's entry at `start`, as far as it has been read.
     term_at_start: Option<Term>,
+    /// The last hard state read.
+    state: HardState,
 }
 
 impl Load {
     fn new(survey: &Survey) -> Load {
-        Load { start: survey.snapshot.position, entries: Vec::new(), metadata: None, term_at_start: None }
+        Load {
+            start: survey.snapshot.position,
+            entries: Vec::new(),
+            metadata: None,
+            term_at_start: None,
+            state: HardState::default(),
+        }
     }
 
     fn last(&self) -> LogIndex {
@@ -316,8 +324,27 @@ impl Load {
         if slot > self.entries.len() {
             return Err(DamageKind::Gap { last: self.last(), found: index });
         }
+        let (commit, term) = (self.state.commit, entry.position.term);
+        if index <= commit && self.entries.get(slot).is_some_and(|committed| committed.term != term) {
+            return Err(DamageKind::CommittedReplaced { index, commit });
+        }
+        if let Some(before) = slot.checked_sub(1).map(|before| self.entries[before].term)
+            && term < before
+        {
+            return Err(DamageKind::TermRegress { before, found: term });
+        }
         self.entries.truncate(slot);
         self.entries.push(entry.to_entry());
+        Ok(())
+    }
+
+    fn state(&mut self, data: &[u8]) -> Result<(), DamageKind> {
+        let state = state_of(data)?;
+        let before = self.state.term.max(self.entries.last().map_or(Term(0), |entry| entry.term));
+        if state.term < before {
+            return Err(DamageKind::TermRegress { before, found: state.term });
+        }
+        self.state = state;
         Ok(())
     }
 
@@ -352,7 +379,8 @@ impl Visitor for Load {
                     Ok(())
                 }
             },
-            RecordKind::State | RecordKind::Crc => Ok(()),
+            RecordKind::State => self.state(record.data),
+            RecordKind::Crc => Ok(()),
         }
     }
 

@@ -73,7 +73,7 @@ fn judge_bytes(bytes: &[u8], offset: u64, file_len: u64, fault: Option<Fault>, m
         }
         (_, None) => false,
     };
-    if !torn_looking {
+    if !torn_looking || length_lies(bytes, offset) {
         return Verdict::Damaged(kind);
     }
     match synced_after(bytes, marked) {
@@ -82,6 +82,16 @@ fn judge_bytes(bytes: &[u8], offset: u64, file_len: u64, fault: Option<Fault>, m
         }
         None => Verdict::Torn { bytes: bytes.len() as u64 },
     }
+}
+
+/// Whether the record at the start of `bytes` says itself that its frame has another length. Sectors cannot explain that, as long as
+/// both statements are in one.
+fn length_lies(bytes: &[u8], offset: u64) -> bool {
+    let field = bytes.first_chunk().copied().map(LengthField::decode);
+    let Some(LengthField::Body { record, .. }) = field else { return false };
+    let Some((head, data)) = codec::record_lengths(&bytes[ALIGN as usize..]) else { return false };
+    let one_sector = offset / SECTOR_BYTES == (offset + ALIGN + head - 1) / SECTOR_BYTES;
+    one_sector && head.checked_add(data) != Some(record)
 }
 
 /// Whether one of the sectors that a record of `record_len` bytes at `offset` touches holds only zeros of it. `record` may be
