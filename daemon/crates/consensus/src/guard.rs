@@ -172,7 +172,6 @@ fn check_proposal(raft: &Raft<Tail>, message: &raftpb::Message) -> Result<(), Re
     for entry in &message.entries {
         match entry.r#type.unwrap_or_default() {
             0 => {}
-            // raft-rs parses this again with a decoder that recurses without bound (RUSTSEC-2024-0437); what prost accepts is flat.
             1 => {
                 if let Err(error) = raftpb::ConfChange::decode(entry.data.clone().unwrap_or_default()) {
                     return refuse("conf_change_garbage", format!("proposed conf change: {error}"));

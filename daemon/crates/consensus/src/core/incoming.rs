@@ -34,6 +34,12 @@ impl Core {
             Ok(message) => message,
             Err(error) => return self.report("message", from, error.to_string()),
         };
+        if kind == MessageType::MsgProp && self.node.raft.state == StateRole::Leader {
+            if !self.append_as_leader(message.take_entries().into_vec()) {
+                self.report("proposal_dropped", from, "a forwarded proposal cannot be taken now");
+            }
+            return;
+        }
         if kind == MessageType::MsgAppResp && !guard::keep_next_above_match(&mut self.node.raft, &mut message)
         {
             return;
@@ -97,18 +103,45 @@ impl Core {
         if batch.entries.is_empty() {
             return;
         }
-        let mut message = eraftpb::Message::default();
+        if self.node.raft.state == StateRole::Leader {
+            if !self.append_as_leader(batch.entries) {
+                self.drop_proposals(batch.ids, DropReason::TooMuchUncommitted);
+            }
+            return;
+        }
+        let mut message = eraftpb::Message { from: self.config.id.0, ..eraftpb::Message::default() };
         message.set_msg_type(eraftpb::MessageType::MsgPropose);
-        message.from = self.config.id.0;
         message.set_entries(batch.entries.into());
         if self.node.step(message).is_err() {
-            let reason = if self.node.raft.state == StateRole::Leader {
-                DropReason::TooMuchUncommitted
-            } else {
-                DropReason::NoLeader
-            };
-            self.drop_proposals(batch.ids, reason);
+            self.drop_proposals(batch.ids, DropReason::NoLeader);
         }
+    }
+
+    /// What raft does with a MsgPropose on the leader, except that it never looks into a conf change: raft-rs would parse etcd's bytes by
+    /// its own schema, where a learner (3) does not exist, and drop it. As in raft, a conf change while another may be unapplied becomes an
+    /// empty entry; ours were sorted out before, so this happens to forwarded ones only. False when nothing was appended.
+    fn append_as_leader(&mut self, mut entries: Vec<eraftpb::Entry>) -> bool {
+        let raft = &mut self.node.raft;
+        if raft.lead_transferee.is_some() || raft.prs().get(raft.id).is_none() {
+            return false;
+        }
+        let mut pending = raft.pending_conf_index;
+        for (index, entry) in (raft.raft_log.last_index() + 1..).zip(&mut entries) {
+            if entry.get_entry_type() == eraftpb::EntryType::EntryNormal {
+                continue;
+            }
+            if pending > raft.raft_log.applied {
+                *entry = codec::proposal_to_raft(EntryKind::Normal, Bytes::new());
+            } else {
+                pending = index;
+            }
+        }
+        if !raft.append_entry(&mut entries) {
+            return false;
+        }
+        raft.pending_conf_index = pending;
+        raft.bcast_append();
+        true
     }
 
     fn drop_proposals(&mut self, ids: Vec<ProposalId>, reason: DropReason) {
@@ -140,9 +173,7 @@ impl Core {
         }
         while self.reads.wants_round() {
             let context = self.reads.start();
-            let mut message = eraftpb::Message::default();
-            message.set_msg_type(eraftpb::MessageType::MsgReadIndex);
-            if !self.step_read(message, context)
+            if !self.step_read(MemberId::NONE, context)
                 && let Some(output) = self.reads.dropped()
             {
                 self.outputs.push_back(output);
@@ -166,17 +197,15 @@ impl Core {
         let Some(context) = self.reads.forward(forwarded) else {
             return self.report("reads_full", from, "too many forwarded reads wait for the quorum");
         };
-        let mut message = eraftpb::Message::default();
-        message.set_msg_type(eraftpb::MessageType::MsgReadIndex);
-        message.from = from.0;
-        message.to = self.config.id.0;
-        if !self.step_read(message, context.clone()) {
+        if !self.step_read(from, context.clone()) {
             self.reads.answer(&context);
         }
     }
 
     /// raft drops a read without a word; only its counters tell. False when it did.
-    fn step_read(&mut self, mut message: eraftpb::Message, context: Bytes) -> bool {
+    fn step_read(&mut self, from: MemberId, context: Bytes) -> bool {
+        let mut message = eraftpb::Message { from: from.0, ..eraftpb::Message::default() };
+        message.set_msg_type(eraftpb::MessageType::MsgReadIndex);
         message.set_entries(vec![codec::proposal_to_raft(EntryKind::Normal, context)].into());
         let raft = &mut self.node.raft;
         let before = (raft.pending_read_count(), raft.ready_read_count(), raft.msgs.len());

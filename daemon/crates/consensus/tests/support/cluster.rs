@@ -119,6 +119,14 @@ pub fn describe(message: &raftpb::Message) -> String {
 
 impl Cluster {
     pub fn add(&mut self, config: Config, disk: Disk) {
+        self.add_member(config, disk, false);
+    }
+
+    pub fn add_stalled(&mut self, config: Config, disk: Disk) {
+        self.add_member(config, disk, true);
+    }
+
+    fn add_member(&mut self, config: Config, disk: Disk, apply_stalled: bool) {
         let id = config.id.0;
         let node = Node {
             core: None,
@@ -127,7 +135,7 @@ impl Cluster {
             unconfirmed: VecDeque::new(),
             unapplied: VecDeque::new(),
             disk_stalled: false,
-            apply_stalled: false,
+            apply_stalled,
         };
         self.nodes.insert(id, node);
         self.start(id).expect("a fresh member starts");

@@ -2,7 +2,9 @@
 //!
 //! | command | |
 //! |---|---|
-//! | `cluster members=3 [learners=4] [keep=N] [tail=BYTES] [uncommitted=BYTES]` | fresh members that know each other |
+//! | `bootstrap members=3` | as etcd begins: a log of one conf change per member; their apply is stalled |
+//! | `join N` | a member that knows nobody |
+//! | `cluster members=3 [learners=4] [keep=N] [tail=BYTES] [uncommitted=BYTES] [append=BYTES]` | fresh members that know each other |
 //! | `log N T/I..` | rewrites the disk of a member that is down: entries of term T at index I, hard state to match |
 //! | `campaign N`, `tick N [count]`, `transfer N to`, `unreachable N peer`, `compact N` | one input |
 //! | `propose N data..` | one batch |
@@ -108,7 +110,35 @@ fn run_command(cluster: &mut Cluster, command: &str, out: &mut String) -> Done {
                 config.log_tail_bytes_max = setting("tail").map_or(Ok(u64::MAX), |word| number(&word))?;
                 config.uncommitted_bytes_max =
                     setting("uncommitted").map_or(Ok(1 << 30), |word| number(&word))?;
+                if let Some(word) = setting("append") {
+                    config.append_bytes_max = number(&word)?;
+                }
                 cluster.add(config, Disk { conf_state: conf_state.clone(), ..Disk::default() });
+            }
+        }
+        "bootstrap" => {
+            let members: u64 = setting("members").map_or(Ok(1), |word| number(&word))?;
+            let entries: Vec<Entry> = (1..=members)
+                .map(|member| {
+                    let change = raftpb::ConfChange {
+                        id: Some(0),
+                        r#type: Some(0),
+                        node_id: Some(member),
+                        context: Some("{}".into()),
+                    };
+                    Entry {
+                        term: Term(1),
+                        index: LogIndex(member),
+                        kind: EntryKind::ConfChange,
+                        data: change.encode_to_vec().into(),
+                    }
+                })
+                .collect();
+            *cluster = Cluster::default();
+            for member in 1..=members {
+                let hard_state = HardState { term: Term(1), vote: MemberId::NONE, commit: LogIndex(members) };
+                let disk = Disk { hard_state, entries: entries.clone(), ..Disk::default() };
+                cluster.add_stalled(Config::new(MemberId(member), 0), disk);
             }
         }
         "join" => cluster.add(Config::new(MemberId(id(0)?), 0), Disk::default()),
