@@ -10,6 +10,9 @@ mod alarms;
 mod apply;
 mod cluster;
 mod compaction;
+#[cfg(any(test, feature = "testing"))]
+pub mod conformance;
+mod hash;
 mod index;
 mod machine;
 pub mod membership;
@@ -20,13 +23,17 @@ mod recent;
 pub mod rows;
 mod state;
 pub mod store;
+mod stream;
+pub mod validate;
 
 pub use apply::gates::{put_cost, txn_cost};
 pub use apply::{Outcome, Sink};
 pub use cluster::Downgrade;
 pub use compaction::CompactProgress;
+pub use hash::HashKv;
 pub use index::IndexSize;
 pub use machine::{OpenError, StateMachine};
 pub use memory::Memory;
 pub use read::{Reader, is_read_only, is_serializable};
 pub use state::{INLINE_VALUE_BYTES_MAX_DEFAULT, NEVER_COMPACTED, Options, QUOTA_BACKEND_BYTES_DEFAULT};
+pub use stream::RangeStream;

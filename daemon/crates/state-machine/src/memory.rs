@@ -151,3 +151,13 @@ impl Store for Memory {
         StoreSize { total_bytes: bytes, in_use_bytes: bytes }
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn memory_is_a_store() {
+        crate::conformance::store_conformance(Memory::new, |store| store.clone());
+    }
+}

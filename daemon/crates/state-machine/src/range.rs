@@ -86,6 +86,19 @@ impl Plan {
         })
     }
 
+    /// Keys in the answer; `usize::MAX` when unlimited.
+    pub fn limit(&self) -> usize {
+        self.limit
+    }
+
+    /// Without the values that were not asked for.
+    pub fn strip(&self, mut kvs: Vec<KeyValue>) -> Vec<KeyValue> {
+        if self.keys_only {
+            kvs.iter_mut().for_each(|kv| kv.value = Bytes::new());
+        }
+        kvs
+    }
+
     /// True when values must be read.
     fn needs_values(&self) -> bool {
         !self.keys_only || matches!(self.sort, Some((SortTarget::Value, _)))
@@ -123,9 +136,7 @@ impl Plan {
         }
         let more = kvs.len() > self.limit;
         kvs.truncate(self.limit);
-        if self.keys_only {
-            kvs.iter_mut().for_each(|kv| kv.value = Bytes::new());
-        }
+        let kvs = self.strip(kvs);
         let header = ResponseHeader { revision: header_revision, ..Default::default() };
         RangeResponse { header: Some(header), kvs, more, count: count as i64 }
     }

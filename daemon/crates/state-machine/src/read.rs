@@ -81,30 +81,14 @@ impl<S: Store> Reader<S> {
         if first.compacted > at {
             return Err(Overtaken);
         }
-        let count = count_now(&first, first.revision, plan, at);
-        let mut kvs: Vec<KeyValue> = Vec::new();
-        let (mut from, end) = plan.bounds();
-        if let Some(skipped) = skip(&first, first.revision, plan, at, count) {
-            from = skipped;
+        let count = self.count_if_cheap(&first, plan, at);
+        let mut kvs = Vec::new();
+        if plan.count_only {
+            drop(first);
+        } else {
+            let from = skip(&first, first.revision, plan, at, count).unwrap_or_else(|| plan.bounds().0);
+            kvs = self.gather(plan, at, from, plan.fetch, Some(first))?;
         }
-        let mut hold = Some(first);
-        while !plan.count_only {
-            let state = hold.take().unwrap_or_else(|| self.shared.state.read());
-            if state.compacted > at {
-                return Err(Overtaken);
-            }
-            let bounds = Bounds { keys: CHUNK.keys.min(plan.fetch - kvs.len()), ..CHUNK };
-            let mut harvest = Harvest::gather(&state.index, plan, &from, end.as_deref(), at, bounds);
-            drop(state);
-            let resume = harvest.resume.take();
-            let is_full = kvs.len() + harvest.len() >= plan.fetch;
-            harvest.resolve(plan, &mut kvs, |ids| fetch(&*self.shared.store, ids)).ok_or(Overtaken)?;
-            match resume {
-                Some(next) if !is_full => from = next,
-                _ => break,
-            }
-        }
-        drop(hold);
         let count = match count {
             Some(count) => count,
             None => self.count_at(plan, at)?,
@@ -112,8 +96,42 @@ impl<S: Store> Reader<S> {
         Ok(plan.finish(kvs, count, header))
     }
 
+    /// Up to `keys` key-values of the plan's range at revision `at`, beginning at `from`, in bounded holds.
+    pub(crate) fn gather(
+        &self,
+        plan: &Plan,
+        at: i64,
+        mut from: Vec<u8>,
+        keys: usize,
+        mut hold: Option<RwLockReadGuard<'_, State>>,
+    ) -> Result<Vec<KeyValue>, Overtaken> {
+        let end = plan.bounds().1;
+        let mut kvs = Vec::new();
+        loop {
+            let state = hold.take().unwrap_or_else(|| self.shared.state.read());
+            if state.compacted > at {
+                return Err(Overtaken);
+            }
+            let bounds = Bounds { keys: CHUNK.keys.min(keys - kvs.len()), ..CHUNK };
+            let mut harvest = Harvest::gather(&state.index, plan, &from, end.as_deref(), at, bounds);
+            drop(state);
+            let resume = harvest.resume.take();
+            let is_full = kvs.len() + harvest.len() >= keys;
+            harvest.resolve(plan, &mut kvs, |ids| fetch(&*self.shared.store, ids)).ok_or(Overtaken)?;
+            match resume {
+                Some(next) if !is_full => from = next,
+                _ => return Ok(kvs),
+            }
+        }
+    }
+
+    /// The count without a walk: at the current revision, or one of a moment ago.
+    pub(crate) fn count_if_cheap(&self, state: &State, plan: &Plan, at: i64) -> Option<u64> {
+        count_now(state, state.revision, plan, at)
+    }
+
     /// Counts at a revision of the past, in bounded holds.
-    fn count_at(&self, plan: &Plan, at: i64) -> Result<u64, Overtaken> {
+    pub(crate) fn count_at(&self, plan: &Plan, at: i64) -> Result<u64, Overtaken> {
         let (mut from, end) = plan.bounds();
         let mut total = 0;
         loop {
