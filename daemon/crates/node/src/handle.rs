@@ -1,27 +1,41 @@
 //! The handle of a running member: what the client edge may ask. Cheap to clone, usable from any thread or runtime.
 //!
-//! Answers come with their header filled in, except `member_id`-independent parts that etcd leaves empty. A timeout means "unknown":
-//! the request may still take effect.
+//! Answers come with their header filled in. A timeout means "unknown": the request may still take effect. Requests are expected to
+//! have passed `state_machine::validate` at the edge; apply refuses what must not happen in any case.
 
-use std::sync::Arc;
+use std::{
+    sync::{Arc, atomic::Ordering},
+    time::{Duration, Instant},
+};
 
 use api::{error::EtcdError, etcdserverpb as pb};
-use state_machine::membership::Member;
-use types::{LogIndex, MemberId, Term};
+use bytes::Bytes;
+use consensus::io::{Input, Proposal, ProposalId, Role};
+use prost::Message;
+use state_machine::{Outcome, Reader, membership::Member, store::Store};
+use storage::state_store::FjallStore;
+use tokio::sync::{oneshot, watch};
+use types::{EntryKind, LogIndex, MemberId, Term, limits};
+
+use crate::{
+    mailbox::PushError,
+    metrics_text,
+    read_gate::Joined,
+    shared::{Leadership, PROPOSALS_QUEUED_MAX, Shared, ToRaft},
+};
 
 /// See the module text.
 #[derive(Clone)]
 pub struct Handle {
-    pub(crate) inner: Arc<Inner>,
+    pub(crate) shared: Arc<Shared>,
 }
 
-pub(crate) struct Inner {}
-
 /// What `/health`, Status and `/metrics` show of consensus, read without waiting.
-#[derive(Clone, Debug, Default)]
+#[derive(Clone, Copy, Debug, Default)]
 pub struct NodeStatus {
     pub member: MemberId,
     pub leader: MemberId,
+    pub is_leader: bool,
     pub is_learner: bool,
     pub term: Term,
     pub committed: LogIndex,
@@ -30,94 +44,388 @@ pub struct NodeStatus {
 
 impl Handle {
     pub async fn put(&self, request: pb::PutRequest) -> Result<pb::PutResponse, EtcdError> {
-        unimplemented_yet(request)
+        self.voters_only()?;
+        let request = pb::InternalRaftRequest { put: Some(request), ..Default::default() };
+        match self.propose(request).await? {
+            Outcome::Put(mut response) => {
+                self.stamp(&mut response.header);
+                Ok(response)
+            }
+            other => unexpected("put", &other),
+        }
     }
-    pub async fn delete_range(&self, request: pb::DeleteRangeRequest) -> Result<pb::DeleteRangeResponse, EtcdError> {
-        unimplemented_yet(request)
+
+    pub async fn delete_range(
+        &self,
+        request: pb::DeleteRangeRequest,
+    ) -> Result<pb::DeleteRangeResponse, EtcdError> {
+        self.voters_only()?;
+        let request = pb::InternalRaftRequest { delete_range: Some(request), ..Default::default() };
+        match self.propose(request).await? {
+            Outcome::DeleteRange(mut response) => {
+                self.stamp(&mut response.header);
+                Ok(response)
+            }
+            other => unexpected("delete range", &other),
+        }
     }
+
+    /// A txn without writes is a read and never enters the log; it is linearizable unless every range in it is serializable.
     pub async fn txn(&self, request: pb::TxnRequest) -> Result<pb::TxnResponse, EtcdError> {
-        unimplemented_yet(request)
+        self.voters_only()?;
+        if state_machine::is_read_only(&request) {
+            if !state_machine::is_serializable(&request) {
+                self.read_barrier().await?;
+            }
+            let mut response = self.reader().txn_read_only(&request)?;
+            self.stamp(&mut response.header);
+            return Ok(response);
+        }
+        let request = pb::InternalRaftRequest { txn: Some(request), ..Default::default() };
+        match self.propose(request).await? {
+            Outcome::Txn(mut response) => {
+                self.stamp(&mut response.header);
+                Ok(response)
+            }
+            other => unexpected("txn", &other),
+        }
     }
+
+    /// With `physical` also waits until this member has dropped the old versions.
     pub async fn compact(&self, request: pb::CompactionRequest) -> Result<pb::CompactionResponse, EtcdError> {
-        unimplemented_yet(request)
+        self.voters_only()?;
+        let (physical, revision) = (request.physical, request.revision);
+        let mut finished = self.shared.compacted.subscribe();
+        let request = pb::InternalRaftRequest { compaction: Some(request), ..Default::default() };
+        let outcome = self.propose(request).await;
+        if physical && !matches!(&outcome, Err(error) if *error != EtcdError::Compacted) {
+            // The wait has the same bound as the request itself; physical compaction goes on whatever the client learns.
+            let wait = finished.wait_for(|finished| *finished >= revision);
+            let limit = self.shared.config.request_timeout();
+            if tokio::time::timeout(limit, wait).await.is_err() {
+                return Err(EtcdError::Timeout);
+            }
+        }
+        match outcome? {
+            Outcome::Compaction(mut response) => {
+                self.stamp(&mut response.header);
+                Ok(response)
+            }
+            other => unexpected("compaction", &other),
+        }
     }
+
     /// Linearizable unless `serializable`; learners answer only serializable reads.
     pub async fn range(&self, request: pb::RangeRequest) -> Result<pb::RangeResponse, EtcdError> {
-        unimplemented_yet(request)
+        if !request.serializable {
+            self.voters_only()?;
+            self.read_barrier().await?;
+        }
+        self.range_local(&request)
     }
+
     /// Waits until this member has applied everything that was committed when it was asked. Streams use it once, then read locally
     /// with [`Handle::range_local`].
     pub async fn read_barrier(&self) -> Result<(), EtcdError> {
-        unimplemented_yet(())
+        let shared = &self.shared;
+        if shared.sole_leader.load(Ordering::Acquire) {
+            return Ok(());
+        }
+        if shared.stopping.load(Ordering::Relaxed) {
+            return Err(EtcdError::Stopped);
+        }
+        let passed = match shared.gate.join() {
+            Joined::First(passed) => {
+                shared.raft.push(ToRaft::ReadersWait);
+                passed
+            }
+            Joined::Another(passed) => passed,
+            Joined::Full => return Err(EtcdError::RequestTooManyRequests),
+        };
+        passed.await.unwrap_or(Err(EtcdError::Stopped))
     }
+
     /// A local read at the current or the asked revision, without any round.
     pub fn range_local(&self, request: &pb::RangeRequest) -> Result<pb::RangeResponse, EtcdError> {
-        unimplemented_yet(request)
+        self.shared.metrics.ranges.add(1);
+        let mut response = self.reader().range(request)?;
+        self.stamp(&mut response.header);
+        Ok(response)
     }
-    pub async fn member_list(&self, request: pb::MemberListRequest) -> Result<pb::MemberListResponse, EtcdError> {
-        unimplemented_yet(request)
+
+    /// For streams that read in chunks of their own.
+    pub fn reader(&self) -> Reader<FjallStore> {
+        self.shared.reader()
     }
+
+    /// The header's revision stays zero, as in etcd's cluster API.
+    pub async fn member_list(
+        &self,
+        request: pb::MemberListRequest,
+    ) -> Result<pb::MemberListResponse, EtcdError> {
+        if request.linearizable {
+            self.voters_only()?;
+            self.read_barrier().await?;
+        }
+        let members = self.members().into_iter().map(member_message).collect();
+        Ok(pb::MemberListResponse { header: Some(self.header_of_cluster()), members })
+    }
+
     pub async fn alarm(&self, request: pb::AlarmRequest) -> Result<pb::AlarmResponse, EtcdError> {
-        unimplemented_yet(request)
+        self.voters_only()?;
+        let request = pb::InternalRaftRequest { alarm: Some(request), ..Default::default() };
+        match self.propose(request).await? {
+            Outcome::Alarm(mut response) => {
+                self.stamp(&mut response.header);
+                Ok(response)
+            }
+            other => unexpected("alarm", &other),
+        }
     }
-    /// Maintenance.Status in full.
+
+    /// Maintenance.Status in full; local, served by learners too.
     pub async fn status(&self) -> Result<pb::StatusResponse, EtcdError> {
-        unimplemented_yet(())
+        let status = self.node_status();
+        let size = self.shared.store().size();
+        let mut errors = Vec::new();
+        if status.leader.is_none() {
+            errors.push(EtcdError::NoLeader.text().to_owned());
+        }
+        errors.extend(self.alarms().iter().map(|alarm| {
+            let kind = alarm.alarm().as_str_name();
+            format!("memberID:{} alarm:{kind} ", alarm.member_id)
+        }));
+        let downgrade = self.reader().downgrade();
+        Ok(pb::StatusResponse {
+            header: Some(self.header(0)),
+            version: limits::ETCD_VERSION.to_owned(),
+            db_size: saturate(size.total_bytes),
+            leader: status.leader.0,
+            raft_index: status.committed.0,
+            raft_term: status.term.0,
+            raft_applied_index: status.applied.0,
+            errors,
+            db_size_in_use: saturate(size.in_use_bytes),
+            is_learner: status.is_learner,
+            storage_version: self.storage_version(),
+            db_size_quota: self.quota_bytes(),
+            downgrade_info: Some(pb::DowngradeInfo {
+                enabled: downgrade.enabled,
+                target_version: downgrade.target_version,
+            }),
+        })
     }
+
+    /// Reads the whole store: seconds on a large one, on a thread made for waiting.
     pub async fn hash(&self) -> Result<pb::HashResponse, EtcdError> {
-        unimplemented_yet(())
+        let reader = self.reader();
+        let hash =
+            tokio::task::spawn_blocking(move || reader.hash()).await.map_err(|_| EtcdError::Stopped)?;
+        Ok(pb::HashResponse { header: Some(self.header(0)), hash })
     }
+
+    /// As [`Handle::hash`], for the key space at one revision.
     pub async fn hash_kv(&self, request: pb::HashKvRequest) -> Result<pb::HashKvResponse, EtcdError> {
-        unimplemented_yet(request)
+        let reader = self.reader();
+        let result = tokio::task::spawn_blocking(move || reader.hash_kv(request.revision))
+            .await
+            .map_err(|_| EtcdError::Stopped)??;
+        Ok(pb::HashKvResponse {
+            header: Some(self.header(0)),
+            hash: result.hash,
+            compact_revision: result.compact_revision.0,
+            hash_revision: result.hash_revision.0,
+        })
     }
-    pub async fn move_leader(&self, request: pb::MoveLeaderRequest) -> Result<pb::MoveLeaderResponse, EtcdError> {
-        unimplemented_yet(request)
+
+    /// Only on the leader, only to a voter; returns when the other one leads.
+    pub async fn move_leader(
+        &self,
+        request: pb::MoveLeaderRequest,
+    ) -> Result<pb::MoveLeaderResponse, EtcdError> {
+        let me = self.shared.config.member;
+        let target = MemberId(request.target_id);
+        let mut leadership = self.shared.leadership.subscribe();
+        if leadership.borrow_and_update().leader != me {
+            return Err(EtcdError::NotLeader);
+        }
+        let is_voter =
+            self.shared.conf_states.lock().last().is_some_and(|(_, state)| state.voters.contains(&target));
+        if !is_voter {
+            return Err(EtcdError::BadLeaderTransferee);
+        }
+        if target == me {
+            return Ok(pb::MoveLeaderResponse { header: Some(self.header_of_cluster()) });
+        }
+        self.shared.raft.push(ToRaft::Input(Input::TransferLeader(target)));
+        let limit = self.shared.config.request_timeout();
+        let moved = leadership.wait_for(|now| now.leader == target);
+        match tokio::time::timeout(limit, moved).await {
+            Ok(Ok(_)) => Ok(pb::MoveLeaderResponse { header: Some(self.header_of_cluster()) }),
+            Ok(Err(_)) => Err(EtcdError::Stopped),
+            Err(_) => Err(EtcdError::LeaderTransferTimeout),
+        }
     }
 
     /// cluster_id, member_id, raft_term of now; `revision` as given, or the store's current one when zero.
     pub fn header(&self, revision: i64) -> pb::ResponseHeader {
-        unimplemented_yet(revision)
+        let revision = if revision == 0 { self.reader().revision().0 } else { revision };
+        pb::ResponseHeader { revision, ..self.header_of_cluster() }
     }
+
+    fn header_of_cluster(&self) -> pb::ResponseHeader {
+        pb::ResponseHeader {
+            cluster_id: self.shared.config.cluster.0,
+            member_id: self.shared.config.member.0,
+            revision: 0,
+            raft_term: self.shared.term().0,
+        }
+    }
+
+    fn stamp(&self, header: &mut Option<pb::ResponseHeader>) {
+        let revision = header.as_ref().map_or(0, |header| header.revision);
+        *header = Some(self.header(revision));
+    }
+
     pub fn node_status(&self) -> NodeStatus {
-        unimplemented_yet(())
+        let shared = &self.shared;
+        let leadership = *shared.leadership.borrow();
+        NodeStatus {
+            member: shared.config.member,
+            leader: leadership.leader,
+            is_leader: leadership.role == Role::Leader,
+            is_learner: shared.is_learner(),
+            term: shared.term(),
+            committed: shared.committed(),
+            applied: shared.applied(),
+        }
     }
+
+    /// Tells of each change of leader or term.
+    pub fn leadership(&self) -> watch::Receiver<Leadership> {
+        self.shared.leadership.subscribe()
+    }
+
     pub fn members(&self) -> Vec<Member> {
-        unimplemented_yet(())
+        self.reader().members()
     }
+
     /// Alarms that are raised, as Maintenance.Alarm lists them.
     pub fn alarms(&self) -> Vec<pb::AlarmMember> {
-        unimplemented_yet(())
+        self.reader().alarms()
     }
+
     /// "3.7.0", or None before it was decided.
     pub fn cluster_version(&self) -> Option<String> {
-        unimplemented_yet(())
+        self.reader().cluster_version()
     }
-    /// As `/version` shows it; empty before it is known.
+
+    /// As `/version` shows it: the schema of the store follows the cluster version.
     pub fn storage_version(&self) -> String {
-        unimplemented_yet(())
+        self.cluster_version().unwrap_or_default()
     }
+
     /// `quota-backend-bytes` as it takes effect; 0 when there is none.
     pub fn quota_bytes(&self) -> i64 {
-        unimplemented_yet(())
+        match self.shared.config.quota_backend_bytes {
+            0 => state_machine::QUOTA_BACKEND_BYTES_DEFAULT,
+            negative if negative < 0 => 0,
+            bytes => bytes,
+        }
     }
-    /// Whether a request of this cost fits the quota now (etcd checks before it validates).
+
+    /// Whether a request of this cost would exceed the quota now (etcd checks before it validates).
     pub fn has_space_for(&self, cost_bytes: u64) -> bool {
-        unimplemented_yet(cost_bytes)
+        let quota = self.quota_bytes();
+        quota <= 0 || {
+            let size = self.shared.store().size();
+            size.total_bytes.saturating_add(cost_bytes) < quota as u64
+        }
     }
+
     /// Raises this member's NOSPACE alarm and does not wait for it.
     pub fn raise_no_space(&self) {
-        unimplemented_yet(())
+        crate::peers::raise_no_space(&self.shared);
     }
-    /// True while a leader is known, or was within three election timeouts: what the `hasleader` metadata asks.
-    pub fn has_leader(&self) -> bool {
-        unimplemented_yet(())
-    }
+
     /// Prometheus text of this member's own metrics, etcd's names.
     pub fn metrics_text(&self) -> String {
-        unimplemented_yet(())
+        metrics_text::render(self)
+    }
+
+    /// Puts a request into the log and waits for its outcome on this member.
+    pub(crate) async fn propose(&self, mut request: pb::InternalRaftRequest) -> Result<Outcome, EtcdError> {
+        let shared = &self.shared;
+        if shared.committed().0.saturating_sub(shared.applied().0) > limits::APPLY_LAG_MAX {
+            return Err(EtcdError::RequestTooManyRequests);
+        }
+        let id = shared.waiters.next_id();
+        request.header = Some(pb::RequestHeader { id, ..Default::default() });
+        let data = Bytes::from(request.encode_to_vec());
+        drop(request);
+        if data.len() as u64 > shared.config.max_request_bytes {
+            return Err(EtcdError::RequestTooLarge);
+        }
+        let outcome = self.submit(id, data)?;
+        outcome.await.unwrap_or(Err(EtcdError::Stopped))
+    }
+
+    fn submit(
+        &self,
+        id: u64,
+        data: Bytes,
+    ) -> Result<oneshot::Receiver<Result<Outcome, EtcdError>>, EtcdError> {
+        let shared = &self.shared;
+        if shared.stopping.load(Ordering::Relaxed) {
+            return Err(EtcdError::Stopped);
+        }
+        let told = shared.waiters.register(id);
+        let proposal = Proposal { id: ProposalId(id), kind: EntryKind::Normal, data };
+        match shared.raft.try_push(ToRaft::Propose(proposal), PROPOSALS_QUEUED_MAX) {
+            Ok(()) => Ok(told),
+            Err(refused) => {
+                let error = match refused {
+                    PushError::Full(_) => EtcdError::RequestTooManyRequests,
+                    PushError::Closed(_) => EtcdError::Stopped,
+                };
+                shared.waiters.complete(id, Err(error));
+                Err(error)
+            }
+        }
+    }
+
+    /// Learners serve nothing but serializable reads, Status and Snapshot.
+    fn voters_only(&self) -> Result<(), EtcdError> {
+        if self.shared.is_learner() { Err(EtcdError::NotSupportedForLearner) } else { Ok(()) }
+    }
+
+    /// True while a leader is known or was known within three election timeouts: what the `hasleader` metadata asks.
+    pub fn has_leader(&self) -> bool {
+        let leadership = *self.shared.leadership.borrow();
+        !leadership.leader.is_none() || {
+            let lost_for = Instant::now().duration_since(*self.shared.last_leader_change.lock());
+            lost_for < 3 * self.shared.config.election_timeout()
+                && lost_for > Duration::ZERO
+                && leadership.term.0 > 0
+        }
     }
 }
 
-fn unimplemented_yet<A, B>(_: A) -> B {
-    unreachable!("the node is being built")
+pub(crate) fn member_message(member: Member) -> pb::Member {
+    pb::Member {
+        id: member.id.0,
+        name: member.name,
+        peer_ur_ls: member.peer_urls,
+        client_ur_ls: member.client_urls,
+        is_learner: member.is_learner,
+    }
+}
+
+fn saturate(bytes: u64) -> i64 {
+    i64::try_from(bytes).unwrap_or(i64::MAX)
+}
+
+/// Our own bug: apply answered one kind of request with another's outcome.
+fn unexpected<T>(asked: &str, outcome: &Outcome) -> Result<T, EtcdError> {
+    unreachable!("{asked} was answered with {outcome:?}")
 }

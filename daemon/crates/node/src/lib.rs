@@ -1,5 +1,328 @@
 //! One running member: the threads that own consensus, log, state and reads, and the handle with which the rest asks them.
+//!
+//! ```text
+//! Handle ──proposals, readers──► raft loop ──persist──► log writer
+//!    ▲                            │  ▲  ▲                  │
+//!    │                       apply│  │  └────persisted─────┘
+//!    └──outcomes── apply worker ◄─┘  └──messages── transport
+//! ```
+//!
+//! Each thread owns its piece outright; between them are mailboxes. A piece of state that several read has one writer (`shared.rs`).
+//!
+//! Not here: raft's decisions (consensus), what an entry does (state-machine), files (storage), the client wire (server), who this
+//! member is (the daemon).
 
-pub mod handle;
+mod announce;
+mod apply_worker;
+mod config;
+mod handle;
+mod keeper;
+mod log_writer;
+mod mailbox;
+mod metrics;
+mod metrics_text;
+mod peers;
+mod raft_loop;
+mod read_gate;
+mod shared;
+mod shim;
+mod snapshots;
+mod waiters;
 
-pub use handle::Handle;
+use std::{
+    net::TcpListener,
+    sync::{
+        Arc,
+        atomic::{AtomicBool, AtomicU64, Ordering},
+    },
+    thread::{Builder, JoinHandle},
+    time::{Duration, Instant, SystemTime, UNIX_EPOCH},
+};
+
+use consensus::{
+    Core, LoadError, Recovered,
+    io::{Input, Role},
+};
+use parking_lot::{Mutex, RwLock};
+use state_machine::{Options, StateMachine};
+use storage::{
+    state_store::{FjallStore, StoreOptions},
+    wal::{Wal, WalContents},
+};
+use tokio::{runtime::Runtime, sync::watch};
+use tracing::{info, warn};
+use transport::{Limits, Timeouts, Transport, TransportConfig, frame_bytes_max};
+use types::{MemberId, limits};
+
+pub use announce::*;
+pub use config::{Fatal, NodeConfig};
+pub use handle::{Handle, NodeStatus};
+pub use shared::Leadership;
+
+use apply_worker::ApplyWorker;
+use mailbox::{Mailbox, wait_until};
+use metrics::Metrics;
+use read_gate::ReadGate;
+use shared::{Shared, ToRaft};
+use waiters::Waiters;
+
+/// I/O threads for peers. Framing is cheap; two let a snapshot's checksums and a busy stream run beside each other.
+const PEER_THREADS: usize = 2;
+
+/// What the daemon has opened before the member can run.
+pub struct Parts {
+    pub wal: Wal,
+    pub contents: WalContents,
+    /// Bound to the listen-peer-urls.
+    pub peer_listeners: Vec<TcpListener>,
+    /// Unique to this start of the process.
+    pub boot: u64,
+}
+
+/// Why a member does not start. Nothing was changed on disk.
+#[derive(Debug, thiserror::Error)]
+pub enum StartError {
+    #[error("state store: {0}")]
+    Store(#[from] storage::state_store::OpenError),
+    #[error("state: {0}")]
+    State(#[from] state_machine::OpenError),
+    #[error("log and state: {0}")]
+    Load(#[from] LoadError),
+    #[error("received snapshot: {0}")]
+    Snapshot(#[from] snapshots::SnapshotError),
+    #[error("peer transport: {0}")]
+    Transport(#[from] transport::StartError),
+    #[error("start a thread: {0}")]
+    Thread(#[from] std::io::Error),
+}
+
+/// A running member. Dropped without [`Node::stop`], its threads go on until the process ends.
+pub struct Node {
+    shared: Arc<Shared>,
+    transport: Transport,
+    raft: JoinHandle<()>,
+    log: JoinHandle<()>,
+    apply: JoinHandle<StateMachine<FjallStore>>,
+    keeper: JoinHandle<()>,
+    runtime: Runtime,
+}
+
+impl Node {
+    pub fn start(config: NodeConfig, parts: Parts) -> Result<Node, StartError> {
+        let Parts { wal, contents, peer_listeners, boot } = parts;
+        snapshots::resume(&config, contents.snapshot)?;
+        let store = Arc::new(FjallStore::open(&config.state_dir, store_options(&config))?);
+        let checkpoint = load_checkpoint(&config);
+        let started = Instant::now();
+        let machine = StateMachine::open(store.clone(), machine_options(&config), checkpoint.as_deref())?;
+        drop(checkpoint);
+        let reader = machine.reader();
+        let applied = machine.applied();
+        info!(
+            applied = applied.index.0,
+            revision = reader.revision().0,
+            keys = reader.key_count(),
+            took_ms = started.elapsed().as_millis() as u64,
+            "recovered the state"
+        );
+
+        let recovered = Recovered {
+            hard_state: contents.hard_state,
+            conf_state: machine.conf_state(),
+            snapshot: contents.snapshot,
+            entries: contents.entries,
+            applied: applied.index,
+        };
+        let core = Core::new(core_config(&config, boot), recovered)?;
+
+        let runtime = tokio::runtime::Builder::new_multi_thread()
+            .worker_threads(PEER_THREADS)
+            .thread_name("peer-io")
+            .enable_all()
+            .build()?;
+        let shared = Arc::new(Shared::new(&config, &core, &machine, store, runtime.handle().clone()));
+        let face = Arc::new(peers::PeerFace(Arc::downgrade(&shared)));
+        let transport = Transport::start(transport_config(&config, peer_listeners, &runtime), face)?;
+        peers::follow_members(&transport, &config, &reader);
+
+        let log = spawn("log-writer", {
+            let shared = shared.clone();
+            move || log_writer::run(shared, wal)
+        })?;
+        let apply = spawn("apply", {
+            let worker = ApplyWorker::new(shared.clone(), machine, transport.clone());
+            move || worker.run()
+        })?;
+        let raft = spawn("raft", {
+            let (shared, transport) = (shared.clone(), transport.clone());
+            move || raft_loop::run(shared, core, transport)
+        })?;
+        let keeper = spawn("keeper", {
+            let shared = shared.clone();
+            move || keeper::run(shared)
+        })?;
+        runtime.spawn(peers::publish(Arc::downgrade(&shared)));
+        runtime.spawn(peers::watch_versions(Arc::downgrade(&shared)));
+        Ok(Node { shared, transport, raft, log, apply, keeper, runtime })
+    }
+
+    pub fn handle(&self) -> Handle {
+        Handle { shared: self.shared.clone() }
+    }
+
+    /// Hands leadership over if this member leads, lets every thread finish what it has, and makes the state durable. The transfer is
+    /// given an election timeout and a half; the rest takes as long as the disk does.
+    pub fn stop(self) {
+        let Node { shared, transport, raft, log, apply, keeper, runtime } = self;
+        hand_over(&shared);
+        shared.stopping.store(true, Ordering::Release);
+        keeper.thread().unpark();
+        join("keeper", keeper);
+        shared.raft.push(ToRaft::Stop);
+        join("raft", raft);
+        shared.raft.close();
+        shared.log.close();
+        join("log-writer", log);
+        shared.apply.close();
+        let machine = apply.join().ok();
+        transport.stop();
+        shared.waiters.expire(Instant::now() + Duration::from_secs(1), api::error::EtcdError::Stopped);
+        if let Some(machine) = machine {
+            let checkpoint = keeper::take_checkpoint(&machine.reader());
+            if let Err(error) = shared.store().persist() {
+                (shared.config.fatal)(Fatal::Store(error.to_string()));
+            }
+            if let Some((_, bytes)) = checkpoint {
+                keeper::save_checkpoint(&shared.config, &bytes);
+            }
+        }
+        runtime.shutdown_timeout(Duration::from_secs(1));
+    }
+}
+
+/// To the voter that has most of the log: it needs the least time to take over.
+fn hand_over(shared: &Shared) {
+    let me = shared.config.member;
+    let status = shared.raft_status.lock().clone();
+    if status.role != Role::Leader {
+        return;
+    }
+    let best = status
+        .peers
+        .iter()
+        .filter(|peer| peer.id != me && !peer.learner && peer.recent_active)
+        .max_by_key(|peer| peer.matched);
+    let Some(best) = best else { return };
+    info!(to = %best.id, "handing leadership over before stopping");
+    shared.raft.push(ToRaft::Input(Input::TransferLeader(best.id)));
+    let limit = shared.config.election_timeout() * 3 / 2;
+    let moved =
+        wait_until(limit, Duration::from_millis(5), || shared.leadership.borrow().role != Role::Leader);
+    if !moved {
+        warn!(to = %best.id, "leadership was not taken over in time; the others will elect");
+    }
+}
+
+fn spawn<T: Send + 'static>(
+    name: &str,
+    body: impl FnOnce() -> T + Send + 'static,
+) -> std::io::Result<JoinHandle<T>> {
+    Builder::new().name(name.to_owned()).spawn(body)
+}
+
+/// A thread that panicked has ended the process already; nothing is left to do with it here.
+fn join(name: &str, thread: JoinHandle<()>) {
+    if thread.join().is_err() {
+        warn!(thread = name, "thread ended by a panic");
+    }
+}
+
+fn store_options(config: &NodeConfig) -> StoreOptions {
+    let fatal = config.fatal;
+    StoreOptions {
+        on_fatal: Some(Arc::new(move |error: &str| fatal(Fatal::Store(error.to_owned())))),
+        ..StoreOptions::default()
+    }
+}
+
+fn machine_options(config: &NodeConfig) -> Options {
+    Options {
+        max_txn_ops: config.max_txn_ops,
+        inline_value_bytes_max: config.inline_value_bytes_max,
+        quota_backend_bytes: config.quota_backend_bytes,
+        max_learners: config.max_learners,
+    }
+}
+
+fn core_config(config: &NodeConfig, boot: u64) -> consensus::Config {
+    consensus::Config {
+        election_ticks: config.election_ticks,
+        pre_vote: config.pre_vote,
+        log_tail_entries_keep: config.snapshot_catchup_entries,
+        ..consensus::Config::new(config.member, boot)
+    }
+}
+
+fn transport_config(config: &NodeConfig, listeners: Vec<TcpListener>, runtime: &Runtime) -> TransportConfig {
+    TransportConfig {
+        runtime: runtime.handle().clone(),
+        listeners,
+        member: config.member,
+        cluster: config.cluster,
+        server_version: limits::ETCD_VERSION.to_owned(),
+        peer_urls: config.advertise_peer_urls.clone(),
+        limits: Limits { frame_bytes_max: frame_bytes_max(config.max_request_bytes), ..Limits::default() },
+        timeouts: Timeouts::for_election_timeout(config.election_timeout()),
+        snapshot_bytes_per_second: None,
+    }
+}
+
+/// A checkpoint only saves time; without one the index is rebuilt from every row.
+fn load_checkpoint(config: &NodeConfig) -> Option<Vec<u8>> {
+    match storage::checkpoint::load(&config.snap_dir) {
+        Ok(loaded) => loaded.payload(),
+        Err(error) => {
+            warn!(%error, "the index checkpoint cannot be read; the index is rebuilt from the store");
+            None
+        }
+    }
+}
+
+impl Shared {
+    fn new(
+        config: &NodeConfig,
+        core: &Core,
+        machine: &StateMachine<FjallStore>,
+        store: Arc<FjallStore>,
+        runtime: tokio::runtime::Handle,
+    ) -> Shared {
+        let unix_ms =
+            SystemTime::now().duration_since(UNIX_EPOCH).map_or(0, |since| since.as_millis() as u64);
+        let status = core.status();
+        let leadership = Leadership { leader: MemberId::NONE, term: status.term, role: Role::Follower };
+        let applied = machine.applied();
+        Shared {
+            config: config.clone(),
+            raft: Mailbox::new(),
+            log: Mailbox::new(),
+            apply: Mailbox::new(),
+            waiters: Waiters::new(config.member, unix_ms),
+            gate: ReadGate::new(),
+            metrics: Metrics::new(),
+            reader: RwLock::new(machine.reader()),
+            store: RwLock::new(store),
+            leadership: watch::Sender::new(leadership),
+            term: AtomicU64::new(status.term.0),
+            committed: AtomicU64::new(status.committed.0),
+            last_leader_change: Mutex::new(Instant::now()),
+            sole_leader: AtomicBool::new(false),
+            raft_status: Mutex::new(status),
+            applied: AtomicU64::new(applied.index.0),
+            compacted: watch::Sender::new(machine.reader().compact_revision().0),
+            conf_states: Mutex::new(vec![(applied.index, machine.conf_state())]),
+            raising_alarm: AtomicBool::new(false),
+            stopping: AtomicBool::new(false),
+            runtime,
+        }
+    }
+}

@@ -1,0 +1,63 @@
+//! What a member needs to know to run. Checked by the daemon's settings; nothing here is validated again.
+
+use std::{path::PathBuf, time::Duration};
+
+use types::{ClusterId, MemberId};
+
+#[derive(Clone)]
+pub struct NodeConfig {
+    pub member: MemberId,
+    pub cluster: ClusterId,
+    /// Published to the cluster once it has a leader.
+    pub name: String,
+    pub advertise_client_urls: Vec<String>,
+    pub advertise_peer_urls: Vec<String>,
+    /// `heartbeat-interval`: the length of one raft tick.
+    pub heartbeat: Duration,
+    /// `election-timeout` in ticks, rounded down as etcd does.
+    pub election_ticks: usize,
+    pub pre_vote: bool,
+    pub max_request_bytes: u64,
+    pub max_txn_ops: usize,
+    /// `quota-backend-bytes`: 0 is etcd's default of 2 GiB, negative is none.
+    pub quota_backend_bytes: i64,
+    /// Entries applied between two snapshot records in the log.
+    pub snapshot_count: u64,
+    /// Entries kept in memory behind the snapshot record for slow followers.
+    pub snapshot_catchup_entries: u64,
+    /// Bytes of newest values kept beside the index.
+    pub inline_value_bytes_max: u64,
+    /// `compaction-batch-limit` and `compaction-sleep-interval`.
+    pub compaction_batch: usize,
+    pub compaction_sleep: Duration,
+    pub max_learners: usize,
+    /// The first election comes sooner: a fresh process has nothing to wait for.
+    pub initial_election_tick_advance: bool,
+    /// Where the index checkpoint and snapshots live.
+    pub state_dir: PathBuf,
+    pub snap_dir: PathBuf,
+    /// Ends the process with the exit code for the cause; called when going on would mean guessing.
+    pub fatal: fn(Fatal) -> !,
+}
+
+impl NodeConfig {
+    /// How long a request waits for its answer: 5 s and two election timeouts, as in etcd.
+    pub fn request_timeout(&self) -> Duration {
+        Duration::from_secs(5) + 2 * self.election_timeout()
+    }
+
+    pub fn election_timeout(&self) -> Duration {
+        self.heartbeat * u32::try_from(self.election_ticks).unwrap_or(u32::MAX)
+    }
+}
+
+/// Why this member cannot go on. Each is an I/O failure: what a peer or a client says never leads here.
+#[derive(Debug, thiserror::Error)]
+pub enum Fatal {
+    #[error("write-ahead log: {0}")]
+    Log(String),
+    #[error("state store: {0}")]
+    Store(String),
+    #[error("this member was removed from the cluster: {0}")]
+    Removed(String),
+}

@@ -1,0 +1,94 @@
+//! Housekeeping of one member on a thread of its own: makes the state store durable now and then, and lets log and memory go below
+//! what is durable. Nothing waits for it; when it is slow the log is longer, nothing else.
+//!
+//! Order matters: store durable through A, then a snapshot record at A in the log, then segments below A may go. A crash between
+//! any two leaves more than is needed, never less.
+
+use std::{
+    sync::{Arc, atomic::Ordering},
+    time::{Duration, Instant},
+};
+
+use consensus::io::Input;
+use state_machine::Reader;
+use storage::state_store::FjallStore;
+use tracing::warn;
+use types::{LogIndex, LogPosition};
+
+use crate::{
+    config::{Fatal, NodeConfig},
+    log_writer::ToLog,
+    shared::{Shared, ToRaft},
+};
+
+/// How often the keeper looks.
+const LOOK_INTERVAL: Duration = Duration::from_millis(200);
+
+/// The store is made durable at least this often while anything changes, so that a restart has little log to replay.
+const PERSIST_INTERVAL: Duration = Duration::from_secs(30);
+
+/// Entries between two checkpoints of the index. Reading as many rows at a start takes about a second; writing a checkpoint of a large
+/// index takes as long, on this thread.
+const CHECKPOINT_ENTRIES: u64 = 1_000_000;
+
+pub(crate) fn run(shared: Arc<Shared>) {
+    let mut noted = shared.store().durable().index;
+    let mut checkpointed = noted;
+    let mut last = Instant::now();
+    while !shared.stopping.load(Ordering::Acquire) {
+        std::thread::park_timeout(LOOK_INTERVAL);
+        let applied = shared.applied();
+        let entries = applied.0.saturating_sub(noted.0);
+        let due =
+            entries >= shared.config.snapshot_count || (entries > 0 && last.elapsed() >= PERSIST_INTERVAL);
+        if due {
+            let checkpoint = (applied.0.saturating_sub(checkpointed.0) >= CHECKPOINT_ENTRIES)
+                .then(|| take_checkpoint(&shared.reader()))
+                .flatten();
+            noted = persist(&shared, noted);
+            last = Instant::now();
+            if let Some((position, bytes)) = checkpoint {
+                save_checkpoint(&shared.config, &bytes);
+                checkpointed = position.index;
+            }
+        }
+    }
+}
+
+/// Before the store is made durable, so that the store is never behind it.
+pub(crate) fn take_checkpoint(reader: &Reader<FjallStore>) -> Option<(LogPosition, Vec<u8>)> {
+    let mut bytes = Vec::new();
+    // None: compaction was changing the index meanwhile; the next time will do.
+    let position = reader.checkpoint(&mut bytes)?;
+    Some((position, bytes))
+}
+
+/// Failing costs the next start some time and nothing else.
+pub(crate) fn save_checkpoint(config: &NodeConfig, bytes: &[u8]) {
+    if let Err(error) = storage::checkpoint::save(&config.snap_dir, |out| out.write_all(bytes)) {
+        warn!(%error, "the index checkpoint could not be saved");
+    }
+}
+
+fn persist(shared: &Shared, noted: LogIndex) -> LogIndex {
+    let through = match shared.store().persist() {
+        Ok(position) => position,
+        Err(error) => (shared.config.fatal)(Fatal::Store(error.to_string())),
+    };
+    // A snapshot record without its conf state could not be started from; the next round has it.
+    let Some(conf_state) = shared.conf_state_at(through) else { return noted };
+    if through.index <= noted || conf_state.voters.is_empty() {
+        return noted;
+    }
+    forget_old_conf_states(shared, through.index);
+    shared.log.push(ToLog::Release { through, conf_state: conf_state.clone() });
+    shared.raft.push(ToRaft::Input(Input::Compact { through, conf_state }));
+    through.index
+}
+
+fn forget_old_conf_states(shared: &Shared, through: LogIndex) {
+    let mut history = shared.conf_states.lock();
+    if let Some(current) = history.iter().rposition(|(since, _)| *since <= through) {
+        history.drain(..current);
+    }
+}

@@ -1,0 +1,262 @@
+//! The member's face to its peers: what the transport asks, who is connected to, and the member's own proposals to the cluster (its
+//! name and client URLs, the cluster version, a NOSPACE alarm).
+
+use std::{
+    io,
+    sync::{Arc, Weak, atomic::Ordering},
+    time::Duration,
+};
+
+use api::{error::EtcdError, etcdserverpb as pb, membershippb, raftpb};
+use consensus::io::Input;
+use state_machine::{Reader, membership::Member};
+use storage::state_store::FjallStore;
+use tracing::{info, warn};
+use transport::{Handler, PeerClient, PeerHash, PeerMember, SnapshotSink, Transport};
+use types::{MemberId, limits};
+use url::Url;
+
+use crate::{
+    announce,
+    config::NodeConfig,
+    handle::Handle,
+    shared::{MESSAGES_QUEUED_MAX, Shared, ToRaft},
+    snapshots,
+};
+
+/// How often the leader compares the members' versions, as etcd.
+const VERSION_INTERVAL: Duration = Duration::from_secs(4);
+
+/// Pause before a publication that failed is tried again: an election is rarely longer.
+const PUBLISH_RETRY: Duration = Duration::from_millis(250);
+
+/// Patience for one question to one peer about its version.
+const VERSION_PATIENCE: Duration = Duration::from_secs(1);
+
+/// Version that a cluster has until the members' own are known, as in etcd.
+const CLUSTER_VERSION_MIN: &str = "3.0.0";
+
+/// What the transport asks of the node. Weak, since the node owns the transport.
+pub(crate) struct PeerFace(pub(crate) Weak<Shared>);
+
+impl PeerFace {
+    fn shared(&self) -> Option<Arc<Shared>> {
+        self.0.upgrade()
+    }
+}
+
+impl Handler for PeerFace {
+    fn receive(&self, message: raftpb::Message) {
+        let Some(shared) = self.shared() else { return };
+        if shared.raft.try_push(ToRaft::Input(Input::Message(message)), MESSAGES_QUEUED_MAX).is_err() {
+            shared.metrics.messages_dropped.add(1);
+        }
+    }
+
+    fn is_removed(&self, member: MemberId) -> bool {
+        self.shared().is_some_and(|shared| shared.reader.read().is_removed(member))
+    }
+
+    fn members(&self) -> Vec<PeerMember> {
+        let Some(shared) = self.shared() else { return Vec::new() };
+        shared.reader().members().into_iter().map(peer_member).collect()
+    }
+
+    fn cluster_version(&self) -> Option<String> {
+        self.shared()?.reader().cluster_version()
+    }
+
+    fn storage_version(&self) -> Option<String> {
+        self.cluster_version()
+    }
+
+    fn hash_kv(&self, revision: i64) -> Result<PeerHash, EtcdError> {
+        let shared = self.shared().ok_or(EtcdError::Stopped)?;
+        let reader = shared.reader();
+        let result = reader.hash_kv(revision)?;
+        Ok(PeerHash {
+            revision: reader.revision().0,
+            hash: result.hash,
+            compact_revision: result.compact_revision.0,
+            hash_revision: result.hash_revision.0,
+        })
+    }
+
+    fn unreachable(&self, peer: MemberId) {
+        let Some(shared) = self.shared() else { return };
+        // Losing one of these costs raft a little speed, nothing else.
+        let _ = shared.raft.try_push(ToRaft::Input(Input::Unreachable(peer)), MESSAGES_QUEUED_MAX);
+    }
+
+    fn snapshot_status(&self, peer: MemberId, ok: bool) {
+        let Some(shared) = self.shared() else { return };
+        info!(peer = %peer, ok, "snapshot transfer ended");
+        shared.raft.push(ToRaft::Input(Input::SnapshotStatus { to: peer, ok }));
+    }
+
+    fn receive_snapshot(&self, message: raftpb::Message) -> io::Result<Box<dyn SnapshotSink>> {
+        let shared = self.shared().ok_or_else(|| io::Error::other("this member is stopping"))?;
+        snapshots::receive(&shared, message)
+    }
+
+    fn told_removed(&self, peer: MemberId, text: &str) {
+        // One peer's word is not proof (identity design, rule R2): say it and go on.
+        warn!(peer = %peer, text, "a peer says that this member was removed from the cluster");
+    }
+
+    fn accept_remote(&self, member: MemberId, _urls: &[Url]) -> bool {
+        // Only somebody whom the log knows: a stranger that knows the cluster id proves nothing.
+        self.shared().is_some_and(|shared| shared.reader().member(member).is_some())
+    }
+}
+
+fn peer_member(member: Member) -> PeerMember {
+    PeerMember {
+        id: member.id,
+        peer_urls: member.peer_urls,
+        is_learner: member.is_learner,
+        name: member.name,
+        client_urls: member.client_urls,
+    }
+}
+
+/// Connects to whom the log names, disconnects from whom it does not.
+pub(crate) fn follow_members(transport: &Transport, config: &NodeConfig, reader: &Reader<FjallStore>) {
+    let members = reader.members();
+    for member in members.iter().filter(|member| member.id != config.member) {
+        let urls = parse_urls(&member.peer_urls);
+        if transport.peers().contains(&member.id) {
+            transport.update_peer(member.id, urls);
+        } else {
+            transport.add_peer(member.id, urls);
+        }
+    }
+    for peer in transport.peers() {
+        if reader.is_removed(peer) {
+            transport.remove_peer(peer);
+        }
+    }
+}
+
+/// URLs of the log were checked before they entered it; one that no longer parses is left out rather than fatal.
+pub(crate) fn parse_urls(urls: &[String]) -> Vec<Url> {
+    urls.iter().filter_map(|url| Url::parse(url).ok()).collect()
+}
+
+/// Proposes this member's NOSPACE alarm and does not wait. Raising it twice is harmless.
+pub(crate) fn raise_no_space(shared: &Arc<Shared>) {
+    let me = shared.config.member.0;
+    let raised = shared
+        .reader()
+        .alarms()
+        .iter()
+        .any(|alarm| alarm.member_id == me && alarm.alarm == pb::AlarmType::Nospace as i32);
+    if raised || shared.raising_alarm.swap(true, Ordering::AcqRel) {
+        return;
+    }
+    warn!("the state store exceeds its quota: raising the NOSPACE alarm, writes are refused from here on");
+    let handle = Handle { shared: shared.clone() };
+    shared.runtime.spawn(async move {
+        let alarm = pb::AlarmRequest {
+            action: pb::alarm_request::AlarmAction::Activate as i32,
+            member_id: me,
+            alarm: pb::AlarmType::Nospace as i32,
+        };
+        let request = pb::InternalRaftRequest { alarm: Some(alarm), ..Default::default() };
+        if let Err(error) = handle.propose(request).await {
+            warn!(%error, "the NOSPACE alarm could not be raised; the next write over quota tries again");
+        }
+        handle.shared.raising_alarm.store(false, Ordering::Release);
+    });
+}
+
+/// Tells the cluster this member's name and client URLs, until it took.
+pub(crate) async fn publish(shared: Weak<Shared>) {
+    loop {
+        let Some(shared) = shared.upgrade().filter(|shared| !shared.stopping.load(Ordering::Acquire)) else {
+            return;
+        };
+        let config = &shared.config;
+        let known = shared.reader().member(config.member).is_some_and(|member| {
+            member.name == config.name && member.client_urls == config.advertise_client_urls
+        });
+        if known {
+            info!(member = %config.member, name = config.name, client_urls = ?config.advertise_client_urls, "{}", announce::PUBLISHED);
+            return;
+        }
+        let attributes = membershippb::Attributes {
+            name: config.name.clone(),
+            client_urls: config.advertise_client_urls.clone(),
+        };
+        let set = membershippb::ClusterMemberAttrSetRequest {
+            member_id: config.member.0,
+            member_attributes: Some(attributes),
+        };
+        let request = pb::InternalRaftRequest { cluster_member_attr_set: Some(set), ..Default::default() };
+        let handle = Handle { shared: shared.clone() };
+        drop(shared);
+        if handle.propose(request).await.is_err() {
+            drop(handle);
+            tokio::time::sleep(PUBLISH_RETRY).await;
+        }
+    }
+}
+
+/// While this member leads: agrees on the cluster version with the others, as the lowest that all of them speak.
+pub(crate) async fn watch_versions(shared: Weak<Shared>) {
+    let client = PeerClient::new(VERSION_PATIENCE);
+    let Some(mut leadership) = shared.upgrade().map(|shared| shared.leadership.subscribe()) else { return };
+    loop {
+        // At once on taking office, later at the interval.
+        let _ = tokio::time::timeout(VERSION_INTERVAL, leadership.changed()).await;
+        let Some(shared) = shared.upgrade().filter(|shared| !shared.stopping.load(Ordering::Acquire)) else {
+            return;
+        };
+        if leadership.borrow_and_update().leader != shared.config.member {
+            continue;
+        }
+        let handle = Handle { shared };
+        agree_on_version(&handle, &client).await;
+    }
+}
+
+async fn agree_on_version(handle: &Handle, client: &PeerClient) {
+    let current = handle.cluster_version();
+    let mut lowest = Some(major_minor(limits::ETCD_VERSION));
+    let me = handle.shared.config.member;
+    for member in handle.members().into_iter().filter(|member| member.id != me) {
+        let mut version = None;
+        for url in parse_urls(&member.peer_urls) {
+            if let Ok(found) = client.version(&url).await {
+                version = Some(major_minor(&found.server));
+                break;
+            }
+        }
+        lowest = lowest.zip(version).map(|(lowest, version)| lowest.min(version));
+    }
+    let wanted = match (lowest, &current) {
+        (Some((major, minor)), _) => format!("{major}.{minor}.0"),
+        (None, None) => CLUSTER_VERSION_MIN.to_owned(),
+        (None, Some(_)) => return,
+    };
+    if current.as_deref().is_some_and(|current| major_minor(current) >= major_minor(&wanted)) {
+        return;
+    }
+    if current.is_none() {
+        info!(version = wanted, "{}", announce::CLUSTER_VERSION_SETTING);
+    }
+    let set = membershippb::ClusterVersionSetRequest { ver: wanted.clone() };
+    let request = pb::InternalRaftRequest { cluster_version_set: Some(set), ..Default::default() };
+    match handle.propose(request).await {
+        Ok(_) if current.is_none() => info!(version = wanted, "{}", announce::CLUSTER_VERSION_SET),
+        Ok(_) => info!(version = wanted, "{}", announce::CLUSTER_VERSION_RAISED),
+        // The next interval tries again.
+        Err(error) => warn!(%error, version = wanted, "the cluster version could not be set"),
+    }
+}
+
+/// 0.0 for what is no version: then nothing is ever raised because of it.
+fn major_minor(version: &str) -> (u32, u32) {
+    let mut parts = version.split('.').map(|part| part.parse().unwrap_or(0));
+    (parts.next().unwrap_or(0), parts.next().unwrap_or(0))
+}

@@ -1,0 +1,305 @@
+//! The thread that owns the consensus core: gathers what arrived, feeds it, obeys what comes out. It holds no decision of raft's, only
+//! what a driver has to: the clock, proposals parked while there is no leader, and who is told what.
+//!
+//! It never touches the disk and never waits for anyone, so heartbeats and votes do not stand behind an fsync (regression RF07).
+
+use std::{
+    collections::{HashMap, VecDeque},
+    sync::{Arc, atomic::Ordering},
+    time::{Duration, Instant},
+};
+
+use api::error::EtcdError;
+use consensus::{
+    Core,
+    io::{DropReason, Input, Output, PersistSeq, Proposal, ProposalId, ReadTicket, Report, Role},
+};
+use tracing::{info, warn};
+use transport::Transport;
+use types::{LogIndex, MemberId};
+
+use crate::{
+    apply_worker::ToApply,
+    log_writer::ToLog,
+    shared::{Leadership, PROPOSALS_QUEUED_MAX, Shared, ToRaft},
+    snapshots,
+};
+
+/// How often waits are checked for expiry. A request's deadline is thus met within half a second.
+const EXPIRY_INTERVAL: Duration = Duration::from_millis(500);
+
+/// Reports of one kind about one peer are logged at most once in this time, with a count of those kept back.
+const REPORT_INTERVAL: Duration = Duration::from_secs(60);
+
+pub(crate) struct RaftLoop {
+    shared: Arc<Shared>,
+    core: Core,
+    transport: Transport,
+    /// Proposals that arrived while nobody led. Nothing of them is in any log yet, so they can be fed later without doubt.
+    parked: VecDeque<(Instant, Proposal)>,
+    retry_reads: Vec<ReadTicket>,
+    reports: HashMap<(&'static str, MemberId), (Instant, u64)>,
+    leadership: Leadership,
+    /// First index of this member's own term as a leader, once applied there `sole_leader` may be set.
+    leads_since: Option<LogIndex>,
+    next_expiry: Instant,
+    transferring: bool,
+    campaigned: bool,
+    stop: bool,
+}
+
+pub(crate) fn run(shared: Arc<Shared>, core: Core, transport: Transport) {
+    let now = Instant::now();
+    let leadership = *shared.leadership.borrow();
+    let mut raft_loop = RaftLoop {
+        shared,
+        core,
+        transport,
+        parked: VecDeque::new(),
+        retry_reads: Vec::new(),
+        reports: HashMap::new(),
+        leadership,
+        leads_since: None,
+        next_expiry: now + EXPIRY_INTERVAL,
+        transferring: false,
+        campaigned: false,
+        stop: false,
+    };
+    raft_loop.run();
+}
+
+impl RaftLoop {
+    fn run(&mut self) {
+        let shared = self.shared.clone();
+        let tick = shared.config.heartbeat;
+        let mut next_tick = Instant::now() + tick;
+        let mut batch = VecDeque::new();
+        let mut proposals = Vec::new();
+        if shared.config.initial_election_tick_advance {
+            // A fresh process has heard of no leader; the last two ticks give one time to be heard of.
+            for _ in 2..shared.config.election_ticks {
+                self.core.handle(Input::Tick);
+            }
+        }
+        // What the disk already holds may need work before anything arrives.
+        self.obey();
+        while !self.stop && shared.raft.take(&mut batch, Some(next_tick)) {
+            let now = Instant::now();
+            self.feed(&mut batch, &mut proposals, now);
+            if now >= next_tick {
+                self.core.handle(Input::Tick);
+                for ticket in self.retry_reads.drain(..) {
+                    self.core.handle(Input::Read(ticket));
+                }
+                // After a stall the lost ticks stay lost: firing them at once would start an election that nobody needs.
+                next_tick = (next_tick + tick).max(now);
+            }
+            if now >= self.next_expiry {
+                self.expire(now);
+                self.next_expiry = now + EXPIRY_INTERVAL;
+            }
+            self.obey();
+        }
+        shared.sole_leader.store(false, Ordering::Release);
+    }
+
+    fn feed(&mut self, batch: &mut VecDeque<ToRaft>, proposals: &mut Vec<Proposal>, now: Instant) {
+        let mut persisted: Option<PersistSeq> = None;
+        let mut readers = false;
+        for item in batch.drain(..) {
+            match item {
+                ToRaft::Propose(proposal) => proposals.push(proposal),
+                ToRaft::ReadersWait => readers = true,
+                ToRaft::Persisted(seq) => persisted = persisted.max(Some(seq)),
+                ToRaft::Input(input) => self.core.handle(input),
+                ToRaft::SnapshotReady(outgoing) => {
+                    snapshots::stream(&self.shared, &mut self.core, &self.transport, outgoing);
+                }
+                ToRaft::Stop => self.stop = true,
+            }
+        }
+        if let Some(seq) = persisted {
+            self.core.handle(Input::Persisted(seq));
+        }
+        if !proposals.is_empty() {
+            if self.leadership.leader.is_none() || self.transferring {
+                self.park(proposals, now);
+            } else {
+                self.core.handle(Input::Propose(std::mem::take(proposals)));
+            }
+        }
+        if readers && let Some(ticket) = self.shared.gate.seal(now) {
+            self.core.handle(Input::Read(ticket));
+        }
+        if !self.parked.is_empty() && !self.leadership.leader.is_none() && !self.transferring {
+            self.unpark(now);
+        }
+    }
+
+    fn park(&mut self, proposals: &mut Vec<Proposal>, now: Instant) {
+        for proposal in proposals.drain(..) {
+            if self.parked.len() < PROPOSALS_QUEUED_MAX {
+                self.parked.push_back((now, proposal));
+            } else {
+                self.shared.waiters.complete(proposal.id.0, Err(EtcdError::NoLeader));
+            }
+        }
+    }
+
+    /// Those whose client has given up are left out: a write must not happen after its caller was told "no leader".
+    fn unpark(&mut self, now: Instant) {
+        let limit = self.shared.config.request_timeout();
+        let proposals: Vec<Proposal> = self
+            .parked
+            .drain(..)
+            .filter(|(since, _)| now.duration_since(*since) < limit)
+            .map(|(_, proposal)| proposal)
+            .collect();
+        if !proposals.is_empty() {
+            self.core.handle(Input::Propose(proposals));
+        }
+    }
+
+    fn expire(&mut self, now: Instant) {
+        let shared = &self.shared;
+        let limit = shared.config.request_timeout();
+        let Some(deadline) = now.checked_sub(limit) else { return };
+        // Parked ones first: for them the answer is certain.
+        while let Some((since, _)) = self.parked.front() {
+            if *since >= deadline {
+                break;
+            }
+            if let Some((_, proposal)) = self.parked.pop_front() {
+                shared.waiters.complete(proposal.id.0, Err(EtcdError::NoLeader));
+                shared.metrics.proposals_failed.add(1);
+            }
+        }
+        let error = if now.duration_since(*shared.last_leader_change.lock()) < limit {
+            EtcdError::TimeoutDueToLeaderFail
+        } else if self.leadership.leader.is_none() {
+            EtcdError::NoLeader
+        } else {
+            EtcdError::Timeout
+        };
+        let expired = shared.waiters.expire(deadline, error);
+        shared.metrics.proposals_failed.add(expired as u64);
+        shared.gate.expire(deadline, error);
+    }
+
+    fn obey(&mut self) {
+        while let Some(output) = self.core.poll() {
+            match output {
+                Output::Persist(persist) => self.shared.log.push(ToLog::Persist(persist)),
+                Output::Send(messages) => self.transport.send(messages),
+                Output::Apply(entries) => self.shared.apply.push(ToApply::Entries(entries)),
+                Output::ReadReady { tickets, index } => {
+                    self.shared.gate.confirm(&tickets, index, || self.shared.applied());
+                }
+                Output::ReadRetry { tickets, reason } => self.retry_reads(tickets, reason),
+                Output::ProposalDropped { ids, reason } => self.dropped(ids, reason),
+                Output::Leadership { leader, term, role } => {
+                    self.leadership_changed(Leadership { leader, term, role });
+                }
+                Output::SendSnapshot { to } => snapshots::begin(&self.shared, to),
+                Output::SnapshotIgnored { position } => snapshots::discard(&self.shared.config, position),
+                Output::InstallSnapshot { position, conf_state } => {
+                    self.shared.apply.push(ToApply::Install { position, conf_state });
+                }
+                Output::Report(report) => self.report(report),
+            }
+        }
+        self.publish();
+    }
+
+    fn retry_reads(&mut self, tickets: Vec<ReadTicket>, _reason: consensus::io::RetryReason) {
+        self.shared.metrics.read_rounds_failed.add(1);
+        let limit = self.shared.config.request_timeout();
+        let deadline = Instant::now().checked_sub(limit);
+        let error = if self.leadership.leader.is_none() { EtcdError::NoLeader } else { EtcdError::Timeout };
+        let again = match deadline {
+            Some(deadline) => self.shared.gate.retry(tickets, deadline, error),
+            None => tickets,
+        };
+        // On the next tick: whatever made the round fail is not over yet.
+        self.retry_reads.extend(again);
+    }
+
+    fn dropped(&mut self, ids: Vec<ProposalId>, reason: DropReason) {
+        let error = match reason {
+            DropReason::NoLeader | DropReason::Transferring => EtcdError::NoLeader,
+            DropReason::TooMuchUncommitted => EtcdError::RequestTooManyRequests,
+            DropReason::ConfChangePending | DropReason::Malformed => EtcdError::ProposalDropped,
+        };
+        self.shared.metrics.proposals_failed.add(ids.len() as u64);
+        for id in ids {
+            self.shared.waiters.complete(id.0, Err(error));
+        }
+    }
+
+    fn leadership_changed(&mut self, now: Leadership) {
+        let before = std::mem::replace(&mut self.leadership, now);
+        self.shared.term.store(now.term.0, Ordering::Release);
+        self.leads_since = None;
+        self.shared.sole_leader.store(false, Ordering::Release);
+        if before.leader != now.leader {
+            *self.shared.last_leader_change.lock() = Instant::now();
+            if !now.leader.is_none() {
+                self.shared.metrics.leader_changes.add(1);
+            }
+            info!(
+                member = %self.shared.config.member,
+                term = now.term.0,
+                before = %before.leader,
+                leader = %now.leader,
+                "leader changed"
+            );
+        }
+        if now.role == Role::Leader {
+            // The first entry of the term is the no-op that raft appends on taking office.
+            self.leads_since = Some(self.core.status().last_index);
+        }
+        self.shared.leadership.send_replace(now);
+    }
+
+    fn publish(&mut self) {
+        let status = self.core.status();
+        self.transferring = status.lead_transferee.is_some();
+        self.shared.committed.store(status.committed.0, Ordering::Release);
+        self.shared.term.store(status.term.0, Ordering::Release);
+        if let Some(since) = self.leads_since
+            && !self.shared.sole_leader.load(Ordering::Relaxed)
+            && self.shared.applied() >= since
+            && self.is_sole_voter()
+        {
+            self.shared.sole_leader.store(true, Ordering::Release);
+        }
+        // Nobody else can lead a cluster of one, so there is nothing to wait for.
+        let alone = !self.campaigned && status.voter && status.leader.is_none() && self.is_sole_voter();
+        *self.shared.raft_status.lock() = status;
+        if alone {
+            self.campaigned = true;
+            self.core.handle(Input::Campaign);
+            self.obey();
+        }
+    }
+
+    fn is_sole_voter(&self) -> bool {
+        let history = self.shared.conf_states.lock();
+        history.last().is_some_and(|(_, state)| {
+            state.voters == [self.shared.config.member] && state.voters_outgoing.is_empty()
+        })
+    }
+
+    fn report(&mut self, report: Report) {
+        let now = Instant::now();
+        let (last, kept_back) =
+            self.reports.entry((report.kind, report.from)).or_insert((now - REPORT_INTERVAL, 0));
+        if now.duration_since(*last) < REPORT_INTERVAL {
+            *kept_back += 1;
+            return;
+        }
+        warn!(kind = report.kind, peer = %report.from, kept_back = *kept_back, "{}", report.text);
+        *last = now;
+        *kept_back = 0;
+    }
+}

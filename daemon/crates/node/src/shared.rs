@@ -1,0 +1,121 @@
+//! What the threads of one member share. Each piece has one writer, named beside it; the others read.
+
+use std::{
+    sync::{
+        Arc,
+        atomic::{AtomicBool, AtomicU64, Ordering},
+    },
+    time::Instant,
+};
+
+use consensus::{
+    Status,
+    io::{Input, PersistSeq, Proposal, Role},
+};
+use parking_lot::{Mutex, RwLock};
+use state_machine::Reader;
+use storage::state_store::FjallStore;
+use tokio::sync::watch;
+use types::{ConfState, LogIndex, LogPosition, MemberId, Term};
+
+use crate::{
+    apply_worker::ToApply, config::NodeConfig, log_writer::ToLog, mailbox::Mailbox, metrics::Metrics,
+    read_gate::ReadGate, snapshots::Outgoing, waiters::Waiters,
+};
+
+/// To the raft loop, which owns the core.
+pub(crate) enum ToRaft {
+    /// From clients; limited by [`PROPOSALS_QUEUED_MAX`].
+    Propose(Proposal),
+    /// Readers gather at the gate; at most one of these is queued.
+    ReadersWait,
+    /// From peers ([`MESSAGES_QUEUED_MAX`]) and from the member's own threads (a handful each).
+    Input(Input),
+    Persisted(PersistSeq),
+    /// A snapshot file for a peer is ready to be streamed.
+    SnapshotReady(Outgoing),
+    Stop,
+}
+
+/// Proposals queued before the raft loop has seen them. The loop empties the queue on each turn, so reaching this means that it is
+/// stalled, and "too many requests" is the honest answer.
+pub(crate) const PROPOSALS_QUEUED_MAX: usize = 16 * 1024;
+
+/// Things queued for the raft loop before messages from peers are dropped, which raft tolerates. Twice the proposals' bound, so that a
+/// burst of clients never silences the peers.
+pub(crate) const MESSAGES_QUEUED_MAX: usize = 32 * 1024;
+
+/// Who leads, as this member sees it.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Leadership {
+    pub leader: MemberId,
+    pub term: Term,
+    pub role: Role,
+}
+
+pub(crate) struct Shared {
+    pub(crate) config: NodeConfig,
+    pub(crate) raft: Mailbox<ToRaft>,
+    pub(crate) log: Mailbox<ToLog>,
+    pub(crate) apply: Mailbox<ToApply>,
+    pub(crate) waiters: Waiters,
+    pub(crate) gate: ReadGate,
+    pub(crate) metrics: Metrics,
+    /// Swapped by the apply worker when a snapshot is installed.
+    pub(crate) reader: RwLock<Reader<FjallStore>>,
+    pub(crate) store: RwLock<Arc<FjallStore>>,
+    /// Written by the raft loop.
+    pub(crate) leadership: watch::Sender<Leadership>,
+    pub(crate) term: AtomicU64,
+    pub(crate) committed: AtomicU64,
+    pub(crate) last_leader_change: Mutex<Instant>,
+    /// This member leads, is the only voter, and has applied an entry of its own term: whatever was acknowledged is applied here, and
+    /// nobody else can acknowledge anything, so a read needs no round.
+    pub(crate) sole_leader: AtomicBool,
+    pub(crate) raft_status: Mutex<Status>,
+    /// Written by the apply worker.
+    pub(crate) applied: AtomicU64,
+    pub(crate) compacted: watch::Sender<i64>,
+    /// Who votes since which index; the last is current. Grows by one with each membership change, trimmed by the keeper.
+    pub(crate) conf_states: Mutex<Vec<(LogIndex, ConfState)>>,
+    /// A NOSPACE alarm of this member is on its way into the log.
+    pub(crate) raising_alarm: AtomicBool,
+    pub(crate) stopping: AtomicBool,
+    pub(crate) runtime: tokio::runtime::Handle,
+}
+
+impl Shared {
+    pub(crate) fn applied(&self) -> LogIndex {
+        LogIndex(self.applied.load(Ordering::Acquire))
+    }
+
+    pub(crate) fn committed(&self) -> LogIndex {
+        LogIndex(self.committed.load(Ordering::Acquire))
+    }
+
+    pub(crate) fn term(&self) -> Term {
+        Term(self.term.load(Ordering::Acquire))
+    }
+
+    pub(crate) fn reader(&self) -> Reader<FjallStore> {
+        self.reader.read().clone()
+    }
+
+    pub(crate) fn store(&self) -> Arc<FjallStore> {
+        self.store.read().clone()
+    }
+
+    /// The voters and learners that were in force at this index.
+    pub(crate) fn conf_state_at(&self, position: LogPosition) -> Option<ConfState> {
+        let history = self.conf_states.lock();
+        history.iter().rev().find(|(since, _)| *since <= position.index).map(|(_, state)| state.clone())
+    }
+
+    pub(crate) fn is_learner(&self) -> bool {
+        let me = self.config.member;
+        self.conf_states
+            .lock()
+            .last()
+            .is_some_and(|(_, state)| state.learners.contains(&me) && !state.voters.contains(&me))
+    }
+}

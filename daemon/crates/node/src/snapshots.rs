@@ -1,0 +1,197 @@
+//! Whole states on their way: out to a peer that needs what the log no longer holds, and in from a leader.
+//!
+//! Out: a thread writes a pinned view of the state into a file in etcd's database format, the raft loop makes the message, the transport
+//! streams the file. In: the transport writes the file, it is synced and named before raft hears of it, and the apply worker installs
+//! it when the core says so. A crash in between leaves a complete file whose index the log names; [`resume`] installs it at start.
+
+use std::{
+    fs::{self, File},
+    io::{self, Write},
+    path::{Path, PathBuf},
+    sync::Arc,
+};
+
+use crate::shim::snapshot;
+use api::raftpb;
+use bytes::Bytes;
+use consensus::{Core, io::Input};
+use state_machine::StateMachine;
+use storage::state_store::{FjallStore, StateView};
+use tracing::{info, warn};
+use transport::{SnapshotSink, SnapshotSource, Transport};
+use types::{ConfState, LogIndex, LogPosition, MemberId};
+
+use crate::{
+    config::NodeConfig,
+    shared::{Shared, ToRaft},
+};
+
+/// Why a snapshot could not be written, received or installed.
+#[derive(Debug, thiserror::Error)]
+#[error("{operation}: {source}")]
+pub struct SnapshotError {
+    operation: &'static str,
+    source: Box<dyn std::error::Error + Send + Sync>,
+}
+
+fn failed<E: std::error::Error + Send + Sync + 'static>(
+    operation: &'static str,
+) -> impl FnOnce(E) -> SnapshotError {
+    move |source| SnapshotError { operation, source: Box::new(source) }
+}
+
+/// A file that is ready to be streamed to a peer.
+pub(crate) struct Outgoing {
+    pub(crate) to: MemberId,
+    pub(crate) position: LogPosition,
+    pub(crate) conf_state: ConfState,
+    pub(crate) file: File,
+}
+
+/// Raft loop: begins to make a snapshot for this peer. Ends in a `ToRaft::SnapshotReady` or a failed status.
+pub(crate) fn begin(shared: &Arc<Shared>, to: MemberId) {
+    let worker = shared.clone();
+    let spawned =
+        std::thread::Builder::new().name("snapshot".to_owned()).spawn(move || match write(&worker, to) {
+            Ok(outgoing) => worker.raft.push(ToRaft::SnapshotReady(outgoing)),
+            Err(error) => {
+                warn!(peer = %to, %error, "snapshot for a peer could not be made");
+                worker.raft.push(ToRaft::Input(Input::SnapshotStatus { to, ok: false }));
+            }
+        });
+    if let Err(error) = spawned {
+        warn!(peer = %to, %error, "no thread for a snapshot");
+        shared.raft.push(ToRaft::Input(Input::SnapshotStatus { to, ok: false }));
+    }
+}
+
+fn write(shared: &Shared, to: MemberId) -> Result<Outgoing, SnapshotError> {
+    let view: StateView = shared.store().view().map_err(failed("take a view of the state"))?;
+    let file = tempfile::tempfile_in(&shared.config.snap_dir).map_err(failed("create the snapshot file"))?;
+    let written = snapshot::write(&view, &file).map_err(failed("write the snapshot file"))?;
+    info!(peer = %to, index = written.position.index.0, bytes = written.bytes, "made a snapshot for a peer");
+    Ok(Outgoing { to, position: written.position, conf_state: written.conf_state, file })
+}
+
+/// Raft loop: the file is there; enters raft's snapshot state for the peer and streams.
+pub(crate) fn stream(shared: &Shared, core: &mut Core, transport: &Transport, outgoing: Outgoing) {
+    let Outgoing { to, position, conf_state, file } = outgoing;
+    match core.snapshot_message(to, position, &conf_state) {
+        Ok(message) => transport.send_snapshot(to, message, SnapshotSource::new(file)),
+        Err(reason) => {
+            info!(peer = %to, %reason, "snapshot is not sent");
+            shared.raft.push(ToRaft::Input(Input::SnapshotStatus { to, ok: false }));
+        }
+    }
+}
+
+fn snapshot_path(config: &NodeConfig, index: LogIndex) -> PathBuf {
+    config.snap_dir.join(format!("{:016x}.snap.db", index.0))
+}
+
+/// Transport: bytes of a snapshot begin to arrive.
+pub(crate) fn receive(shared: &Arc<Shared>, message: raftpb::Message) -> io::Result<Box<dyn SnapshotSink>> {
+    let metadata = message.snapshot.as_ref().and_then(|snapshot| snapshot.metadata.as_ref());
+    let index = metadata.and_then(|metadata| metadata.index).unwrap_or_default();
+    if index == 0 || index <= shared.applied().0 {
+        return Err(io::Error::other(format!(
+            "snapshot at index {index} is not above the applied {}",
+            shared.applied()
+        )));
+    }
+    let partial = tempfile::Builder::new().prefix("tmp-").tempfile_in(&shared.config.snap_dir)?;
+    let path = snapshot_path(&shared.config, LogIndex(index));
+    Ok(Box::new(Incoming { shared: shared.clone(), message, partial, path }))
+}
+
+struct Incoming {
+    shared: Arc<Shared>,
+    message: raftpb::Message,
+    /// Removed on drop unless it got its name.
+    partial: tempfile::NamedTempFile,
+    path: PathBuf,
+}
+
+impl SnapshotSink for Incoming {
+    fn write(&mut self, chunk: Bytes) -> io::Result<()> {
+        self.partial.write_all(&chunk)
+    }
+
+    fn finish(self: Box<Self>) -> io::Result<()> {
+        let Incoming { shared, message, partial, path } = *self;
+        snapshot::verify(partial.path()).map_err(io::Error::other)?;
+        partial.as_file().sync_all()?;
+        partial.persist(&path)?;
+        File::open(&shared.config.snap_dir)?.sync_all()?;
+        info!(path = %path.display(), "received a snapshot");
+        shared.raft.push(ToRaft::Input(Input::Message(message)));
+        Ok(())
+    }
+}
+
+/// Apply worker: replaces the state by the received one. The old state stays until the new one is complete and durable.
+pub(crate) fn install(
+    shared: &Shared,
+    machine: &mut StateMachine<FjallStore>,
+    position: LogPosition,
+) -> Result<(), SnapshotError> {
+    let config = &shared.config;
+    let path = snapshot_path(config, position.index);
+    install_file(config, &path, position)?;
+    let store = FjallStore::open(&config.state_dir, crate::store_options(config))
+        .map_err(failed("open the new state"))?;
+    let store = Arc::new(store);
+    let fresh = StateMachine::open(store.clone(), crate::machine_options(config), None)
+        .map_err(failed("read the new state"))?;
+    *shared.reader.write() = fresh.reader();
+    *shared.store.write() = store;
+    *machine = fresh;
+    discard(config, position);
+    Ok(())
+}
+
+/// The bytes of a snapshot that raft did not want, or that is installed.
+pub(crate) fn discard(config: &NodeConfig, position: LogPosition) {
+    let path = snapshot_path(config, position.index);
+    match fs::remove_file(&path) {
+        Err(error) if error.kind() != io::ErrorKind::NotFound => {
+            warn!(path = %path.display(), %error, "a used snapshot file could not be removed");
+        }
+        _ => {}
+    }
+}
+
+/// At start: the log may name a snapshot that was received but not yet installed. Anything else in the directory is a leftover.
+pub(crate) fn resume(config: &NodeConfig, noted: LogPosition) -> Result<(), SnapshotError> {
+    fs::create_dir_all(&config.snap_dir).map_err(failed("create the snap directory"))?;
+    let path = snapshot_path(config, noted.index);
+    if path.exists() {
+        let applied = FjallStore::open(&config.state_dir, crate::store_options(config))
+            .map_err(failed("open the state"))?
+            .position();
+        if applied.index < noted.index {
+            info!(index = noted.index.0, "installing the snapshot that was received before the last stop");
+            install_file(config, &path, noted)?;
+        }
+    }
+    let entries = fs::read_dir(&config.snap_dir).map_err(failed("list the snap directory"))?;
+    for entry in entries.flatten() {
+        let name = entry.file_name();
+        let name = name.to_string_lossy();
+        if name.starts_with("tmp-") || name.ends_with(".snap.db") {
+            fs::remove_file(entry.path()).map_err(failed("remove a leftover snapshot"))?;
+        }
+    }
+    Ok(())
+}
+
+/// A checkpoint belongs to the state it was made from, so it goes first.
+fn install_file(config: &NodeConfig, path: &Path, position: LogPosition) -> Result<(), SnapshotError> {
+    storage::checkpoint::remove(&config.snap_dir).map_err(failed("remove the index checkpoint"))?;
+    let installed = snapshot::install(path, &config.state_dir).map_err(failed("install the snapshot"))?;
+    if installed.index < position.index {
+        let text = format!("file holds index {}, its message promised {}", installed.index, position.index);
+        return Err(failed("check the snapshot")(io::Error::other(text)));
+    }
+    Ok(())
+}

@@ -1,0 +1,112 @@
+//! Clients that wait for their proposal to be applied, by request id. Registered before the proposal is queued, completed by the
+//! apply worker, expired by the raft loop's clock.
+//!
+//! An expired waiter learns "timed out", which means unknown: the entry may still be applied later.
+
+use std::{
+    collections::HashMap,
+    sync::atomic::{AtomicU64, AtomicUsize, Ordering},
+    time::Instant,
+};
+
+use api::error::EtcdError;
+use parking_lot::Mutex;
+use state_machine::Outcome;
+use tokio::sync::oneshot;
+use types::MemberId;
+
+/// Shards of the table: enough that client threads and the apply worker seldom meet on one lock.
+const SHARDS: usize = 16;
+
+pub(crate) type Answer = Result<Outcome, EtcdError>;
+
+pub(crate) struct Waiters {
+    shards: [Mutex<HashMap<u64, Waiter>>; SHARDS],
+    next: AtomicU64,
+    count: AtomicUsize,
+}
+
+struct Waiter {
+    tell: oneshot::Sender<Answer>,
+    since: Instant,
+}
+
+impl Waiters {
+    /// Request ids begin with the member's low 16 bits, then 40 bits of milliseconds since 1970, then a counter: unique across members
+    /// and restarts, as etcd's generator has it, so that a replayed entry never answers another request.
+    pub(crate) fn new(member: MemberId, unix_ms: u64) -> Waiters {
+        let prefix = (member.0 & 0xffff) << 48;
+        let time = (unix_ms & 0xff_ffff_ffff) << 8;
+        Waiters {
+            shards: std::array::from_fn(|_| Mutex::new(HashMap::new())),
+            next: AtomicU64::new(prefix | time),
+            count: AtomicUsize::new(0),
+        }
+    }
+
+    pub(crate) fn next_id(&self) -> u64 {
+        // Carries out of the counter run into the milliseconds: more than 256 requests per millisecond borrow from the future,
+        // which a restart (tens of milliseconds at least) gives back.
+        self.next.fetch_add(1, Ordering::Relaxed) + 1
+    }
+
+    pub(crate) fn register(&self, id: u64) -> oneshot::Receiver<Answer> {
+        let (tell, told) = oneshot::channel();
+        let former = self.shard(id).lock().insert(id, Waiter { tell, since: Instant::now() });
+        assert!(former.is_none(), "request id {id:x} given out twice");
+        self.count.fetch_add(1, Ordering::Relaxed);
+        told
+    }
+
+    /// Tells the waiter of this request, if it waits here and still listens.
+    pub(crate) fn complete(&self, id: u64, answer: Answer) {
+        let waiter = self.shard(id).lock().remove(&id);
+        if let Some(waiter) = waiter {
+            self.count.fetch_sub(1, Ordering::Relaxed);
+            // A client that hung up is not an error.
+            let _ = waiter.tell.send(answer);
+        }
+    }
+
+    /// Ends every wait that began before `deadline`.
+    pub(crate) fn expire(&self, deadline: Instant, error: EtcdError) -> usize {
+        let mut expired = Vec::new();
+        for shard in &self.shards {
+            let mut shard = shard.lock();
+            let ids: Vec<u64> =
+                shard.iter().filter(|(_, waiter)| waiter.since < deadline).map(|(id, _)| *id).collect();
+            expired.extend(ids.into_iter().filter_map(|id| shard.remove(&id)));
+        }
+        self.count.fetch_sub(expired.len(), Ordering::Relaxed);
+        let count = expired.len();
+        for waiter in expired {
+            let _ = waiter.tell.send(Err(error));
+        }
+        count
+    }
+
+    pub(crate) fn count(&self) -> usize {
+        self.count.load(Ordering::Relaxed)
+    }
+
+    fn shard(&self, id: u64) -> &Mutex<HashMap<u64, Waiter>> {
+        &self.shards[(id as usize) % SHARDS]
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn an_expired_waiter_is_told_once_and_a_late_outcome_is_nobodys() {
+        let waiters = Waiters::new(MemberId(0xabcd_1234), 1_700_000_000_000);
+        let id = waiters.next_id();
+        assert_eq!(id >> 48, 0x1234, "ids begin with the member");
+        let mut told = waiters.register(id);
+        assert_eq!(waiters.expire(Instant::now() + std::time::Duration::from_secs(1), EtcdError::Timeout), 1);
+        assert!(matches!(told.try_recv(), Ok(Err(EtcdError::Timeout))));
+        waiters.complete(id, Ok(Outcome::Nothing));
+        assert_eq!(waiters.count(), 0);
+    }
+}

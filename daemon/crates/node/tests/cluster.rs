@@ -1,0 +1,210 @@
+//! Whole members in one process: real threads, real logs and stores in temporary directories, real sockets on loopback.
+
+use std::{
+    net::TcpListener,
+    path::Path,
+    time::{Duration, Instant},
+};
+
+use api::{error::EtcdError, etcdserverpb as pb, raftpb};
+use bytes::Bytes;
+use node::{Fatal, Handle, Node, NodeConfig, Parts};
+use prost::Message;
+use state_machine::membership::{Member, cluster_id, member_id};
+use storage::wal::{Wal, WalMetadata, WalOptions};
+use types::{Entry, EntryKind, HardState, LogIndex, MemberId, Term};
+
+fn fatal(cause: Fatal) -> ! {
+    panic!("a member of the test cannot go on: {cause}")
+}
+
+struct Running {
+    member: Member,
+    node: Node,
+}
+
+fn config(directory: &Path, member: &Member, members: &[Member]) -> NodeConfig {
+    let ids: Vec<MemberId> = members.iter().map(|member| member.id).collect();
+    NodeConfig {
+        member: member.id,
+        cluster: cluster_id(&ids),
+        name: member.name.clone(),
+        advertise_client_urls: vec!["http://127.0.0.1:1".to_owned()],
+        advertise_peer_urls: member.peer_urls.clone(),
+        heartbeat: Duration::from_millis(50),
+        election_ticks: 10,
+        pre_vote: true,
+        max_request_bytes: 1536 * 1024,
+        max_txn_ops: 128,
+        quota_backend_bytes: 0,
+        snapshot_count: 100,
+        snapshot_catchup_entries: 10,
+        inline_value_bytes_max: 1 << 20,
+        compaction_batch: 1000,
+        compaction_sleep: Duration::from_millis(1),
+        max_learners: 1,
+        initial_election_tick_advance: true,
+        state_dir: directory.join("state"),
+        snap_dir: directory.join("snap"),
+        fatal,
+    }
+}
+
+/// A small segment, so that a test machine does not zero-fill gigabytes.
+fn wal_options() -> WalOptions {
+    WalOptions { segment_bytes: 1 << 20, ..WalOptions::default() }
+}
+
+fn genesis(members: &[Member]) -> (Vec<Entry>, HardState) {
+    let mut sorted = members.to_vec();
+    sorted.sort_by_key(|member| member.id);
+    let entries: Vec<Entry> = sorted
+        .iter()
+        .zip(1..)
+        .map(|(member, index)| {
+            let change = raftpb::ConfChange {
+                id: Some(0),
+                r#type: Some(raftpb::ConfChangeType::ConfChangeAddNode as i32),
+                node_id: Some(member.id.0),
+                context: Some(Bytes::from(member.bootstrap_context())),
+            };
+            Entry {
+                term: Term(1),
+                index: LogIndex(index),
+                kind: EntryKind::ConfChange,
+                data: Bytes::from(change.encode_to_vec()),
+            }
+        })
+        .collect();
+    let commit = LogIndex(entries.len() as u64);
+    (entries, HardState { term: Term(1), vote: MemberId::NONE, commit })
+}
+
+fn boot(directory: &Path, member: &Member, members: &[Member], listener: TcpListener) -> Running {
+    let config = config(directory, member, members);
+    std::fs::create_dir_all(directory).expect("the member's directory");
+    let wal_dir = directory.join("wal");
+    if !Wal::exists(&wal_dir).expect("look for a log") {
+        let metadata = WalMetadata { member_id: member.id, cluster_id: config.cluster };
+        let mut wal = Wal::create(&wal_dir, &metadata, wal_options()).expect("create the log");
+        let (entries, hard_state) = genesis(members);
+        wal.append(&entries, Some(&hard_state)).expect("write genesis");
+        wal.sync().expect("sync genesis");
+    }
+    let (wal, contents) = Wal::open(&wal_dir, wal_options()).expect("open the log");
+    let boot = Instant::now().elapsed().as_nanos() as u64 ^ member.id.0;
+    let parts = Parts { wal, contents, peer_listeners: vec![listener], boot };
+    let node = Node::start(config, parts).expect("start the member");
+    Running { member: member.clone(), node }
+}
+
+fn plan(count: usize) -> (Vec<Member>, Vec<TcpListener>) {
+    let listeners: Vec<TcpListener> =
+        (0..count).map(|_| TcpListener::bind("127.0.0.1:0").expect("a free port")).collect();
+    let members = listeners
+        .iter()
+        .zip(1..)
+        .map(|(listener, i)| {
+            let url = format!("http://{}", listener.local_addr().expect("an address"));
+            Member {
+                id: member_id(std::slice::from_ref(&url), "test", None),
+                name: format!("m{i}"),
+                peer_urls: vec![url],
+                ..Member::default()
+            }
+        })
+        .collect();
+    (members, listeners)
+}
+
+async fn put(handle: &Handle, key: &str, value: &str) -> Result<i64, EtcdError> {
+    let request =
+        pb::PutRequest { key: key.to_owned().into(), value: value.to_owned().into(), ..Default::default() };
+    handle.put(request).await.map(|response| response.header.expect("a header").revision)
+}
+
+async fn get(handle: &Handle, key: &str) -> Result<Option<String>, EtcdError> {
+    let request = pb::RangeRequest { key: key.to_owned().into(), ..Default::default() };
+    let response = handle.range(request).await?;
+    Ok(response.kvs.first().map(|kv| String::from_utf8_lossy(&kv.value).into_owned()))
+}
+
+fn block_on<T>(future: impl Future<Output = T>) -> T {
+    tokio::runtime::Builder::new_current_thread().enable_all().build().expect("a runtime").block_on(future)
+}
+
+/// Until the condition holds; a minute is a hang.
+async fn wait(what: &str, mut holds: impl FnMut() -> bool) {
+    let deadline = Instant::now() + Duration::from_secs(60);
+    while !holds() {
+        assert!(Instant::now() < deadline, "waited a minute for {what}");
+        tokio::time::sleep(Duration::from_millis(5)).await;
+    }
+}
+
+#[test]
+fn a_member_alone_serves_restarts_and_remembers() {
+    let directory = tempfile::tempdir().expect("a directory");
+    let (members, listeners) = plan(1);
+    let listener = listeners.into_iter().next().expect("one listener");
+    let again = listener.try_clone().expect("the same port once more");
+    let running = boot(directory.path(), &members[0], &members, listener);
+    let handle = running.node.handle();
+    block_on(async {
+        assert_eq!(put(&handle, "a", "1").await, Ok(2));
+        for i in 0..500 {
+            put(&handle, &format!("k{i}"), "x").await.expect("a put");
+        }
+        assert_eq!(get(&handle, "a").await, Ok(Some("1".to_owned())));
+        wait("the published name", || handle.members().iter().any(|member| member.name == "m1")).await;
+    });
+    drop(handle);
+    running.node.stop();
+
+    let running = boot(directory.path(), &members[0], &members, again);
+    let handle = running.node.handle();
+    block_on(async {
+        assert_eq!(get(&handle, "a").await, Ok(Some("1".to_owned())));
+        assert_eq!(put(&handle, "a", "2").await, Ok(503));
+        assert_eq!(running.member.id, handle.node_status().leader);
+    });
+    drop(handle);
+    running.node.stop();
+}
+
+#[test]
+fn three_members_agree_and_a_follower_serves_linearizable_reads_and_writes() {
+    let directory = tempfile::tempdir().expect("a directory");
+    let (members, listeners) = plan(3);
+    let nodes: Vec<Running> = members
+        .iter()
+        .zip(listeners)
+        .map(|(member, listener)| boot(&directory.path().join(&member.name), member, &members, listener))
+        .collect();
+    let handles: Vec<Handle> = nodes.iter().map(|running| running.node.handle()).collect();
+    block_on(async {
+        for round in 0..30 {
+            let writer = &handles[round % 3];
+            put(writer, "k", &round.to_string()).await.expect("a put through any member");
+            for reader in &handles {
+                let read = get(reader, "k").await.expect("a read through any member");
+                assert_eq!(
+                    read,
+                    Some(round.to_string()),
+                    "a linearizable read sees what was acknowledged before it"
+                );
+            }
+        }
+        wait("all names", || handles[2].members().iter().all(|member| !member.name.is_empty())).await;
+        wait("the cluster version", || handles[1].cluster_version().as_deref() == Some("3.7.0")).await;
+        let target = handles.iter().find(|handle| !handle.node_status().is_leader).expect("a follower");
+        let leader = handles.iter().find(|handle| handle.node_status().is_leader).expect("a leader");
+        let to = target.node_status().member;
+        leader.move_leader(pb::MoveLeaderRequest { target_id: to.0 }).await.expect("a transfer");
+        assert_eq!(target.node_status().leader, to);
+    });
+    drop(handles);
+    for running in nodes {
+        running.node.stop();
+    }
+}
