@@ -8,6 +8,7 @@
 
 mod alarms;
 mod apply;
+mod checkpoint;
 mod cluster;
 mod compaction;
 #[cfg(any(test, feature = "testing"))]
@@ -25,9 +26,11 @@ mod state;
 pub mod store;
 mod stream;
 pub mod validate;
+mod warm;
 
 pub use apply::gates::{put_cost, txn_cost};
 pub use apply::{Outcome, Sink};
+pub use checkpoint::CheckpointError;
 pub use cluster::Downgrade;
 pub use compaction::CompactProgress;
 pub use hash::HashKv;

@@ -11,9 +11,10 @@ use prost::Message;
 use types::{ConfState, LogIndex, LogPosition, MemberId, Revision, RowId, Term};
 
 use crate::alarms::Alarms;
+use crate::checkpoint::{self, CheckpointError};
 use crate::cluster::ClusterFacts;
 use crate::compaction::Compactor;
-use crate::index::{Facts, Index, SUB_MAX};
+use crate::index::{Facts, SUB_MAX};
 use crate::membership::{Member, Membership};
 use crate::read::Reader;
 use crate::recent::RecentChanges;
@@ -26,6 +27,9 @@ use crate::store::{Store, StoreError, Table};
 pub struct StateMachine<S> {
     pub(crate) shared: Arc<Shared<S>>,
     pub(crate) compactor: Compactor,
+    checkpoint_ignored: Option<CheckpointError>,
+    /// Where bringing values inline goes on; None when there is nothing left to bring.
+    pub(crate) cold_from: Option<Vec<u8>>,
 }
 
 /// Why a store cannot be opened. Nothing was changed.
@@ -154,18 +158,29 @@ impl<S: Store> StateMachine<S> {
     pub fn open(
         store: Arc<S>,
         options: Options,
-        _checkpoint: Option<&[u8]>,
+        checkpoint: Option<&[u8]>,
     ) -> Result<StateMachine<S>, OpenError> {
         let marks = Marks::load(&*store)?;
-        let membership = load_membership(&*store, marks.conf_state)?;
+        let membership = load_membership(&*store, marks.conf_state.clone())?;
         let alarms = load_alarms(&*store)?;
         let cluster = ClusterFacts::load(&store.table(Table::Cluster)?);
-        let mut index = Index::new(options.inline_value_bytes_max);
-        let mut newest = 0;
-        scan_rows(&*store, 0, &mut |row| {
-            newest = row.id.main.0;
-            index.restore(&row.key, row.id, row.facts, &row.value);
-        })?;
+        let inline_bytes_max = options.inline_value_bytes_max;
+        let mut checkpoint_ignored = None;
+        let loaded = checkpoint.and_then(|bytes| {
+            let loaded = checkpoint::load(bytes, &*store, &marks, inline_bytes_max);
+            loaded.map_err(|error| checkpoint_ignored = Some(error)).ok()
+        });
+        let is_warm = loaded.is_none();
+        let (index, newest) = match loaded {
+            Some((mut index, mut newest)) => {
+                scan_rows(&*store, newest, &mut |row| {
+                    newest = row.id.main.0;
+                    index.restore(&row.key, row.id, row.facts, &row.value);
+                })?;
+                (index, newest)
+            }
+            None => checkpoint::rebuild(&*store, inline_bytes_max)?,
+        };
         // Compaction never lowers the revision, not even when it removed the newest row and the process died in it (AP07).
         let revision = newest.max(marks.scheduled).max(marks.finished).max(1);
         let state = State {
@@ -179,7 +194,14 @@ impl<S: Store> StateMachine<S> {
             cluster,
         };
         let shared = Arc::new(Shared { store, options, state: RwLock::new(state) });
-        Ok(StateMachine { shared, compactor: Compactor::new(marks.finished) })
+        let compactor = Compactor::new(marks.finished);
+        let cold_from = if is_warm { None } else { Some(Vec::new()) };
+        Ok(StateMachine { shared, compactor, checkpoint_ignored, cold_from })
+    }
+
+    /// Why the checkpoint given to [`StateMachine::open`] was not used, if it was not.
+    pub fn checkpoint_ignored(&self) -> Option<&CheckpointError> {
+        self.checkpoint_ignored.as_ref()
     }
 
     /// The position of the last entry that is part of the state.

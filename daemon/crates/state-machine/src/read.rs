@@ -156,9 +156,8 @@ impl<S: Store> Reader<S> {
     pub fn txn_read_only(&self, request: &TxnRequest) -> Result<TxnResponse, EtcdError> {
         assert!(is_read_only(request), "a txn that writes goes through the log");
         for _ in 0..OVERTAKEN_MAX {
-            match self.try_txn(request)? {
-                Ok(response) => return Ok(response),
-                Err(Overtaken) => {}
+            if let Ok(response) = self.try_txn(request)? {
+                return Ok(response);
             }
         }
         let state = self.shared.state.read();

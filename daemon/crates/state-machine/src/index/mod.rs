@@ -41,12 +41,8 @@ pub struct IndexSize {
 }
 
 impl Index {
-    /// Newest values stay inline while all of them together take at most `inline_bytes_max` bytes.
-    pub fn new(inline_bytes_max: u64) -> Index {
-        Index { tree: Tree::default(), inline_bytes: 0, inline_bytes_max }
-    }
-
-    /// From records in strictly ascending key order.
+    /// From records in strictly ascending key order. Newest values stay inline while all of them together take at most
+    /// `inline_bytes_max` bytes.
     pub fn from_sorted(inline_bytes_max: u64, records: impl Iterator<Item = (Vec<u8>, Record)>) -> Index {
         let mut inline_bytes = 0;
         let tree = Tree::from_sorted(records.inspect(|(_, record)| {
@@ -157,14 +153,10 @@ impl Index {
     pub fn live(&self) -> u64 {
         self.tree.live()
     }
-
-    /// Keys with any version, without walking.
-    pub fn keys(&self) -> u64 {
-        self.tree.keys()
-    }
 }
 
-fn push(
+/// Adds a version to a record within the budget for inline values.
+pub(crate) fn push(
     record: &mut Record,
     id: RowId,
     facts: Option<Facts>,
@@ -178,36 +170,28 @@ fn push(
     *inline_bytes = *inline_bytes - freed + if fits { value.len() as u64 } else { 0 };
 }
 
-/// Assembles one key's record from its versions in rising order: how bulk loads make records without a tree.
+/// Makes records outside a tree, for bulk loads.
 #[derive(Debug)]
 pub struct RecordBuilder {
-    record: Record,
-}
-
-impl Default for RecordBuilder {
-    fn default() -> Self {
-        RecordBuilder { record: Record::vacant() }
-    }
+    older: Vec<Version>,
 }
 
 impl RecordBuilder {
-    /// All older versions at once, oldest first; call before the newest is added.
-    pub fn older(&mut self, versions: Vec<Version>) {
-        self.record.set_older(versions);
+    /// A record without any version, to be given its versions with [`push`].
+    pub fn vacant() -> Record {
+        Record::vacant()
     }
 
-    /// The newest version. Must be the only call of its kind.
-    pub fn newest(
-        mut self,
-        id: RowId,
-        facts: Option<Facts>,
-        value_len: usize,
-        value: Option<&[u8]>,
-    ) -> Record {
-        let older = std::mem::take(&mut self.record);
+    /// Begins with all older versions, oldest first.
+    pub fn with_older(older: Vec<Version>) -> RecordBuilder {
+        RecordBuilder { older }
+    }
+
+    /// Ends with the newest version, whose value is left in the store.
+    pub fn newest(self, id: RowId, facts: Option<Facts>, value_len: usize) -> Record {
         let mut record = Record::vacant();
-        record.push(id, facts, value_len, value);
-        record.set_older(older.older().to_vec());
+        record.push(id, facts, value_len, None);
+        record.set_older(self.older);
         record
     }
 }
