@@ -1,13 +1,30 @@
-//! Whole states as files in etcd's database format.
+//! Whole states as files in etcd's database format. The same bytes serve a lagging peer, a backup, and the road from and to etcd:
+//! [`write`] makes a file from a pinned view, [`DbFile`] reads one, [`install`] puts one in place of the state.
+//!
+//! Not here: sending and receiving (transport), when to do either (node).
+
+mod bolt_read;
+mod bolt_write;
+mod digest;
+mod etcd_db;
+mod install;
+mod page;
 
 use std::ops::{ControlFlow, RangeInclusive};
 
 use bytes::Bytes;
-use state_machine::store::{StoreError, StoredRow, Table};
-use types::{LogPosition, RowId};
+use state_machine::store::{Store, StoreError, StoredRow, Table};
+use types::{LogIndex, LogPosition, RowId, Term};
+
+pub use bolt_read::{BoltError, EachPair};
+pub use bolt_write::PAGE_BYTES;
+pub use digest::{DIGEST_BYTES, HashingReader, append_digest, check_digest, has_digest, sha256};
+pub use etcd_db::{DbFile, DbStatus, EachRow, KEY_BUCKET, ReadError, SnapshotFile, WriteError, write};
+pub use install::{InstallError, Installed, install};
 
 /// A consistent, unchanging state at one applied position.
 pub trait View {
+    /// The position that the rows and tables are at.
     fn position(&self) -> LogPosition;
 
     /// Rows in order until `each` breaks.
@@ -19,4 +36,30 @@ pub trait View {
 
     /// All pairs of a small table in key order.
     fn table(&self, table: Table) -> Result<Vec<(Bytes, Bytes)>, StoreError>;
+}
+
+/// Any store as a view. The caller sees to it that nobody writes meanwhile: a plain store has no moment to hold on to.
+pub struct Quiet<'a, S>(pub &'a S);
+
+impl<S: Store> View for Quiet<'_, S> {
+    fn position(&self) -> LogPosition {
+        let meta = self.0.table(Table::Meta).unwrap_or_default();
+        let number = |name: &str| {
+            let value = meta.iter().find(|(key, _)| key == name).map(|(_, value)| value.as_ref());
+            value.and_then(|value| value.try_into().ok()).map_or(0, u64::from_be_bytes)
+        };
+        LogPosition { term: Term(number("term")), index: LogIndex(number("consistent_index")) }
+    }
+
+    fn scan(
+        &self,
+        ids: RangeInclusive<RowId>,
+        each: &mut dyn FnMut(RowId, StoredRow) -> ControlFlow<()>,
+    ) -> Result<(), StoreError> {
+        self.0.scan(*ids.start(), *ids.end(), each)
+    }
+
+    fn table(&self, table: Table) -> Result<Vec<(Bytes, Bytes)>, StoreError> {
+        self.0.table(table)
+    }
 }

@@ -3,6 +3,7 @@
 //! ```text
 //! state/CURRENT                     "gen-0000000000000002\n"
 //! state/gen-0000000000000002/FORMAT the version of everything below
+//! state/gen-0000000000000002/SNAPSHOT "term index" when it was installed from a snapshot: the position it began at
 //! state/gen-0000000000000002/fjall/ the LSM tree
 //! state/gen-0000000000000003.partial  a snapshot being installed, or what a crash left of one
 //! ```
@@ -18,6 +19,7 @@ use std::io::{ErrorKind, Write};
 use std::path::{Path, PathBuf};
 
 use parking_lot::Mutex;
+use types::{LogIndex, LogPosition, Term};
 
 use super::error::OpenError;
 
@@ -26,6 +28,7 @@ const CURRENT_TEMP: &str = "CURRENT.tmp";
 const PREFIX: &str = "gen-";
 const PARTIAL: &str = ".partial";
 const FORMAT_FILE: &str = "FORMAT";
+const SNAPSHOT_FILE: &str = "SNAPSHOT";
 /// Raised when a reader of the former version would misread the data.
 pub const FORMAT: &str = "cairn state 1\n";
 /// CURRENT and FORMAT hold one short line; what is longer is not ours.
@@ -153,6 +156,27 @@ pub fn current(root: &Path) -> Result<Option<Generation>, OpenError> {
     let claim = InUse::claim(&path).ok_or_else(|| OpenError::Locked { path: path.clone() })?;
     clean(root, Some(name))?;
     Ok(Some(Generation { path, claim }))
+}
+
+/// Notes in an unpublished state from which snapshot it was made.
+pub fn record_installed(dir: &Path, position: LogPosition) -> Result<(), OpenError> {
+    write_synced(&dir.join(SNAPSHOT_FILE), format!("{} {}\n", position.term, position.index).as_bytes())
+}
+
+/// The snapshot that the current state began with, if it began with one. The state may be far beyond it.
+pub fn installed_from(root: &Path) -> Result<Option<LogPosition>, OpenError> {
+    create_root(root)?;
+    let Some(name) = read_small(&root.join(CURRENT))? else { return Ok(None) };
+    let name = name.trim_end_matches('\n');
+    if parse_name(name).is_none_or(|found| found.partial) {
+        return Ok(None);
+    }
+    let noted = read_small(&root.join(name).join(SNAPSHOT_FILE))?.unwrap_or_default();
+    let mut numbers = noted.split_ascii_whitespace().map(str::parse);
+    Ok(match (numbers.next(), numbers.next()) {
+        (Some(Ok(term)), Some(Ok(index))) => Some(LogPosition { term: Term(term), index: LogIndex(index) }),
+        _ => None,
+    })
 }
 
 /// The first state is renamed before CURRENT is written. A crash between the two leaves exactly one complete directory, without data;

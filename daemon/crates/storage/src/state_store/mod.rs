@@ -45,6 +45,8 @@ pub use keys::{SUB_MAX, TABLE_KEY_BYTES_MAX, etcd_row_key, parse_etcd_row_key};
 pub use view::StateView;
 pub use writer::FatalHook;
 
+pub(crate) use directory::{begin as begin_generation, installed_from, record_installed};
+
 use error::store_error as failed;
 use writer::{Counters, Shared};
 
@@ -208,14 +210,19 @@ impl FjallStore {
     }
 
     /// Merges the whole tree now, so that deleted rows give back their space. Runs in the calling thread for as long as rewriting
-    /// everything takes; reads and writes go on.
+    /// everything takes; reads and writes go on. Views opened before keep the old files.
     pub fn reclaim(&self) -> Result<(), StoreError> {
-        self.shared.drain().map_err(failed("reclaim space"))?;
-        self.shared.keyspace.rotate_memtable_and_wait().map_err(failed("reclaim space"))?;
-        self.shared.keyspace.major_compact().map_err(failed("reclaim space"))
+        let flush = || -> Result<(), Failed> {
+            self.shared.drain()?;
+            self.shared.flush()
+        };
+        flush().map_err(failed("reclaim space"))?;
+        self.shared.keyspace.major_compact().map_err(failed("reclaim space"))?;
+        // fjall drops the files of former versions when the next memtable is sealed, and seals none that is empty.
+        self.shared.rewrite_position().and_then(|()| flush()).map_err(failed("reclaim space"))
     }
 
-    /// Bytes and count of fjall's journals, for diagnosis.
+    /// Number of fjall's journals, for diagnosis.
     pub fn journal_count(&self) -> usize {
         self.shared.db.journal_count()
     }
@@ -331,6 +338,10 @@ impl Store for FjallStore {
     fn write(&self, batch: WriteBatch) -> Result<(), StoreError> {
         writer::check(&batch).map_err(|what| StoreError { operation: "write", source: what.into() })?;
         self.shared.write(batch).map_err(failed("write"))
+    }
+
+    fn wait_for_room(&self) -> Result<(), StoreError> {
+        self.shared.wait_for_room().map_err(failed("write"))
     }
 
     fn size(&self) -> StoreSize {

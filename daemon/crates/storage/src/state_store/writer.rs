@@ -8,7 +8,7 @@
 use std::collections::VecDeque;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use fjall::{Database, Keyspace, PersistMode, Slice};
 use parking_lot::{Condvar, Mutex, RwLock};
@@ -24,12 +24,23 @@ use state_machine::store::Table;
 /// the overlay; beyond a few thousand rows merging gains nothing more.
 const MERGE_BYTES_MAX: usize = 1024 * 1024;
 
+/// How long the writer waits for more before it commits less than that. Nobody waits for a commit as such (whoever does, says so and
+/// is not kept), and at a few ten thousand batches a second this turns a system call and a wakeup for each into one for a hundred.
+const LINGER: Duration = Duration::from_millis(2);
+
+/// `write` itself waits only beyond this multiple of the queue's bound. Apply waits in `wait_for_room`, without any lock; the hard
+/// bound is for whoever does not.
+const HARD_BOUND_FACTOR: usize = 2;
+
 /// What one change costs in the queue beside its bytes: two copies of the change itself and its place in the overlay.
 const CHANGE_OVERHEAD_BYTES: usize = 160;
 
 /// A caller that waits for room looks this often whether a background thread of fjall has died, because the writer may then hang in
 /// fjall's back-pressure for ever instead of getting an error.
 const POISON_PROBE: Duration = Duration::from_secs(1);
+
+/// Only whoever asked for a flush waits like this.
+const FLUSH_POLL: Duration = Duration::from_millis(10);
 
 /// Called once, with the reason, when the store cannot write any more. The daemon ends the process in it.
 pub type FatalHook = Arc<dyn Fn(&str) + Send + Sync>;
@@ -91,6 +102,8 @@ struct Queue {
     last_seq: Seq,
     committed_seq: Seq,
     committed_position: LogPosition,
+    /// The newest batch whose commit somebody waits for.
+    wanted_seq: Seq,
     failed: Option<Failed>,
     closing: bool,
 }
@@ -133,6 +146,7 @@ impl Shared {
                 last_seq: 0,
                 committed_seq: 0,
                 committed_position: position,
+                wanted_seq: 0,
                 failed: None,
                 closing: false,
             }),
@@ -160,6 +174,11 @@ impl Shared {
         self.wait_committed(seq).map(|_| ())
     }
 
+    /// Commits the position once more, with no change beside it.
+    pub fn rewrite_position(&self) -> Result<(), Failed> {
+        self.enqueue(None, CHANGE_OVERHEAD_BYTES, Vec::new(), None).map(|_| ())
+    }
+
     fn enqueue(
         &self,
         position: Option<LogPosition>,
@@ -169,21 +188,8 @@ impl Shared {
     ) -> Result<Seq, Failed> {
         let _turn = self.turn.lock();
         let seq = {
-            let mut queue = self.queue.lock();
-            loop {
-                if let Some(failed) = &queue.failed {
-                    return Err(failed.clone());
-                }
-                assert!(!queue.closing, "no write comes after the store was closed");
-                if queue.bytes < self.queue_bytes_max {
-                    break;
-                }
-                if self.room.wait_for(&mut queue, POISON_PROBE).timed_out() {
-                    drop(queue);
-                    self.probe();
-                    queue = self.queue.lock();
-                }
-            }
+            let mut queue = self.room(self.queue_bytes_max * HARD_BOUND_FACTOR)?;
+            assert!(!queue.closing, "no write comes after the store was closed");
             queue.last_seq += 1;
             queue.last_seq
         };
@@ -196,11 +202,39 @@ impl Shared {
             position
         };
         let mut queue = self.queue.lock();
+        let before = queue.bytes;
         queue.bytes += bytes;
         queue.batches.push_back(Queued { seq, position, bytes, changes, marker });
+        // The writer sleeps until there is something, and then until there is enough; in between it needs no call.
+        let first = queue.batches.len() == 1;
+        let enough = before < MERGE_BYTES_MAX && queue.bytes >= MERGE_BYTES_MAX;
         drop(queue);
-        self.work.notify_one();
+        if first || enough {
+            self.work.notify_one();
+        }
         Ok(seq)
+    }
+
+    /// Waits until the queue is below its bound.
+    pub fn wait_for_room(&self) -> Result<(), Failed> {
+        self.room(self.queue_bytes_max).map(drop)
+    }
+
+    fn room(&self, bytes_max: usize) -> Result<parking_lot::MutexGuard<'_, Queue>, Failed> {
+        let mut queue = self.queue.lock();
+        loop {
+            if let Some(failed) = &queue.failed {
+                return Err(failed.clone());
+            }
+            if queue.bytes < bytes_max {
+                return Ok(queue);
+            }
+            if self.room.wait_for(&mut queue, POISON_PROBE).timed_out() {
+                drop(queue);
+                self.probe();
+                queue = self.queue.lock();
+            }
+        }
     }
 
     /// Waits until everything queued before this call is committed to the tree; returns the position committed then.
@@ -211,6 +245,10 @@ impl Shared {
 
     fn wait_committed(&self, seq: Seq) -> Result<LogPosition, Failed> {
         let mut queue = self.queue.lock();
+        if queue.committed_seq < seq {
+            queue.wanted_seq = queue.wanted_seq.max(seq);
+            self.work.notify_one();
+        }
         loop {
             if let Some(failed) = &queue.failed {
                 return Err(failed.clone());
@@ -224,6 +262,22 @@ impl Shared {
                 queue = self.queue.lock();
             }
         }
+    }
+
+    /// Seals the memtable and waits until it is in a table.
+    pub fn flush(&self) -> Result<(), Failed> {
+        if let Err(error) = self.keyspace.rotate_memtable() {
+            return Err(self.fail(format!("flush: {error}")));
+        }
+        // fjall tells nobody when a flush ends; and one that failed would be waited for for ever without the probe.
+        while self.keyspace.sealed_memtable_count() > 0 {
+            std::thread::sleep(FLUSH_POLL);
+            self.probe();
+            if let Some(failed) = &self.queue.lock().failed {
+                return Err(failed.clone());
+            }
+        }
+        Ok(())
     }
 
     /// Finds out whether fjall has given up behind the writer's back. A healthy database only flushes a small buffer here.
@@ -278,6 +332,12 @@ impl Shared {
                 return None;
             }
             self.work.wait(&mut queue);
+        }
+        let until = Instant::now() + LINGER;
+        while queue.bytes < MERGE_BYTES_MAX && queue.wanted_seq <= queue.committed_seq && !queue.closing {
+            if self.work.wait_until(&mut queue, until).timed_out() {
+                break;
+            }
         }
         if queue.failed.is_some() {
             return None;
