@@ -5,7 +5,7 @@
 use std::future::Future;
 
 use api::{error::EtcdError, etcdserverpb as pb};
-use node::handle::NodeStatus;
+use node::NodeStatus;
 
 type Answer<T> = Result<T, EtcdError>;
 
@@ -30,6 +30,13 @@ pub trait Backend: Clone + Send + Sync + 'static {
     fn read_barrier(&self) -> impl Future<Output = Answer<()>> + Send;
     /// Reads at the current or the asked revision without any round.
     fn range_local(&self, request: &pb::RangeRequest) -> Answer<pb::RangeResponse>;
+    /// The same in pieces of about `piece_bytes`, each read when it is asked for, all at one revision. The last one carries a
+    /// header with that revision alone.
+    fn range_stream(
+        &self,
+        request: &pb::RangeRequest,
+        piece_bytes: usize,
+    ) -> Answer<impl Iterator<Item = Answer<pb::RangeStreamResponse>> + Send + 'static>;
     fn member_list(
         &self,
         request: pb::MemberListRequest,
@@ -85,6 +92,13 @@ impl Backend for node::Handle {
     }
     fn range_local(&self, request: &pb::RangeRequest) -> Answer<pb::RangeResponse> {
         node::Handle::range_local(self, request)
+    }
+    fn range_stream(
+        &self,
+        request: &pb::RangeRequest,
+        piece_bytes: usize,
+    ) -> Answer<impl Iterator<Item = Answer<pb::RangeStreamResponse>> + Send + 'static> {
+        node::Handle::reader(self).range_stream(request, piece_bytes)
     }
     async fn member_list(&self, request: pb::MemberListRequest) -> Answer<pb::MemberListResponse> {
         node::Handle::member_list(self, request).await

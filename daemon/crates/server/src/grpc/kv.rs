@@ -2,12 +2,11 @@
 
 use std::{future::Future, sync::Arc};
 
-use super::validate;
 use api::{error::EtcdError, etcdserverpb as pb};
 use prost::Message;
+use state_machine::{is_read_only, put_cost, txn_cost, validate};
 use tonic::Status;
 
-use super::cost;
 use crate::{backend::Backend, edge::Edge, metrics::RequestType};
 
 /// What the log adds to a request: etcd's header with a request id, and the frame of the request itself. Sixteen bytes hold the
@@ -26,7 +25,7 @@ pub(super) async fn put<B: Backend>(
     edge: &Arc<Edge<B>>,
     request: pb::PutRequest,
 ) -> Result<pb::PutResponse, Status> {
-    check_space(edge, cost::put(&request))?;
+    check_space(edge, put_cost(&request))?;
     validate::put(&request)?;
     check_size(edge, &request)?;
     timed(edge, RequestType::Put, edge.backend.put(request)).await
@@ -45,9 +44,9 @@ pub(super) async fn txn<B: Backend>(
     edge: &Arc<Edge<B>>,
     request: pb::TxnRequest,
 ) -> Result<pb::TxnResponse, Status> {
-    check_space(edge, cost::txn(&request))?;
+    check_space(edge, txn_cost(&request))?;
     validate::txn(&request, edge.shared.config.txn_ops_max)?;
-    let kind = if cost::is_read_only(&request) {
+    let kind = if is_read_only(&request) {
         RequestType::ReadonlyTxn
     } else {
         check_size(edge, &request)?;

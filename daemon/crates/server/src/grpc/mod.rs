@@ -3,13 +3,11 @@
 //! The order of checks is etcd's: the message is read, learners refuse, the client's API version is counted, `hasleader` is
 //! honoured, and only then the method looks at its request.
 
-mod cost;
 mod health;
 mod kv;
 mod maintenance;
 pub(crate) mod method;
 mod range_stream;
-mod validate;
 pub(crate) mod wire;
 
 use std::{future::Future, pin::pin, sync::Arc, time::Instant};

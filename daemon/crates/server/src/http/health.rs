@@ -182,7 +182,7 @@ async fn read<B: Backend>(edge: &Arc<Edge<B>>, linearizable: bool) -> Result<(),
     };
     match tokio::time::timeout(edge.shared.config.health_timeout, work).await {
         Ok(outcome) => outcome.map_err(|error: EtcdError| error.text().to_owned()),
-        Err(_) => Err("context deadline exceeded".to_owned()),
+        Err(_) => Err(EtcdError::Timeout.text().to_owned()),
     }
 }
 

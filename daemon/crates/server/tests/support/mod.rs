@@ -1,0 +1,288 @@
+//! A member in memory behind the edge: the real state machine without a log, with switches for what a test wants to see.
+
+#![allow(dead_code, reason = "every test file uses its own part")]
+
+pub mod raw;
+
+use std::{
+    net::SocketAddr,
+    sync::{
+        Arc,
+        atomic::{AtomicBool, AtomicUsize, Ordering::SeqCst},
+    },
+    time::Duration,
+};
+
+use api::{error::EtcdError, etcdserverpb as pb};
+use node::NodeStatus;
+use parking_lot::Mutex;
+use prost::Message;
+use server::{Backend, Listen, Running, Server, ServerConfig};
+use state_machine::{Memory, Options, Outcome, Reader, Sink, StateMachine};
+use tokio::sync::Semaphore;
+use tonic::transport::{Channel, Endpoint};
+use types::{Entry, EntryKind, LogIndex, MemberId, Revision, Term};
+
+pub const MEMBER: u64 = 0xabc;
+pub const CLUSTER: u64 = 0xdef;
+
+#[derive(Clone)]
+pub struct Fake {
+    pub inner: Arc<Inner>,
+}
+
+pub struct Inner {
+    machine: Mutex<StateMachine<Memory>>,
+    reader: Reader<Memory>,
+    pub learner: AtomicBool,
+    pub leaderless: AtomicBool,
+    pub full: AtomicBool,
+    pub raised: AtomicUsize,
+    pub barriers: AtomicUsize,
+    /// Barriers do not come back.
+    pub stuck: AtomicBool,
+    pub extra_alarms: Mutex<Vec<pb::AlarmMember>>,
+    /// While set, puts wait for a permit after they announced themselves.
+    pub holding: AtomicBool,
+    pub arrived: Semaphore,
+    pub released: Semaphore,
+}
+
+impl Fake {
+    pub fn new() -> Self {
+        let machine = StateMachine::open(Arc::new(Memory::new()), Options::default(), None).unwrap();
+        let reader = machine.reader();
+        Fake {
+            inner: Arc::new(Inner {
+                machine: Mutex::new(machine),
+                reader,
+                learner: AtomicBool::new(false),
+                leaderless: AtomicBool::new(false),
+                full: AtomicBool::new(false),
+                raised: AtomicUsize::new(0),
+                barriers: AtomicUsize::new(0),
+                stuck: AtomicBool::new(false),
+                extra_alarms: Mutex::new(Vec::new()),
+                holding: AtomicBool::new(false),
+                arrived: Semaphore::new(0),
+                released: Semaphore::new(0),
+            }),
+        }
+    }
+
+    fn propose(&self, request: pb::InternalRaftRequest) -> Result<Outcome, EtcdError> {
+        let mut machine = self.inner.machine.lock();
+        let index = machine.applied().index.next();
+        let request = pb::InternalRaftRequest {
+            header: Some(pb::RequestHeader { id: index.0, ..Default::default() }),
+            ..request
+        };
+        let entry =
+            Entry { term: Term(1), index, kind: EntryKind::Normal, data: request.encode_to_vec().into() };
+        let mut last = Last(None);
+        machine.apply(&[entry], &mut last);
+        last.0.expect("an applied entry has an outcome")
+    }
+
+    fn stamp(&self, header: Option<pb::ResponseHeader>) -> Option<pb::ResponseHeader> {
+        Some(self.header(header.map(|header| header.revision).unwrap_or_default()))
+    }
+}
+
+struct Last(Option<Result<Outcome, EtcdError>>);
+
+impl Sink for Last {
+    fn outcome(&mut self, _: LogIndex, _: u64, outcome: Result<Outcome, EtcdError>) {
+        self.0 = Some(outcome);
+    }
+    fn events(&mut self, _: Revision, _: Vec<api::mvccpb::Event>) {}
+    fn conf_change(&mut self, _: LogIndex, _: Option<api::raftpb::ConfChangeV2>) {}
+}
+
+macro_rules! proposed {
+    ($self:ident, $field:ident, $request:ident, $outcome:ident) => {{
+        let request = pb::InternalRaftRequest { $field: Some($request), ..Default::default() };
+        match $self.propose(request)? {
+            Outcome::$outcome(mut response) => {
+                response.header = $self.stamp(response.header);
+                Ok(response)
+            }
+            other => panic!("unexpected outcome {other:?}"),
+        }
+    }};
+}
+
+impl Backend for Fake {
+    async fn put(&self, request: pb::PutRequest) -> Result<pb::PutResponse, EtcdError> {
+        if self.inner.holding.load(SeqCst) {
+            self.inner.arrived.add_permits(1);
+            self.inner.released.acquire().await.unwrap().forget();
+        }
+        proposed!(self, put, request, Put)
+    }
+    async fn delete_range(
+        &self,
+        request: pb::DeleteRangeRequest,
+    ) -> Result<pb::DeleteRangeResponse, EtcdError> {
+        proposed!(self, delete_range, request, DeleteRange)
+    }
+    async fn txn(&self, request: pb::TxnRequest) -> Result<pb::TxnResponse, EtcdError> {
+        proposed!(self, txn, request, Txn)
+    }
+    async fn compact(&self, request: pb::CompactionRequest) -> Result<pb::CompactionResponse, EtcdError> {
+        proposed!(self, compaction, request, Compaction)
+    }
+    async fn range(&self, request: pb::RangeRequest) -> Result<pb::RangeResponse, EtcdError> {
+        if !request.serializable {
+            self.read_barrier().await?;
+        }
+        self.range_local(&request)
+    }
+    async fn read_barrier(&self) -> Result<(), EtcdError> {
+        self.inner.barriers.fetch_add(1, SeqCst);
+        if self.inner.stuck.load(SeqCst) {
+            std::future::pending::<()>().await;
+        }
+        if self.inner.leaderless.load(SeqCst) { Err(EtcdError::NoLeader) } else { Ok(()) }
+    }
+    fn range_local(&self, request: &pb::RangeRequest) -> Result<pb::RangeResponse, EtcdError> {
+        let mut response = self.inner.reader.range(request)?;
+        response.header = self.stamp(response.header);
+        Ok(response)
+    }
+    fn range_stream(
+        &self,
+        request: &pb::RangeRequest,
+        piece_bytes: usize,
+    ) -> Result<impl Iterator<Item = Result<pb::RangeStreamResponse, EtcdError>> + Send + 'static, EtcdError>
+    {
+        self.inner.reader.range_stream(request, piece_bytes)
+    }
+    async fn member_list(&self, _: pb::MemberListRequest) -> Result<pb::MemberListResponse, EtcdError> {
+        let member = pb::Member { id: MEMBER, name: "m1".into(), ..Default::default() };
+        Ok(pb::MemberListResponse { header: Some(self.header(0)), members: vec![member] })
+    }
+    async fn alarm(&self, request: pb::AlarmRequest) -> Result<pb::AlarmResponse, EtcdError> {
+        proposed!(self, alarm, request, Alarm)
+    }
+    async fn status(&self) -> Result<pb::StatusResponse, EtcdError> {
+        Ok(pb::StatusResponse {
+            header: Some(self.header(0)),
+            version: types::limits::ETCD_VERSION.into(),
+            leader: MEMBER,
+            is_learner: self.inner.learner.load(SeqCst),
+            ..Default::default()
+        })
+    }
+    async fn hash(&self) -> Result<pb::HashResponse, EtcdError> {
+        Ok(pb::HashResponse { header: Some(self.header(0)), hash: 7 })
+    }
+    async fn hash_kv(&self, request: pb::HashKvRequest) -> Result<pb::HashKvResponse, EtcdError> {
+        if request.revision > self.inner.reader.revision().0 {
+            return Err(EtcdError::FutureRev);
+        }
+        Ok(pb::HashKvResponse { header: Some(self.header(0)), hash: 8, ..Default::default() })
+    }
+    async fn move_leader(&self, request: pb::MoveLeaderRequest) -> Result<pb::MoveLeaderResponse, EtcdError> {
+        if request.target_id != MEMBER {
+            return Err(EtcdError::BadLeaderTransferee);
+        }
+        Ok(pb::MoveLeaderResponse { header: None })
+    }
+    fn header(&self, revision: i64) -> pb::ResponseHeader {
+        let revision = if revision == 0 { self.inner.reader.revision().0 } else { revision };
+        pb::ResponseHeader { cluster_id: CLUSTER, member_id: MEMBER, revision, raft_term: 1 }
+    }
+    fn node_status(&self) -> NodeStatus {
+        let leaderless = self.inner.leaderless.load(SeqCst);
+        let mut status = NodeStatus::default();
+        status.member = MemberId(MEMBER);
+        status.leader = if leaderless { MemberId::NONE } else { MemberId(MEMBER) };
+        status.is_learner = self.inner.learner.load(SeqCst);
+        status.term = Term(1);
+        status
+    }
+    fn alarms(&self) -> Vec<pb::AlarmMember> {
+        let mut alarms = self.inner.reader.alarms();
+        alarms.extend(self.inner.extra_alarms.lock().iter().copied());
+        alarms
+    }
+    fn cluster_version(&self) -> Option<String> {
+        Some(types::limits::CLUSTER_VERSION.into())
+    }
+    fn storage_version(&self) -> String {
+        String::new()
+    }
+    fn has_space_for(&self, _: u64) -> bool {
+        !self.inner.full.load(SeqCst)
+    }
+    fn raise_no_space(&self) {
+        self.inner.raised.fetch_add(1, SeqCst);
+    }
+    fn has_leader(&self) -> bool {
+        !self.inner.leaderless.load(SeqCst)
+    }
+    fn metrics_text(&self) -> String {
+        "# HELP etcd_server_has_leader x\n# TYPE etcd_server_has_leader gauge\netcd_server_has_leader 1\n"
+            .into()
+    }
+}
+
+pub fn any_port() -> Listen {
+    Listen { setting: "listen-client-urls", address: SocketAddr::from(([127, 0, 0, 1], 0)) }
+}
+
+/// One client address, one runtime, and waits that a test can live with.
+pub fn config() -> ServerConfig {
+    ServerConfig {
+        client: vec![any_port()],
+        runtimes: std::num::NonZeroUsize::new(1),
+        ..ServerConfig::default()
+    }
+}
+
+pub struct Up {
+    pub running: Running,
+    pub fake: Fake,
+    pub address: SocketAddr,
+}
+
+pub fn up() -> Up {
+    up_with(config())
+}
+
+pub fn up_with(config: ServerConfig) -> Up {
+    let fake = Fake::new();
+    let running = Server::start(config, fake.clone()).unwrap();
+    running.set_serving(true);
+    let address = running.client_addresses()[0];
+    Up { running, fake, address }
+}
+
+pub async fn channel(address: SocketAddr) -> Channel {
+    Endpoint::from_shared(format!("http://{address}")).unwrap().connect().await.unwrap()
+}
+
+/// Bound of everything a test waits for; reached only when the test fails.
+pub const PATIENCE: Duration = Duration::from_secs(20);
+
+/// A KV client whose messages may be of any size.
+pub async fn kv(address: SocketAddr) -> pb::kv_client::KvClient<Channel> {
+    pb::kv_client::KvClient::new(channel(address).await)
+        .max_decoding_message_size(usize::MAX)
+        .max_encoding_message_size(usize::MAX)
+}
+
+pub fn put(key: impl Into<bytes::Bytes>, value: impl Into<bytes::Bytes>) -> pb::PutRequest {
+    pb::PutRequest { key: key.into(), value: value.into(), ..Default::default() }
+}
+
+pub fn range(key: impl Into<bytes::Bytes>, end: impl Into<bytes::Bytes>) -> pb::RangeRequest {
+    pb::RangeRequest { key: key.into(), range_end: end.into(), ..Default::default() }
+}
+
+/// Expects this refusal, code and text.
+pub fn assert_refused<T: std::fmt::Debug>(answer: Result<T, tonic::Status>, error: EtcdError) {
+    let status = answer.expect_err("a refusal");
+    assert_eq!((status.code() as i32, status.message()), (error.code() as i32, error.text()));
+}

@@ -1,0 +1,75 @@
+//! Requests byte by byte, for what a well-behaved client would never send.
+
+use std::net::SocketAddr;
+
+use bytes::Bytes;
+use http::{HeaderMap, Request};
+use http_body_util::{BodyExt, StreamBody};
+use hyper_util::rt::{TokioExecutor, TokioIo};
+use tokio::{
+    io::{AsyncReadExt, AsyncWriteExt},
+    net::TcpStream,
+};
+
+/// One answer of a raw gRPC call.
+pub struct Answer {
+    pub http_status: u16,
+    pub headers: HeaderMap,
+    pub trailers: HeaderMap,
+}
+
+impl Answer {
+    /// gRPC status code and text, from wherever they travelled.
+    pub fn status(&self) -> (i32, String) {
+        let from = if self.headers.contains_key("grpc-status") { &self.headers } else { &self.trailers };
+        let text =
+            |name: &str| from.get(name).map(|value| value.to_str().unwrap().to_owned()).unwrap_or_default();
+        let message = text("grpc-message").replace("%20", " ").replace("%22", "\"");
+        (text("grpc-status").parse().expect("every call has a status"), message)
+    }
+}
+
+pub async fn grpc(address: SocketAddr, path: &str, headers: &[(&str, &str)], frame: &[u8]) -> Answer {
+    grpc_pieces(address, path, headers, vec![frame.to_vec()]).await
+}
+
+pub async fn grpc_pieces(
+    address: SocketAddr,
+    path: &str,
+    headers: &[(&str, &str)],
+    pieces: Vec<Vec<u8>>,
+) -> Answer {
+    let stream = TcpStream::connect(address).await.unwrap();
+    let (mut sender, connection) =
+        hyper::client::conn::http2::handshake(TokioExecutor::new(), TokioIo::new(stream)).await.unwrap();
+    let connection = tokio::spawn(connection);
+    let mut request =
+        Request::post(format!("http://{address}{path}")).header("content-type", "application/grpc");
+    for (name, value) in headers {
+        request = request.header(*name, *value);
+    }
+    let frames = pieces
+        .into_iter()
+        .map(|piece| Ok::<_, std::convert::Infallible>(http_body::Frame::data(Bytes::from(piece))));
+    let body = StreamBody::new(futures_util::stream::iter(frames));
+    let response = sender.send_request(request.body(body).unwrap()).await.unwrap();
+    let (head, body) = response.into_parts();
+    let trailers = body.collect().await.unwrap().trailers().cloned().unwrap_or_default();
+    connection.abort();
+    Answer { http_status: head.status.as_u16(), headers: head.headers, trailers }
+}
+
+/// Sends bytes and reads until the server closes.
+pub async fn until_closed(address: SocketAddr, bytes: &[u8]) -> Vec<u8> {
+    let mut stream = TcpStream::connect(address).await.unwrap();
+    // The server may close before it has read everything.
+    let _ = stream.write_all(bytes).await;
+    let mut answer = Vec::new();
+    let _ = stream.read_to_end(&mut answer).await;
+    answer
+}
+
+/// One HTTP/1.1 request that asks to close; the whole answer as text.
+pub async fn http1(address: SocketAddr, request: &str) -> String {
+    String::from_utf8(until_closed(address, request.as_bytes()).await).unwrap()
+}
