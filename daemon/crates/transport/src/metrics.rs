@@ -189,8 +189,8 @@ pub struct TransferMetrics {
 pub struct MetricsSnapshot {
     /// Members we exchange messages with, in ascending order; remotes too.
     pub peers: Vec<PeerMetrics>,
-    /// Requests on the peer port that were refused and came from nobody we know.
-    pub strangers_received_failures: u64,
+    /// Messages and connections on the peer port that were refused, whoever they came from.
+    pub refused_requests: u64,
 }
 
 #[cfg(test)]

@@ -15,7 +15,7 @@ use url::Url;
 use crate::{
     codec,
     config::{StartError, TransportConfig},
-    handler::{Handler, SnapshotSource},
+    handler::{Handler, SnapshotSource, Topic},
     headers::{Identity, Version},
     metrics::MetricsSnapshot,
     peer::{Peer, Sent, Standing, StreamKind, send_snapshot},
@@ -68,7 +68,7 @@ impl Transport {
     /// once per burst and peer, from inside this call. Messages to nobody we know are dropped. A MsgSnap belongs to
     /// [`Transport::send_snapshot`]; here it counts as a snapshot that failed.
     pub fn send(&self, messages: Vec<Message>) {
-        let mut lost: Vec<MemberId> = Vec::new();
+        let mut lost: Vec<Arc<Peer>> = Vec::new();
         let mut misplaced: Vec<MemberId> = Vec::new();
         let mut wakers = Vec::new();
         {
@@ -82,14 +82,21 @@ impl Transport {
                 }
                 match peer.send(message) {
                     Sent::Queued(waker) => wakers.extend(waker),
-                    Sent::Lost => lost.push(to),
+                    Sent::Lost => lost.push(peer.clone()),
                     Sent::LostAgain => {}
                 }
             }
         }
         // Only now, so that each stream finds all of its messages and writes them together.
         wakers.into_iter().for_each(std::task::Waker::wake);
-        lost.into_iter().for_each(|peer| self.shared.handler.unreachable(peer));
+        for peer in lost {
+            self.shared.report(
+                Some(&peer),
+                Topic::Overflow,
+                "it does not keep up; messages to it are dropped",
+            );
+            self.shared.handler.unreachable(peer.id);
+        }
         misplaced.into_iter().for_each(|peer| self.shared.handler.snapshot_status(peer, false));
     }
 
@@ -173,10 +180,7 @@ impl Transport {
             .map(|peer| peer.counters.snapshot(peer.id, peer.active_since().is_some()))
             .collect();
         rows.sort_unstable_by_key(|row| row.id);
-        MetricsSnapshot {
-            peers: rows,
-            strangers_received_failures: self.shared.received_failures.load(Relaxed),
-        }
+        MetricsSnapshot { peers: rows, refused_requests: self.shared.received_failures.load(Relaxed) }
     }
 
     /// Ends all connections and closes the listeners. Snapshots on their way fail and are reported. Returns at once; see

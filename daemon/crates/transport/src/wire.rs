@@ -116,7 +116,8 @@ impl Shared {
     pub(crate) fn report(&self, peer: Option<&Peer>, topic: Topic, text: impl fmt::Display) {
         let voice = peer.map_or(&self.strangers, |peer| &peer.voice);
         let Some(suppressed) = voice.may_speak(topic, Instant::now()) else { return };
-        let report = Report { peer: peer.map(|peer| peer.id), topic, text: text.to_string(), suppressed };
+        let report =
+            Report { peer: peer.map(|peer| peer.id), topic, text: printable(text.to_string()), suppressed };
         let member = report.peer.map(|id| id.to_string()).unwrap_or_else(|| "unknown".to_owned());
         match topic {
             Topic::Connection => info!(peer = member, suppressed, "peer connection: {}", report.text),
@@ -129,6 +130,7 @@ impl Shared {
     /// because of what one peer says.
     pub(crate) fn told_removed(&self, peer: &Peer, text: &str) {
         let Some(suppressed) = peer.voice.may_speak(Topic::ToldRemoved, Instant::now()) else { return };
+        let text = &printable(text.to_owned());
         warn!(peer = %peer.id, suppressed, "peer says that this member was removed: {text}");
         self.handler.told_removed(peer.id, text);
     }
@@ -138,9 +140,19 @@ impl Shared {
     }
 }
 
+/// Texts of others are shown to operators: nothing in them may forge a line or move a cursor.
+fn printable(text: String) -> String {
+    if text.chars().any(char::is_control) { text.replace(char::is_control, "\u{fffd}") } else { text }
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn texts_of_others_stay_on_their_line() {
+        assert_eq!(printable("no\nFATAL\u{1b}[2J".into()), "no\u{fffd}FATAL\u{fffd}[2J");
+    }
 
     #[test]
     fn a_report_is_made_once_a_minute_and_counts_the_others() {

@@ -39,7 +39,7 @@ pub(super) fn members(shared: &Shared, request: &Request<Incoming>) -> Response<
     if let Some(refusal) = reply::wrong_method(request.method(), Method::GET) {
         return refusal;
     }
-    with_cluster(shared, reply::json(StatusCode::OK, &shared.handler.members()))
+    with_cluster(shared, reply::json(&shared.handler.members(), "\n"))
 }
 
 pub(super) fn version(shared: &Shared, request: &Request<Incoming>) -> Response<ReplyBody> {
@@ -51,7 +51,7 @@ pub(super) fn version(shared: &Shared, request: &Request<Incoming>) -> Response<
         etcdcluster: shared.handler.cluster_version().unwrap_or_else(|| NOT_DECIDED.to_owned()),
         storage: shared.handler.storage_version(),
     };
-    with_cluster(shared, reply::json(StatusCode::OK, &version))
+    with_cluster(shared, reply::json(&version, ""))
 }
 
 #[derive(Deserialize)]
@@ -93,7 +93,7 @@ async fn hash_at(shared: &Arc<Shared>, revision: i64) -> Response<ReplyBody> {
     };
     let handler = shared.handler.clone();
     match shared.runtime.spawn_blocking(move || handler.hash_kv(revision)).await {
-        Ok(Ok(hash)) => reply::json(StatusCode::OK, &HashKvJson::from(hash)),
+        Ok(Ok(hash)) => reply::json(&HashKvJson::from(hash), ""),
         Ok(Err(error)) => {
             // etcd answers with the text of its store, which lacks the prefix that clients see.
             let text = error.text().trim_start_matches("etcdserver: ");

@@ -66,10 +66,10 @@ pub(super) fn plain(body: String) -> Response<ReplyBody> {
     reply(StatusCode::OK, "text/plain; charset=utf-8", body)
 }
 
-/// JSON and a line end.
-pub(super) fn json(status: StatusCode, value: &impl Serialize) -> Response<ReplyBody> {
+/// JSON; `end` is a line end where etcd sends one.
+pub(super) fn json(value: &impl Serialize, end: &str) -> Response<ReplyBody> {
     match serde_json::to_string(value) {
-        Ok(json) => reply(status, "application/json", json + "\n"),
+        Ok(json) => reply(StatusCode::OK, "application/json", json + end),
         Err(error) => text(StatusCode::INTERNAL_SERVER_ERROR, error),
     }
 }

@@ -31,6 +31,7 @@ pub const PATIENCE: Duration = Duration::from_secs(60);
 pub const CLUSTER: ClusterId = ClusterId(0xc1);
 
 #[derive(Clone, Debug, PartialEq)]
+#[expect(clippy::large_enum_variant, reason = "nearly all are messages")]
 pub enum Event {
     Message(Message),
     Unreachable(MemberId),
@@ -50,6 +51,8 @@ pub struct Recorder {
     pub members: Mutex<Vec<PeerMember>>,
     pub accept_remotes: AtomicBool,
     pub fail_snapshot_finish: AtomicBool,
+    /// First bytes of the last snapshot.
+    pub snapshot_head: Mutex<Vec<u8>>,
 }
 
 impl Recorder {
@@ -118,6 +121,9 @@ pub struct Sink {
 
 impl SnapshotSink for Sink {
     fn write(&mut self, chunk: Bytes) -> io::Result<()> {
+        if self.bytes == 0 {
+            *self.recorder.snapshot_head.lock() = chunk[..chunk.len().min(64)].to_vec();
+        }
         self.bytes += chunk.len();
         self.sum =
             chunk.iter().fold(self.sum, |sum, byte| sum.wrapping_mul(31).wrapping_add(u64::from(*byte)));
