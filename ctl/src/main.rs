@@ -1,1 +1,45 @@
-fn main() {}
+//! cairnctl: the control tool of cairn, with etcdctl's verbs, flags, output and settings, and a load generator.
+//!
+//! This file is the life of one command: parse, weigh the settings, run the verb, say how it ended.
+
+mod bench;
+mod cli;
+mod client;
+mod failure;
+mod output;
+mod settings;
+mod txn_script;
+mod units;
+mod verbs;
+mod wire;
+
+use failure::{Exit, Failure, Result};
+use std::collections::BTreeMap;
+use std::process::ExitCode;
+
+fn main() -> ExitCode {
+    match command() {
+        Ok(()) => ExitCode::SUCCESS,
+        Err(failure) => {
+            eprint!("{failure}");
+            ExitCode::from(failure.exit as u8)
+        }
+    }
+}
+
+fn command() -> Result<()> {
+    let Some(matches) = cli::parse(std::env::args_os())? else { return Ok(()) };
+    if let Some(done) = verbs::run_offline(&matches) {
+        return done;
+    }
+    let text_variables =
+        std::env::vars_os().filter_map(|(name, value)| Some((name.into_string().ok()?, value)));
+    let settings = settings::resolve(&cli::given(&matches), &text_variables.collect::<BTreeMap<_, _>>())?;
+    for warning in &settings.warnings {
+        eprintln!("{warning}");
+    }
+    // One thread is enough to wait for a server; the load generator starts more of its own when asked to.
+    let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build();
+    let runtime = runtime.map_err(|error| Failure::new(Exit::Io, format!("start the runtime: {error}")))?;
+    runtime.block_on(verbs::run(&settings, &matches))
+}

@@ -1,0 +1,343 @@
+//! The grammar of the command line: etcdctl's. Flags may follow arguments, `--` ends them, a switch may say `=false`, a repeated
+//! flag wins over the earlier one, an unambiguous beginning of a verb is enough.
+//!
+//! Counting arguments is left to the verbs, since scripts know etcdctl's words for that. Not here: what flags mean.
+
+use crate::failure::{Failure, Result};
+use crate::settings::{GLOBALS, Given, Global, Kind};
+use crate::units;
+use clap::builder::ValueParser;
+use clap::error::{ContextKind, ContextValue, ErrorKind};
+use clap::{Arg, ArgAction, ArgMatches, Command};
+use std::ffi::OsString;
+use std::os::unix::ffi::OsStringExt;
+
+/// The id under which every verb keeps its arguments.
+const ARGUMENTS: &str = "arguments";
+
+/// A flag with a value. Values may begin with a dash: what follows such a flag is always its value.
+pub fn value(name: &'static str, help: &'static str) -> Arg {
+    Arg::new(name).long(name).value_name(name).help(help).action(ArgAction::Set).allow_hyphen_values(true)
+}
+
+/// A flag with a whole number as its value.
+pub fn number(name: &'static str, help: &'static str) -> Arg {
+    let parse = |text: &str| units::parse_i64(text, units::Radix::Decimal);
+    value(name, help).value_name("number").value_parser(ValueParser::new(parse))
+}
+
+/// A switch; a value is only taken after `=`.
+pub fn switch(name: &'static str, help: &'static str) -> Arg {
+    let arg =
+        Arg::new(name).long(name).help(help).action(ArgAction::Set).num_args(0..=1).require_equals(true);
+    arg.default_missing_value("true")
+        .value_parser(ValueParser::new(units::parse_bool))
+        .hide_possible_values(true)
+        .value_name("bool")
+}
+
+fn verb(name: &'static str, about: &'static str, usage: &'static str) -> Command {
+    let arguments = Arg::new(ARGUMENTS).num_args(0..).value_parser(ValueParser::os_string()).hide(true);
+    Command::new(name).about(about).override_usage(usage).arg(arguments)
+}
+
+fn group(name: &'static str, about: &'static str) -> Command {
+    Command::new(name).about(about).subcommand_required(true).arg_required_else_help(true)
+}
+
+pub fn put() -> Command {
+    verb(
+        "put",
+        "Puts a value into a key; without a value, reads it from stdin",
+        "cairnctl put [flags] <key> [value]",
+    )
+    .args([
+        value("lease", "Lease to attach to the key (hexadecimal)"),
+        switch("prev-kv", "Print the key and value that were there before"),
+        switch("ignore-value", "Keep the value that is there"),
+        switch("ignore-lease", "Keep the lease that is there"),
+    ])
+}
+
+pub fn get() -> Command {
+    verb("get", "Gets a key or a range of keys", "cairnctl get [flags] <key> [range_end]").args([
+        value("consistency", "l: linearizable; s: serializable, from the asked member's own state"),
+        value("order", "ASCEND or DESCEND"),
+        value("sort-by", "CREATE, KEY, MODIFY, VALUE or VERSION"),
+        number("limit", "At most so many keys (0: all)"),
+        switch("prefix", "All keys that begin with the key"),
+        switch("from-key", "All keys from the key on"),
+        number("rev", "At this revision (0: now)"),
+        switch("keys-only", "Without values"),
+        switch("count-only", "Only how many there are (with -w fields)"),
+        switch("print-value-only", "Print values without their keys (with -w simple)"),
+        number("min-create-rev", "Only keys created at this revision or later"),
+        number("max-create-rev", "Only keys created at this revision or earlier"),
+        number("min-mod-rev", "Only keys changed at this revision or later"),
+        number("max-mod-rev", "Only keys changed at this revision or earlier"),
+        switch("stream", "Let the server send a large answer in parts (etcd 3.7 and cairn)"),
+    ])
+}
+
+pub fn del() -> Command {
+    verb("del", "Deletes a key or a range of keys [key, range_end)", "cairnctl del [flags] <key> [range_end]")
+        .visible_alias("delete")
+        .args([
+            switch("prefix", "All keys that begin with the key"),
+            switch("prev-kv", "Print the keys and values that were deleted"),
+            switch("from-key", "All keys from the key on"),
+            switch("range", "Two arguments are meant as a range"),
+        ])
+}
+
+fn endpoint() -> Command {
+    let cluster = || switch("cluster", "Ask every member that the cluster knows instead of --endpoints");
+    group("endpoint", "What single members say about themselves").subcommands([
+        verb("health", "Whether each endpoint can commit a proposal", "cairnctl endpoint health [flags]")
+            .arg(cluster()),
+        verb(
+            "status",
+            "Version, size, leader and raft position of each endpoint",
+            "cairnctl endpoint status [flags]",
+        )
+        .arg(cluster()),
+        verb("hashkv", "Hash of each endpoint's key-value history", "cairnctl endpoint hashkv [flags]")
+            .args([cluster(), number("rev", "Hash the history up to this revision (0: all)")]),
+    ])
+}
+
+/// The whole grammar.
+pub fn command() -> Command {
+    let mut command = Command::new("cairnctl")
+        .about("Controls and measures a cairn or etcd cluster. Verbs, flags and output are etcdctl's; see docs/cairnctl.md")
+        .disable_version_flag(true)
+        .subcommand_required(true)
+        .arg_required_else_help(true)
+        .infer_subcommands(true)
+        .args_override_self(true);
+    for Global { name, short, kind, default: _, help } in GLOBALS {
+        let arg = match kind {
+            // The settings read all switches alike, whichever source they come from.
+            Kind::Switch => switch(name, help).value_parser(ValueParser::string()),
+            Kind::Text => value(name, help),
+            Kind::List => value(name, help).action(ArgAction::Append),
+        };
+        let arg = if let Some(short) = short { arg.short(*short) } else { arg };
+        command = command.arg(arg.global(true).help_heading("Global flags"));
+    }
+    command.subcommands([
+        put(),
+        get(),
+        del(),
+        verb("txn", "Runs a transaction read from stdin", "cairnctl txn [flags] < script")
+            .arg(switch("interactive", "Say what is expected next").short('i')),
+        verb("compaction", "Discards history before a revision", "cairnctl compaction [flags] <revision>")
+            .visible_alias("compact")
+            .arg(switch("physical", "Wait until the space is given back")),
+        group("member", "The members of the cluster").subcommands([verb(
+            "list",
+            "Lists the members",
+            "cairnctl member list [flags]",
+        )
+        .arg(value("consistency", "l: linearizable; s: serializable, from the asked member's own state"))]),
+        endpoint(),
+        verb(
+            "move-leader",
+            "Hands leadership to another member",
+            "cairnctl move-leader <member id in hexadecimal>",
+        ),
+        group("alarm", "Alarms that members have raised").subcommands([
+            verb("list", "Lists the alarms", "cairnctl alarm list"),
+            verb("disarm", "Takes back all alarms", "cairnctl alarm disarm"),
+        ]),
+        crate::bench::options::command(),
+        verb("version", "Prints the version of this tool and of the API it speaks", "cairnctl version"),
+        verb(
+            "completion",
+            "Prints the completion script of a shell",
+            "cairnctl completion bash|zsh|fish|powershell",
+        ),
+    ])
+}
+
+/// Reads the command line. `Ok(None)`: help was asked for and is on stdout.
+pub fn parse(words: impl Iterator<Item = OsString>) -> Result<Option<ArgMatches>> {
+    match command().try_get_matches_from(words) {
+        Ok(matches) => Ok(Some(matches)),
+        Err(error) => match error.kind() {
+            ErrorKind::DisplayHelp | ErrorKind::DisplayHelpOnMissingArgumentOrSubcommand => {
+                // As etcdctl: a group without its verb shows what there is and succeeds. A closed stdout is nobody's problem.
+                use std::io::Write;
+                let _ = write!(std::io::stdout(), "{}", error.render());
+                Ok(None)
+            }
+            _ => Err(usage_failure(&error)),
+        },
+    }
+}
+
+/// One line in the words of etcdctl, with the nearest known name where there is one.
+fn usage_failure(error: &clap::Error) -> Failure {
+    let text = |kind| match error.get(kind) {
+        Some(ContextValue::String(text)) => Some(text.as_str()),
+        Some(ContextValue::Strings(texts)) => texts.first().map(String::as_str),
+        _ => None,
+    };
+    let hint = |name: Option<&str>| name.map(|name| format!("; did you mean {name}?")).unwrap_or_default();
+    let headline = match error.kind() {
+        ErrorKind::UnknownArgument => {
+            let flag = text(ContextKind::InvalidArg).unwrap_or_default();
+            let hint = hint(text(ContextKind::SuggestedArg));
+            let literal = "a value that begins with a dash goes after --";
+            if flag.starts_with("--") {
+                format!("unknown flag: {flag}{hint}")
+            } else {
+                format!("unknown shorthand flag: {flag} ({literal})")
+            }
+        }
+        ErrorKind::InvalidSubcommand => {
+            let name = text(ContextKind::InvalidSubcommand).unwrap_or_default();
+            let known = command();
+            let verbs = known.get_subcommands();
+            let names: Vec<&str> = verbs
+                .flat_map(|verb| std::iter::once(verb).chain(verb.get_subcommands()))
+                .map(Command::get_name)
+                .collect();
+            let near = crate::settings::nearest(name, names.into_iter());
+            format!("unknown command {name:?} for \"cairnctl\"{}", hint(near))
+        }
+        ErrorKind::ValueValidation | ErrorKind::InvalidValue => {
+            let flag = text(ContextKind::InvalidArg).unwrap_or_default();
+            let flag = flag.split([' ', '=', '[']).next().unwrap_or(flag);
+            let value = text(ContextKind::InvalidValue).unwrap_or_default();
+            let why = std::error::Error::source(error).map(|why| format!(": {why}")).unwrap_or_default();
+            if value.is_empty() {
+                format!("flag needs an argument: {flag}")
+            } else {
+                format!("invalid argument {value:?} for {flag:?} flag{why}")
+            }
+        }
+        _ => error
+            .render()
+            .to_string()
+            .trim_start_matches("error: ")
+            .lines()
+            .next()
+            .unwrap_or_default()
+            .to_owned(),
+    };
+    Failure::usage(format!("{headline}\nRun 'cairnctl --help', or --help after the verb, for usage."))
+}
+
+/// The global flags that were given. clap hands globals down, so the innermost verb knows them all.
+pub fn given(matches: &ArgMatches) -> Given {
+    let mut innermost = matches;
+    while let Some((_, inner)) = innermost.subcommand() {
+        innermost = inner;
+    }
+    let values = |global: &Global| {
+        innermost.get_many::<String>(global.name).map(|values| (global.name, values.cloned().collect()))
+    };
+    GLOBALS.iter().filter_map(values).collect()
+}
+
+/// The arguments of a verb, as bytes: keys need not be text.
+pub fn arguments(matches: &ArgMatches) -> Vec<Vec<u8>> {
+    matches
+        .get_many::<OsString>(ARGUMENTS)
+        .into_iter()
+        .flatten()
+        .map(|word| word.clone().into_vec())
+        .collect()
+}
+
+/// Whether a switch is on.
+pub fn on(matches: &ArgMatches, name: &str) -> bool {
+    matches.get_one::<bool>(name).copied().unwrap_or(false)
+}
+
+/// The text of a flag; empty when absent.
+pub fn text<'a>(matches: &'a ArgMatches, name: &str) -> &'a str {
+    matches.get_one::<String>(name).map_or("", String::as_str)
+}
+
+/// The number of a flag; zero when absent, which every flag of that kind takes for "not set".
+pub fn integer(matches: &ArgMatches, name: &str) -> i64 {
+    matches.get_one::<i64>(name).copied().unwrap_or(0)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::failure::Exit;
+
+    fn parsed(line: &str) -> Result<ArgMatches> {
+        let words = std::iter::once("cairnctl").chain(line.split(' ')).map(OsString::from);
+        parse(words).map(|matches| matches.expect("no help was asked for"))
+    }
+
+    fn inner(line: &str) -> ArgMatches {
+        parsed(line).unwrap().subcommand().unwrap().1.clone()
+    }
+
+    #[test]
+    fn the_grammar_is_consistent() {
+        command().debug_assert();
+    }
+
+    #[test]
+    fn flags_may_stand_anywhere_and_the_last_one_wins() {
+        let get = inner("-w fields get a --prefix b --limit 1 --limit=2 -wjson --hex");
+        assert_eq!(arguments(&get), [b"a".to_vec(), b"b".to_vec()]);
+        assert!(on(&get, "prefix"));
+        assert_eq!(integer(&get, "limit"), 2);
+        let given = given(&parsed("get a -w fields -w=json --hex").unwrap());
+        assert_eq!((given["write-out"].last().unwrap().as_str(), given["hex"][0].as_str()), ("json", "true"));
+    }
+
+    #[test]
+    fn two_dashes_end_the_flags_and_a_value_may_begin_with_one() {
+        assert_eq!(arguments(&inner("put a -- -v")), [b"a".to_vec(), b"-v".to_vec()]);
+        assert_eq!(integer(&inner("get a --rev -5"), "rev"), -5);
+        assert!(parsed("put a -v").unwrap_err().headline.starts_with("unknown shorthand flag: -v"));
+    }
+
+    #[test]
+    fn switches_take_a_value_only_after_the_equals_sign() {
+        assert!(!on(&inner("get a --prefix=false"), "prefix"));
+        let get = inner("get a --prefix true");
+        assert!(on(&get, "prefix") && arguments(&get).len() == 2);
+        assert!(
+            parsed("get a --prefix=xx")
+                .unwrap_err()
+                .headline
+                .contains("strconv.ParseBool: parsing \"xx\": invalid syntax")
+        );
+    }
+
+    #[test]
+    fn verbs_may_be_shortened_while_they_stay_unambiguous() {
+        assert_eq!(parsed("ver").unwrap().subcommand_name(), Some("version"));
+        assert_eq!(parsed("end heal").unwrap().subcommand().unwrap().1.subcommand_name(), Some("health"));
+        assert_eq!(parsed("compact 3").unwrap().subcommand_name(), Some("compaction"));
+        assert!(parsed("mem li").is_ok());
+        assert!(parsed("co 3").is_err(), "compaction and completion both begin so");
+    }
+
+    #[test]
+    fn mistakes_name_the_nearest_known_name_and_exit_64() {
+        for (line, start) in [
+            ("get a --prefxi", "unknown flag: --prefxi; did you mean --prefix?"),
+            (
+                "get a --limit x",
+                "invalid argument \"x\" for \"--limit\" flag: strconv.ParseInt: parsing \"x\": invalid syntax",
+            ),
+            ("gte a", "unknown command \"gte\" for \"cairnctl\"; did you mean get?"),
+            ("get a --limit", "flag needs an argument: --limit"),
+        ] {
+            let failure = parsed(line).unwrap_err();
+            assert!(failure.headline.starts_with(start), "{line}: {}", failure.headline);
+            assert_eq!(failure.exit, Exit::Usage);
+        }
+    }
+}

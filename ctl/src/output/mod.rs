@@ -1,0 +1,193 @@
+//! Answers as bytes for stdout, in each of the five formats of `-w`. etcdctl 3.5's shapes, byte for byte; `ctl/tests` compares.
+//!
+//! Not here: errors (`failure`) and the tables of the load generator (`bench::report`).
+
+mod fields;
+mod go;
+mod json;
+mod simple;
+mod table;
+
+use crate::failure::{Failure, Result};
+use crate::settings::{Format, Settings};
+use api::etcdserverpb::{
+    AlarmResponse, DeleteRangeResponse, HashKvResponse, MemberListResponse, MoveLeaderResponse, PutResponse,
+    RangeResponse, StatusResponse, TxnResponse,
+};
+use fields::Fields;
+use prost::Message;
+use simple::Simple;
+
+/// What one endpoint said about itself.
+pub struct EndpointStatus {
+    pub endpoint: String,
+    pub status: StatusResponse,
+}
+
+/// What one endpoint's store hashes to.
+pub struct EndpointHash {
+    pub endpoint: String,
+    pub hash: HashKvResponse,
+}
+
+/// Whether one endpoint could commit. `error` is empty exactly when `healthy`.
+pub struct EndpointHealth {
+    pub endpoint: String,
+    pub healthy: bool,
+    /// In Go's notation.
+    pub took: String,
+    pub error: String,
+}
+
+/// How to print.
+#[derive(Clone, Copy)]
+pub struct Printer {
+    pub format: Format,
+    pub hex: bool,
+    /// `get --print-value-only`.
+    pub value_only: bool,
+}
+
+impl Printer {
+    pub fn new(settings: &Settings) -> Printer {
+        Printer { format: settings.format, hex: settings.hex, value_only: false }
+    }
+
+    fn unsupported<T>(self) -> Result<T> {
+        let name = Format::ALL.iter().find(|(_, format)| *format == self.format).map_or("", |(name, _)| name);
+        Err(Failure::feature(format!("{name} not supported as output format")))
+    }
+
+    /// `Err` when `-w table` was asked of a verb that has none; for verbs that should not act before saying so.
+    pub fn refuse_table(self) -> Result<()> {
+        if self.format == Format::Table { self.unsupported() } else { Ok(()) }
+    }
+
+    fn key_value_verb(
+        self,
+        answer: &impl Message,
+        simple: impl FnOnce(&mut Simple),
+        fields: impl FnOnce(&mut Fields),
+        json: impl FnOnce(&mut json::Object<'_>),
+    ) -> Result<Vec<u8>> {
+        match self.format {
+            Format::Simple => Ok(self.simple(simple)),
+            Format::Fields => Ok(fields_of(fields)),
+            Format::Json => Ok(json_of(json)),
+            Format::Protobuf => Ok(answer.encode_to_vec()),
+            Format::Table => self.unsupported(),
+        }
+    }
+
+    fn simple(self, fill: impl FnOnce(&mut Simple)) -> Vec<u8> {
+        let mut simple = Simple { out: Vec::new(), hex: self.hex, value_only: self.value_only };
+        fill(&mut simple);
+        simple.out
+    }
+
+    pub fn put(self, answer: &PutResponse) -> Result<Vec<u8>> {
+        self.key_value_verb(answer, |s| s.put(answer), |f| f.put(answer), |o| json::put(o, answer))
+    }
+
+    pub fn range(self, answer: &RangeResponse) -> Result<Vec<u8>> {
+        self.key_value_verb(answer, |s| s.range(answer), |f| f.range(answer), |o| json::range(o, answer))
+    }
+
+    pub fn delete(self, answer: &DeleteRangeResponse) -> Result<Vec<u8>> {
+        self.key_value_verb(answer, |s| s.delete(answer), |f| f.delete(answer), |o| json::delete(o, answer))
+    }
+
+    pub fn txn(self, answer: &TxnResponse) -> Result<Vec<u8>> {
+        self.key_value_verb(answer, |s| s.txn(answer), |f| f.txn(answer), |o| json::txn(o, answer))
+    }
+
+    pub fn alarms(self, answer: &AlarmResponse) -> Result<Vec<u8>> {
+        self.key_value_verb(answer, |s| s.alarms(answer), |f| f.alarms(answer), |o| json::alarms(o, answer))
+    }
+
+    pub fn member_list(self, answer: &MemberListResponse) -> Result<Vec<u8>> {
+        if self.format == Format::Table {
+            return Ok(table::draw(simple::MEMBER_HEADINGS, &simple::member_rows(answer)).into_bytes());
+        }
+        let json = |o: &mut json::Object<'_>| {
+            if self.hex { json::member_list_hex(o, answer) } else { json::member_list(o, answer) }
+        };
+        self.key_value_verb(answer, |s| s.member_list(answer), |f| f.member_list(answer), json)
+    }
+
+    pub fn move_leader(self, from: u64, to: u64, answer: &MoveLeaderResponse) -> Result<Vec<u8>> {
+        match self.format {
+            Format::Simple => Ok(format!("Leadership transferred from {from:x} to {to:x}\n").into_bytes()),
+            Format::Json => Ok(json_of(|o| o.header(answer.header.as_ref()))),
+            Format::Protobuf => Ok(answer.encode_to_vec()),
+            Format::Fields | Format::Table => self.unsupported(),
+        }
+    }
+
+    pub fn status(self, endpoints: &[EndpointStatus]) -> Result<Vec<u8>> {
+        match self.format {
+            Format::Simple => Ok(self.simple(|s| s.status(endpoints))),
+            Format::Fields => Ok(fields_of(|f| endpoints.iter().for_each(|endpoint| f.status(endpoint)))),
+            Format::Table => {
+                Ok(table::draw(simple::STATUS_HEADINGS, &simple::status_rows(endpoints)).into_bytes())
+            }
+            Format::Json => Ok(json_list_of(endpoints, |o, endpoint| {
+                o.text("Endpoint", &endpoint.endpoint);
+                o.object("Status", |o| json::status(o, &endpoint.status));
+            })),
+            Format::Protobuf => self.unsupported(),
+        }
+    }
+
+    pub fn hash_kv(self, endpoints: &[EndpointHash]) -> Result<Vec<u8>> {
+        match self.format {
+            Format::Simple => Ok(self.simple(|s| s.hash_kv(endpoints))),
+            Format::Fields => Ok(fields_of(|f| endpoints.iter().for_each(|endpoint| f.hash_kv(endpoint)))),
+            Format::Table => {
+                Ok(table::draw(simple::HASH_HEADINGS, &simple::hash_rows(endpoints)).into_bytes())
+            }
+            Format::Json => Ok(json_list_of(endpoints, |o, endpoint| {
+                o.text("Endpoint", &endpoint.endpoint);
+                o.object("HashKV", |o| json::hash_kv(o, &endpoint.hash));
+            })),
+            Format::Protobuf => self.unsupported(),
+        }
+    }
+
+    pub fn health(self, endpoints: &[EndpointHealth]) -> Result<Vec<u8>> {
+        match self.format {
+            Format::Simple => Ok(self.simple(|s| s.health(endpoints))),
+            Format::Fields => Ok(fields_of(|f| endpoints.iter().for_each(|endpoint| f.health(endpoint)))),
+            Format::Table => {
+                Ok(table::draw(simple::HEALTH_HEADINGS, &simple::health_rows(endpoints)).into_bytes())
+            }
+            Format::Json => Ok(json_list_of(endpoints, |o, endpoint| {
+                o.text("endpoint", &endpoint.endpoint);
+                o.raw("health", endpoint.healthy);
+                o.text("took", &endpoint.took);
+                o.optional_text("error", &endpoint.error);
+            })),
+            Format::Protobuf => self.unsupported(),
+        }
+    }
+}
+
+fn fields_of(fill: impl FnOnce(&mut Fields)) -> Vec<u8> {
+    let mut fields = Fields::default();
+    fill(&mut fields);
+    fields.0.into_bytes()
+}
+
+fn json_of(fill: impl FnOnce(&mut json::Object<'_>)) -> Vec<u8> {
+    let mut out = String::new();
+    json::object(&mut out, fill);
+    out.push('\n');
+    out.into_bytes()
+}
+
+fn json_list_of<T>(items: &[T], fill: impl Fn(&mut json::Object<'_>, &T)) -> Vec<u8> {
+    let mut out = String::new();
+    json::list(&mut out, items, fill);
+    out.push('\n');
+    out.into_bytes()
+}

@@ -1,0 +1,100 @@
+//! What each verb does: arguments in, one or a few calls, bytes for stdout.
+
+pub mod cluster;
+pub mod endpoint;
+pub mod kv;
+
+use crate::client::Client;
+use crate::failure::{Exit, Failure, Result};
+use crate::output::Printer;
+use crate::settings::Settings;
+use crate::{bench, cli};
+use clap::ArgMatches;
+use std::io::Write;
+
+/// The API level this tool speaks, as `version` prints it.
+const API_VERSION: &str = "3.7";
+
+/// Runs the verb that was parsed.
+pub async fn run(settings: &Settings, matches: &ArgMatches) -> Result<()> {
+    let (name, inner) = matches.subcommand().expect("the grammar requires a verb");
+    match (name, inner.subcommand()) {
+        ("put", _) => kv::put(settings, inner).await,
+        ("get", _) => kv::get(settings, inner).await,
+        ("del", _) => kv::del(settings, inner).await,
+        ("txn", _) => kv::txn(settings, inner).await,
+        ("compaction", _) => kv::compaction(settings, inner).await,
+        ("member", Some(("list", inner))) => cluster::member_list(settings, inner).await,
+        ("move-leader", _) => cluster::move_leader(settings, inner).await,
+        ("alarm", Some(("list", inner))) => cluster::alarm_list(settings, inner).await,
+        ("alarm", Some(("disarm", inner))) => cluster::alarm_disarm(settings, inner).await,
+        ("endpoint", Some(("health", inner))) => endpoint::health(settings, inner).await,
+        ("endpoint", Some(("status", inner))) => endpoint::status(settings, inner).await,
+        ("endpoint", Some(("hashkv", inner))) => endpoint::hash_kv(settings, inner).await,
+        ("bench", Some((kind, inner))) => bench::run(settings, kind, inner).await,
+        (other, _) => unreachable!("the grammar knows a verb {other:?} that nothing runs"),
+    }
+}
+
+/// Verbs that need neither settings nor a server. `None`: it is not one of them.
+pub fn run_offline(matches: &ArgMatches) -> Option<Result<()>> {
+    match matches.subcommand()? {
+        ("version", _) => Some(show(
+            format!("cairnctl version: {}\nAPI version: {API_VERSION}\n", env!("CARGO_PKG_VERSION"))
+                .as_bytes(),
+        )),
+        ("completion", inner) => Some(completion(inner)),
+        _ => None,
+    }
+}
+
+fn completion(matches: &ArgMatches) -> Result<()> {
+    use clap_complete::Shell;
+    let arguments = cli::arguments(matches);
+    let shell = match arguments.as_slice() {
+        [shell] => match shell.as_slice() {
+            b"bash" => Shell::Bash,
+            b"zsh" => Shell::Zsh,
+            b"fish" => Shell::Fish,
+            b"powershell" => Shell::PowerShell,
+            other => {
+                return Err(Failure::arguments(format!(
+                    "unknown shell {:?}; known are bash, zsh, fish and powershell",
+                    String::from_utf8_lossy(other)
+                )));
+            }
+        },
+        _ => {
+            return Err(Failure::arguments(
+                "completion command needs 1 argument: bash, zsh, fish or powershell",
+            ));
+        }
+    };
+    let mut out = Vec::new();
+    clap_complete::generate(shell, &mut cli::command(), "cairnctl", &mut out);
+    show(&out)
+}
+
+/// Puts an answer on stdout in one piece.
+pub fn show(bytes: &[u8]) -> Result<()> {
+    let mut out = std::io::stdout().lock();
+    match out.write_all(bytes).and_then(|()| out.flush()) {
+        // The reader has seen enough (`| head`).
+        Err(error) if error.kind() == std::io::ErrorKind::BrokenPipe => Err(Failure::silent(Exit::Io)),
+        other => Ok(other?),
+    }
+}
+
+/// A client and a printer for a verb that prints one answer; refuses formats before anything is changed.
+fn begin(settings: &Settings, patient: bool) -> Result<(Client, Printer)> {
+    Ok((Client::new(settings, patient)?, Printer::new(settings)))
+}
+
+/// Whether `--consistency` asks for the member's own state.
+fn serializable(matches: &ArgMatches) -> Result<bool> {
+    match cli::text(matches, "consistency") {
+        "" | "l" => Ok(false),
+        "s" => Ok(true),
+        other => Err(Failure::feature(format!("unknown consistency flag {other:?}"))),
+    }
+}

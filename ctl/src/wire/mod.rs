@@ -1,0 +1,353 @@
+//! gRPC over one HTTP/2 connection, as small as it can be: the verbs need a handful of calls, and the load generator must not
+//! spend the processor time it is measuring. One connection carries any number of concurrent calls.
+//!
+//! Not here: choosing between endpoints and what a failure means for the user (`client`), and compression, which is never asked for.
+
+pub mod endpoint;
+pub mod tls;
+
+use bytes::{BufMut, Bytes, BytesMut};
+use endpoint::{Address, Endpoint};
+use h2::RecvStream;
+use h2::client::SendRequest;
+use http::{HeaderMap, HeaderValue, Request};
+use prost::Message;
+use std::sync::Arc;
+use std::time::Duration;
+use tokio::io::{AsyncRead, AsyncWrite};
+use tokio::net::{TcpStream, UnixStream};
+use tokio_rustls::TlsConnector;
+
+/// Bytes a server may have under way on one call before we take some. A list of 100k keys is about 30 MB; a window of this size
+/// keeps the sender busy over any local network without holding such a list twice.
+const STREAM_WINDOW_BYTES: u32 = 4 * 1024 * 1024;
+/// The same for all calls of a connection together.
+const CONNECTION_WINDOW_BYTES: u32 = 16 * 1024 * 1024;
+/// The gRPC frame head: one byte for compression, four for the length.
+const FRAME_HEAD_BYTES: usize = 5;
+
+/// Anything bytes flow over.
+trait Io: AsyncRead + AsyncWrite + Send + Unpin {}
+impl<T: AsyncRead + AsyncWrite + Send + Unpin> Io for T {}
+
+/// A gRPC status other than OK.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Status {
+    pub code: i32,
+    pub message: String,
+}
+
+/// The status code of a member that cannot serve now.
+pub const UNAVAILABLE: i32 = 14;
+const INTERNAL: i32 = 13;
+
+impl Status {
+    /// The code's name in Go's spelling, for messages.
+    pub fn name(&self) -> &'static str {
+        const NAMES: [&str; 17] = [
+            "OK",
+            "Canceled",
+            "Unknown",
+            "InvalidArgument",
+            "DeadlineExceeded",
+            "NotFound",
+            "AlreadyExists",
+            "PermissionDenied",
+            "ResourceExhausted",
+            "FailedPrecondition",
+            "Aborted",
+            "OutOfRange",
+            "Unimplemented",
+            "Internal",
+            "Unavailable",
+            "DataLoss",
+            "Unauthenticated",
+        ];
+        usize::try_from(self.code).ok().and_then(|code| NAMES.get(code)).copied().unwrap_or("Unknown")
+    }
+}
+
+/// Why a call has no answer.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum CallError {
+    /// The server answered with an error.
+    Status(Status),
+    /// The connection broke. `sent` says whether the request may have reached the server.
+    Broken { why: String, sent: bool },
+}
+
+impl CallError {
+    fn status(code: i32, message: impl Into<String>) -> Self {
+        CallError::Status(Status { code, message: message.into() })
+    }
+}
+
+/// How to open connections: the same for all endpoints of a command.
+#[derive(Clone)]
+pub struct Dialer {
+    tls: Option<TlsConnector>,
+    receive_bytes_max: usize,
+}
+
+impl Dialer {
+    /// `tls` is needed when any endpoint is secure.
+    pub fn new(tls: Option<rustls::ClientConfig>, receive_bytes_max: usize) -> Self {
+        Dialer { tls: tls.map(|config| TlsConnector::from(Arc::new(config))), receive_bytes_max }
+    }
+
+    /// Connects and waits until the other side has answered a ping, so that a port somebody listens on without serving HTTP/2,
+    /// or a stopped process, is found out here and not in the middle of a call. The caller bounds the wait.
+    pub async fn open(&self, endpoint: &Endpoint) -> Result<Connection, String> {
+        let io: Box<dyn Io> = match &endpoint.address {
+            Address::Tcp(address) => {
+                let stream =
+                    TcpStream::connect(address).await.map_err(|error| format!("connect: {error}"))?;
+                stream.set_nodelay(true).map_err(|error| format!("connect: {error}"))?;
+                Box::new(stream)
+            }
+            Address::Unix(path) => {
+                Box::new(UnixStream::connect(path).await.map_err(|error| format!("connect: {error}"))?)
+            }
+        };
+        let io = if endpoint.secure { self.secure(endpoint, io).await? } else { io };
+        let (sender, mut connection) = h2::client::Builder::new()
+            .initial_window_size(STREAM_WINDOW_BYTES)
+            .initial_connection_window_size(CONNECTION_WINDOW_BYTES)
+            .enable_push(false)
+            .handshake(io)
+            .await
+            .map_err(|error| format!("HTTP/2 handshake: {error}"))?;
+        let mut pings = connection.ping_pong().expect("a new connection has its ping handle");
+        tokio::spawn(async move {
+            // How it ended is told to every call that was waiting; there is nobody else to tell.
+            let _ = connection.await;
+        });
+        pings.ping(h2::Ping::opaque()).await.map_err(|error| format!("HTTP/2 handshake: {error}"))?;
+        let scheme = if endpoint.secure { "https" } else { "http" };
+        Ok(Connection {
+            sender,
+            base: format!("{scheme}://{}", endpoint.authority()),
+            receive_bytes_max: self.receive_bytes_max,
+        })
+    }
+
+    async fn secure(&self, endpoint: &Endpoint, io: Box<dyn Io>) -> Result<Box<dyn Io>, String> {
+        let connector = self.tls.as_ref().expect("a dialer for secure endpoints has its TLS settings");
+        let name = rustls::pki_types::ServerName::try_from(endpoint.host().to_owned())
+            .map_err(|error| format!("TLS: {error}"))?;
+        let stream = connector.connect(name, io).await.map_err(|error| format!("TLS handshake: {error}"))?;
+        Ok(Box::new(stream))
+    }
+}
+
+/// An open connection. Clones share it.
+#[derive(Clone)]
+pub struct Connection {
+    sender: SendRequest<Bytes>,
+    base: String,
+    receive_bytes_max: usize,
+}
+
+/// The head of a request, built once and cloned for each call.
+#[derive(Clone)]
+pub struct Head(Request<()>);
+
+impl Connection {
+    /// Prepares calls of one method. `token` is sent when there is one; `timeout` tells the server how long an answer is of use.
+    pub fn head(
+        &self,
+        path: &str,
+        token: Option<&str>,
+        timeout: Option<Duration>,
+    ) -> Result<Head, CallError> {
+        let bad = |error: http::Error| CallError::status(INTERNAL, format!("build request: {error}"));
+        let mut request = Request::post(format!("{}{path}", self.base))
+            .header("content-type", HeaderValue::from_static("application/grpc"))
+            .header("te", HeaderValue::from_static("trailers"))
+            .header("user-agent", HeaderValue::from_static(concat!("cairnctl/", env!("CARGO_PKG_VERSION"))));
+        if let Some(token) = token {
+            request = request.header("token", token);
+        }
+        if let Some(timeout) = timeout {
+            request = request.header("grpc-timeout", grpc_timeout(timeout));
+        }
+        Ok(Head(request.body(()).map_err(bad)?))
+    }
+
+    /// One request, one answer, both already framed or still unparsed.
+    pub async fn unary(&self, head: &Head, framed: Bytes) -> Result<Bytes, CallError> {
+        let mut answers = self.send(head, framed).await?;
+        let first = answers.next().await?;
+        match first {
+            None => Err(CallError::status(INTERNAL, "the answer has no message")),
+            Some(message) => match answers.next().await? {
+                None => Ok(message),
+                Some(_) => Err(CallError::status(INTERNAL, "the answer has more than one message")),
+            },
+        }
+    }
+
+    /// One request, any number of answers.
+    pub async fn send(&self, head: &Head, framed: Bytes) -> Result<Answers, CallError> {
+        let unsent = |error: h2::Error| CallError::Broken { why: error.to_string(), sent: false };
+        let mut sender = self.sender.clone().ready().await.map_err(unsent)?;
+        let (response, mut body) = sender.send_request(head.0.clone(), false).map_err(unsent)?;
+        // A failure to send the body shows as a failure of the response too, with the better reason.
+        let _ = body.send_data(framed, true);
+        let response = response.await.map_err(broken)?;
+        if response.status() != http::StatusCode::OK {
+            return Err(CallError::Broken {
+                why: format!("the server answered HTTP status {}", response.status()),
+                sent: false,
+            });
+        }
+        let (parts, body) = response.into_parts();
+        check(&parts.headers)?;
+        Ok(Answers { body, buffer: BytesMut::new(), bytes_max: self.receive_bytes_max, finished: false })
+    }
+}
+
+fn broken(error: h2::Error) -> CallError {
+    CallError::Broken { sent: error.reason() != Some(h2::Reason::REFUSED_STREAM), why: error.to_string() }
+}
+
+/// gRPC allows eight digits; whole milliseconds reach a day, longer deadlines are cut to that.
+fn grpc_timeout(timeout: Duration) -> String {
+    format!("{}m", timeout.as_millis().clamp(1, 99_999_999))
+}
+
+/// A status in headers (no body follows) or trailers. Absent means that the answer goes on.
+fn check(headers: &HeaderMap) -> Result<(), CallError> {
+    let Some(code) = headers.get("grpc-status") else { return Ok(()) };
+    let code = code.to_str().ok().and_then(|code| code.parse().ok()).unwrap_or(2);
+    if code == 0 {
+        return Ok(());
+    }
+    let message =
+        headers.get("grpc-message").map_or_else(String::new, |message| percent_decode(message.as_bytes()));
+    Err(CallError::Status(Status { code, message }))
+}
+
+fn percent_decode(text: &[u8]) -> String {
+    let mut out = Vec::with_capacity(text.len());
+    let mut i = 0;
+    while i < text.len() {
+        let byte = (text[i] == b'%')
+            .then(|| text.get(i + 1..i + 3))
+            .flatten()
+            .and_then(|hex| std::str::from_utf8(hex).ok())
+            .and_then(|hex| u8::from_str_radix(hex, 16).ok());
+        out.push(byte.unwrap_or(text[i]));
+        i += if byte.is_some() { 3 } else { 1 };
+    }
+    String::from_utf8_lossy(&out).into_owned()
+}
+
+/// The messages of an answer, one after another.
+pub struct Answers {
+    body: RecvStream,
+    buffer: BytesMut,
+    bytes_max: usize,
+    finished: bool,
+}
+
+impl Answers {
+    /// The next message, or `None` after the last one when the server reported success.
+    pub async fn next(&mut self) -> Result<Option<Bytes>, CallError> {
+        loop {
+            if let Some(message) = self.take_message()? {
+                return Ok(Some(message));
+            }
+            if self.finished {
+                return Ok(None);
+            }
+            match self.body.data().await {
+                Some(chunk) => {
+                    let chunk = chunk.map_err(broken)?;
+                    // Giving the window back cannot fail for bytes that were just received on this stream.
+                    let _ = self.body.flow_control().release_capacity(chunk.len());
+                    self.buffer = if self.buffer.is_empty() {
+                        BytesMut::from(chunk)
+                    } else {
+                        joined(std::mem::take(&mut self.buffer), &chunk)
+                    };
+                }
+                None => {
+                    self.finished = true;
+                    let trailers = self.body.trailers().await.map_err(broken)?;
+                    check(&trailers.unwrap_or_default())?;
+                    if !self.buffer.is_empty() {
+                        return Err(CallError::Broken {
+                            why: "the answer ends in the middle of a message".into(),
+                            sent: true,
+                        });
+                    }
+                }
+            }
+        }
+    }
+
+    fn take_message(&mut self) -> Result<Option<Bytes>, CallError> {
+        let Some(head) = self.buffer.get(..FRAME_HEAD_BYTES) else { return Ok(None) };
+        if head[0] != 0 {
+            return Err(CallError::status(INTERNAL, "the answer is compressed, which was not asked for"));
+        }
+        let len = u32::from_be_bytes([head[1], head[2], head[3], head[4]]) as usize;
+        if len > self.bytes_max {
+            return Err(CallError::status(
+                8,
+                format!("grpc: received message larger than max ({len} vs. {})", self.bytes_max),
+            ));
+        }
+        if self.buffer.len() < FRAME_HEAD_BYTES + len {
+            // One allocation for the whole message instead of one per doubling.
+            self.buffer.reserve(FRAME_HEAD_BYTES + len - self.buffer.len());
+            return Ok(None);
+        }
+        let message = self.buffer.split_to(FRAME_HEAD_BYTES + len).freeze().slice(FRAME_HEAD_BYTES..);
+        Ok(Some(message))
+    }
+}
+
+fn joined(mut buffer: BytesMut, chunk: &[u8]) -> BytesMut {
+    buffer.extend_from_slice(chunk);
+    buffer
+}
+
+/// A message with its frame head.
+pub fn frame(message: &impl Message) -> Bytes {
+    let len = message.encoded_len();
+    let mut out = BytesMut::with_capacity(FRAME_HEAD_BYTES + len);
+    out.put_u8(0);
+    out.put_u32(u32::try_from(len).expect("requests are far below 4 GiB"));
+    message.encode(&mut out).expect("a BytesMut grows as needed");
+    out.freeze()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn status_texts_are_percent_decoded() {
+        assert_eq!(percent_decode(b"a%20b%C3%A9%zz%"), "a b\u{e9}%zz%");
+    }
+
+    #[test]
+    fn a_status_is_found_in_headers_and_zero_is_no_error() {
+        let mut headers = HeaderMap::new();
+        assert_eq!(check(&headers), Ok(()));
+        headers.insert("grpc-status", HeaderValue::from_static("0"));
+        assert_eq!(check(&headers), Ok(()));
+        headers.insert("grpc-status", HeaderValue::from_static("14"));
+        headers.insert("grpc-message", HeaderValue::from_static("no%20leader"));
+        assert_eq!(check(&headers), Err(CallError::status(UNAVAILABLE, "no leader")));
+    }
+
+    #[test]
+    fn timeouts_fit_the_eight_digits_that_grpc_allows() {
+        assert_eq!(grpc_timeout(Duration::from_secs(5)), "5000m");
+        assert_eq!(grpc_timeout(Duration::from_nanos(1)), "1m");
+        assert_eq!(grpc_timeout(Duration::from_secs(u64::MAX / 2)), "99999999m");
+    }
+}
