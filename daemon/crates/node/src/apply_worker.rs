@@ -89,7 +89,7 @@ impl ApplyWorker {
         let shared = &self.shared;
         let Some(last) = entries.last() else { return };
         if !told.conf_changes.is_empty() {
-            shared.conf_states.lock().push((last.index, self.machine.conf_state()));
+            shared.note_conf_state(last.index, self.machine.conf_state());
             peers::follow_members(&self.transport, &shared.config, &self.machine.reader());
         }
         shared.applied.store(last.index.0, Ordering::Release);
@@ -132,11 +132,12 @@ impl ApplyWorker {
         match snapshots::install(&self.shared, &mut self.machine, position) {
             Ok(()) => {
                 let shared = &self.shared;
-                shared.conf_states.lock().push((position.index, conf_state));
+                shared.note_conf_state(position.index, conf_state);
                 peers::follow_members(&self.transport, &shared.config, &self.machine.reader());
                 shared.applied.store(position.index.0, Ordering::Release);
                 shared.gate.advance(position.index);
                 shared.raft.push(ToRaft::Input(Input::SnapshotInstalled { position }));
+                shared.metrics.snapshots_installed.add(1);
                 info!(index = position.index.0, "installed snapshot");
             }
             Err(error) => {

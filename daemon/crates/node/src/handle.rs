@@ -3,14 +3,11 @@
 //! Answers come with their header filled in. A timeout means "unknown": the request may still take effect. Requests are expected to
 //! have passed `state_machine::validate` at the edge; apply refuses what must not happen in any case.
 
-use std::{
-    sync::{Arc, atomic::Ordering},
-    time::{Duration, Instant},
-};
+use std::sync::{Arc, atomic::Ordering};
 
 use api::{error::EtcdError, etcdserverpb as pb};
 use bytes::Bytes;
-use consensus::io::{Input, Proposal, ProposalId, Role};
+use consensus::io::{Input, Proposal, ProposalId};
 use prost::Message;
 use state_machine::{Outcome, Reader, membership::Member, store::Store};
 use storage::state_store::FjallStore;
@@ -289,11 +286,10 @@ impl Handle {
 
     pub fn node_status(&self) -> NodeStatus {
         let shared = &self.shared;
-        let leadership = *shared.leadership.borrow();
         NodeStatus {
             member: shared.config.member,
-            leader: leadership.leader,
-            is_leader: leadership.role == Role::Leader,
+            leader: MemberId(shared.leader.load(Ordering::Acquire)),
+            is_leader: shared.is_leader.load(Ordering::Acquire),
             is_learner: shared.is_learner(),
             term: shared.term(),
             committed: shared.committed(),
@@ -399,14 +395,12 @@ impl Handle {
         if self.shared.is_learner() { Err(EtcdError::NotSupportedForLearner) } else { Ok(()) }
     }
 
-    /// True while a leader is known or was known within three election timeouts: what the `hasleader` metadata asks.
+    /// True while a leader is known, or was within three election timeouts: what the `hasleader` metadata asks.
     pub fn has_leader(&self) -> bool {
-        let leadership = *self.shared.leadership.borrow();
-        !leadership.leader.is_none() || {
-            let lost_for = Instant::now().duration_since(*self.shared.last_leader_change.lock());
-            lost_for < 3 * self.shared.config.election_timeout()
-                && lost_for > Duration::ZERO
-                && leadership.term.0 > 0
+        let known = self.shared.leader.load(Ordering::Acquire) != MemberId::NONE.0;
+        known || {
+            let lost_for = self.shared.last_leader_change.lock().elapsed();
+            self.shared.term().0 > 0 && lost_for < 3 * self.shared.config.election_timeout()
         }
     }
 }

@@ -25,7 +25,6 @@ mod peers;
 mod raft_loop;
 mod read_gate;
 mod shared;
-mod shim;
 mod snapshots;
 mod waiters;
 
@@ -52,7 +51,7 @@ use storage::{
 use tokio::{runtime::Runtime, sync::watch};
 use tracing::{info, warn};
 use transport::{Limits, Timeouts, Transport, TransportConfig, frame_bytes_max};
-use types::{MemberId, limits};
+use types::{ConfState, MemberId, limits};
 
 pub use announce::*;
 pub use config::{Fatal, NodeConfig};
@@ -288,6 +287,10 @@ fn load_checkpoint(config: &NodeConfig) -> Option<Vec<u8>> {
     }
 }
 
+fn is_learner(member: MemberId, state: &ConfState) -> bool {
+    state.learners.contains(&member) && !state.voters.contains(&member)
+}
+
 impl Shared {
     fn new(
         config: &NodeConfig,
@@ -320,6 +323,9 @@ impl Shared {
             applied: AtomicU64::new(applied.index.0),
             compacted: watch::Sender::new(machine.reader().compact_revision().0),
             conf_states: Mutex::new(vec![(applied.index, machine.conf_state())]),
+            leader: AtomicU64::new(MemberId::NONE.0),
+            is_leader: AtomicBool::new(false),
+            is_learner: AtomicBool::new(is_learner(config.member, &machine.conf_state())),
             raising_alarm: AtomicBool::new(false),
             stopping: AtomicBool::new(false),
             runtime,

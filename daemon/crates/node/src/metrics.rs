@@ -78,6 +78,7 @@ pub(crate) struct Metrics {
     pub(crate) txns: Counter,
     pub(crate) ranges: Counter,
     pub(crate) compacted_rows: Counter,
+    pub(crate) snapshots_installed: Counter,
 }
 
 impl Metrics {
@@ -96,6 +97,7 @@ impl Metrics {
             txns: Counter::default(),
             ranges: Counter::default(),
             compacted_rows: Counter::default(),
+            snapshots_installed: Counter::default(),
         }
     }
 }

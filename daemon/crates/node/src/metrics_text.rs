@@ -142,5 +142,11 @@ pub(crate) fn render(handle: &Handle) -> String {
         "Versions dropped by compaction.",
         metrics.compacted_rows.get(),
     );
+    count(
+        &mut out,
+        "cairn_snapshots_installed_total",
+        "Whole states received from a leader and installed.",
+        metrics.snapshots_installed.get(),
+    );
     out
 }

@@ -258,6 +258,8 @@ impl RaftLoop {
             // The first entry of the term is the no-op that raft appends on taking office.
             self.leads_since = Some(self.core.status().last_index);
         }
+        self.shared.leader.store(now.leader.0, Ordering::Release);
+        self.shared.is_leader.store(now.role == Role::Leader, Ordering::Release);
         self.shared.leadership.send_replace(now);
     }
 

@@ -68,6 +68,9 @@ pub(crate) struct Shared {
     pub(crate) leadership: watch::Sender<Leadership>,
     pub(crate) term: AtomicU64,
     pub(crate) committed: AtomicU64,
+    /// The same as in `leadership`, for those who ask once per request.
+    pub(crate) leader: AtomicU64,
+    pub(crate) is_leader: AtomicBool,
     pub(crate) last_leader_change: Mutex<Instant>,
     /// This member leads, is the only voter, and has applied an entry of its own term: whatever was acknowledged is applied here, and
     /// nobody else can acknowledge anything, so a read needs no round.
@@ -75,6 +78,7 @@ pub(crate) struct Shared {
     pub(crate) raft_status: Mutex<Status>,
     /// Written by the apply worker.
     pub(crate) applied: AtomicU64,
+    pub(crate) is_learner: AtomicBool,
     pub(crate) compacted: watch::Sender<i64>,
     /// Who votes since which index; the last is current. Grows by one with each membership change, trimmed by the keeper.
     pub(crate) conf_states: Mutex<Vec<(LogIndex, ConfState)>>,
@@ -111,11 +115,13 @@ impl Shared {
         history.iter().rev().find(|(since, _)| *since <= position.index).map(|(_, state)| state.clone())
     }
 
+    /// Who votes and who learns from `index` on. By the apply worker, when it is in force.
+    pub(crate) fn note_conf_state(&self, index: LogIndex, state: ConfState) {
+        self.is_learner.store(crate::is_learner(self.config.member, &state), Ordering::Release);
+        self.conf_states.lock().push((index, state));
+    }
+
     pub(crate) fn is_learner(&self) -> bool {
-        let me = self.config.member;
-        self.conf_states
-            .lock()
-            .last()
-            .is_some_and(|(_, state)| state.learners.contains(&me) && !state.voters.contains(&me))
+        self.is_learner.load(Ordering::Acquire)
     }
 }

@@ -11,12 +11,14 @@ use std::{
     sync::Arc,
 };
 
-use crate::shim::snapshot;
 use api::raftpb;
 use bytes::Bytes;
 use consensus::{Core, io::Input};
 use state_machine::StateMachine;
-use storage::state_store::{FjallStore, StateView};
+use storage::{
+    snapshot::{self, DbFile, View},
+    state_store::FjallStore,
+};
 use tracing::{info, warn};
 use transport::{SnapshotSink, SnapshotSource, Transport};
 use types::{ConfState, LogIndex, LogPosition, MemberId};
@@ -66,11 +68,16 @@ pub(crate) fn begin(shared: &Arc<Shared>, to: MemberId) {
 }
 
 fn write(shared: &Shared, to: MemberId) -> Result<Outgoing, SnapshotError> {
-    let view: StateView = shared.store().view().map_err(failed("take a view of the state"))?;
-    let file = tempfile::tempfile_in(&shared.config.snap_dir).map_err(failed("create the snapshot file"))?;
-    let written = snapshot::write(&view, &file).map_err(failed("write the snapshot file"))?;
-    info!(peer = %to, index = written.position.index.0, bytes = written.bytes, "made a snapshot for a peer");
-    Ok(Outgoing { to, position: written.position, conf_state: written.conf_state, file })
+    let view = shared.store().view().map_err(failed("take a view of the state"))?;
+    let position = view.position();
+    let conf_state = shared
+        .conf_state_at(position)
+        .ok_or_else(|| io::Error::other(format!("the configuration at {position} is not known here")))
+        .map_err(failed("look up the configuration"))?;
+    let written =
+        snapshot::write(&view, &shared.config.snap_dir).map_err(failed("write the snapshot file"))?;
+    info!(peer = %to, index = position.index.0, bytes = written.bytes, "made a snapshot for a peer");
+    Ok(Outgoing { to, position, conf_state, file: written.file })
 }
 
 /// Raft loop: the file is there; enters raft's snapshot state for the peer and streams.
@@ -119,8 +126,9 @@ impl SnapshotSink for Incoming {
 
     fn finish(self: Box<Self>) -> io::Result<()> {
         let Incoming { shared, message, partial, path } = *self;
-        snapshot::verify(partial.path()).map_err(io::Error::other)?;
         partial.as_file().sync_all()?;
+        // Before raft hears of it: a file that cannot be read would leave raft waiting for a state that never comes.
+        DbFile::open(partial.reopen()?).map_err(io::Error::other)?;
         partial.persist(&path)?;
         File::open(&shared.config.snap_dir)?.sync_all()?;
         info!(path = %path.display(), "received a snapshot");
@@ -188,10 +196,8 @@ pub(crate) fn resume(config: &NodeConfig, noted: LogPosition) -> Result<(), Snap
 /// A checkpoint belongs to the state it was made from, so it goes first.
 fn install_file(config: &NodeConfig, path: &Path, position: LogPosition) -> Result<(), SnapshotError> {
     storage::checkpoint::remove(&config.snap_dir).map_err(failed("remove the index checkpoint"))?;
-    let installed = snapshot::install(path, &config.state_dir).map_err(failed("install the snapshot"))?;
-    if installed.index < position.index {
-        let text = format!("file holds index {}, its message promised {}", installed.index, position.index);
-        return Err(failed("check the snapshot")(io::Error::other(text)));
-    }
+    let installed = snapshot::install(&config.state_dir, path, position, &crate::store_options(config))
+        .map_err(failed("install the snapshot"))?;
+    info!(index = installed.position.index.0, rows = installed.rows, "the received state is in place");
     Ok(())
 }
