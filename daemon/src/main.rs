@@ -1,9 +1,97 @@
-//! The life of the process.
+//! The life of a cairn member, from its arguments to its exit code. Read this file to learn the order of things; every step has its own
+//! module: settings (`config`), who the member is (`identity`), how it comes to be (`bootstrap`), what runs (`lifecycle`).
 
+mod announce;
 mod bootstrap;
 mod cli;
 mod config;
 mod identity;
+mod lifecycle;
+mod logging;
 mod refusal;
+mod signals;
+mod systemd;
+mod verbs;
 
-fn main() {}
+use std::{io::Write as _, process::ExitCode};
+
+use bootstrap::prepare;
+use cli::Verb;
+use config::{Note, Settings, Surroundings};
+use refusal::{Exit, Refusal};
+
+/// Allocations of a request are freed on other threads than they were made on; mimalloc is built for that.
+#[global_allocator]
+static ALLOCATOR: mimalloc::MiMalloc = mimalloc::MiMalloc;
+
+fn main() -> ExitCode {
+    lifecycle::install_panic_hook();
+    let exit = match life() {
+        Ok(()) => Exit::Stopped,
+        Err(refusal) => {
+            logging::refuse(&refusal);
+            refusal.exit()
+        }
+    };
+    logging::flush();
+    ExitCode::from(exit as u8)
+}
+
+fn life() -> Result<(), Refusal> {
+    let command = cli::parse(std::env::args_os().skip(1))?;
+    let surroundings = Surroundings::of_process(command.flags);
+    match command.verb {
+        Verb::Run => member(&surroundings),
+        Verb::Help => print(config::generate::help()),
+        Verb::Version => print(verbs::version()),
+        Verb::ConfigCheck => print(verbs::config_check(&surroundings)?),
+        Verb::ConfigExplain(key) => print(verbs::config_explain(&surroundings, key.as_deref())?),
+        Verb::IdentityShow => print(verbs::identity_show(&surroundings)?),
+    }
+}
+
+fn member(surroundings: &Surroundings) -> Result<(), Refusal> {
+    // Refuse before anything starts: settings that cannot be used end here, with nothing touched.
+    let (settings, resolved) = config::load(surroundings)?;
+    logging::init(&settings.log)?;
+    announce::starting(&settings, resolved.file.as_deref());
+    resolved.notes.iter().for_each(Note::log);
+    lifecycle::raise_descriptor_limit();
+
+    // The data directory: lock, compare, found or return. Sockets open only once the local identity is sound.
+    let mut prepared = prepare::prepare(&settings)?;
+    let sockets = match lifecycle::bind(&settings) {
+        Ok(sockets) => sockets,
+        Err(refusal) => {
+            prepared.abandon();
+            return Err(refusal);
+        }
+    };
+    prepared.settle()?;
+
+    // Signals are caught before there is anything to stop.
+    let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build();
+    let runtime = runtime.map_err(|error| Refusal::io("start", "the main runtime".as_ref(), &error))?;
+    runtime.block_on(run(settings, prepared, sockets, surroundings))
+}
+
+async fn run(
+    settings: Settings,
+    prepared: prepare::Prepared,
+    sockets: lifecycle::Sockets,
+    surroundings: &Surroundings,
+) -> Result<(), Refusal> {
+    let mut signals =
+        signals::Signals::listen().map_err(|error| Refusal::io("listen for", "signals".as_ref(), &error))?;
+    let mut member = lifecycle::start(&settings, prepared, sockets)?;
+    systemd::ready();
+    let asked = lifecycle::serve(&mut member, &mut signals, surroundings).await;
+    lifecycle::stop(member, asked, &mut signals, settings.shutdown_timeout).await;
+    Ok(())
+}
+
+/// To stdout. A reader that has gone away (`cairnd --help | head`) is no error.
+fn print(text: String) -> Result<(), Refusal> {
+    let _ = std::io::stdout().write_all(text.as_bytes());
+    Ok(())
+}

@@ -133,6 +133,10 @@ impl Refusal {
         }
     }
 
+    pub fn cause(&self) -> &str {
+        &self.cause
+    }
+
     pub fn exit(&self) -> Exit {
         self.id.exit()
     }

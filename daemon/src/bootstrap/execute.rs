@@ -1,1 +1,201 @@
-//! Carrying a plan out.
+//! Carrying a plan out: the directory of a new member, built aside and named when whole; the log of a returning one, opened and held
+//! against its identity.
+//!
+//! A crash at any step leaves either nothing that counts or an `unborn` directory, which the next start builds anew.
+
+use std::{fs, io, path::Path};
+
+use storage::{
+    data_dir::{DataDir, DataDirError, create_dir_private},
+    wal::{Wal, WalContents, WalError, WalMetadata, WalOptions},
+};
+use time::{OffsetDateTime, format_description::well_known::Rfc3339};
+
+use super::{
+    facts::{MEMBER_BUILT_ASIDE, MEMBER_DIR, REPLACED},
+    plan::NewMember,
+};
+use crate::{
+    config::Settings,
+    identity::{self, Identity, Keeper, KnownMember, Origin, State, Unique, compare, host},
+    refusal::{Id, Refusal},
+};
+
+pub fn lock(settings: &Settings) -> Result<DataDir, Refusal> {
+    let storage = &settings.storage;
+    DataDir::lock(&storage.data_dir, storage.wal_dir.as_deref(), storage.lock_wait).map_err(|error| {
+        match error {
+            DataDirError::Busy { path, holder, waited } => {
+                let dir = path.display().to_string();
+                let refusal =
+                    Refusal::new(Id::DataDirBusy, format!("another process uses data directory {dir}"));
+                let refusal = match holder {
+                    Some(holder) => refusal
+                        .evidence("holder", holder.to_string())
+                        .remedy(format!("if that process should not run: kill {}", holder.pid)),
+                    None => refusal.evidence("holder", format!("{dir}/LOCK does not say")),
+                };
+                refusal
+                    .evidence("waited", format!("{} ms (--data-dir-lock-wait)", waited.as_millis()))
+                    .remedy("or use another directory: --data-dir=<directory>")
+                    .never(format!("do not delete {dir}/LOCK: two processes on one directory destroy it"))
+            }
+            DataDirError::Io { action, path, source } => Refusal::io(action, &path, &source),
+        }
+    })
+}
+
+/// Builds a new member's directory: identity `unborn` and the log with its first entries.
+pub fn found(dir: &DataDir, new: &NewMember, settings: &Settings) -> Result<Keeper, Refusal> {
+    let (member, aside) = (dir.path().join(MEMBER_DIR), dir.path().join(MEMBER_BUILT_ASIDE));
+    let refuse = |doing: &'static str| {
+        let aside = aside.clone();
+        move |error: io::Error| Refusal::io(doing, &aside, &error)
+    };
+    let identity = first_identity(dir.path(), new, settings).map_err(refuse("make an identity for"))?;
+    remove_tree(&aside).map_err(refuse("clear"))?;
+    remove_tree(&dir.path().join(REPLACED)).map_err(refuse("clear"))?;
+    for part in [aside.clone(), aside.join("state"), aside.join("snap")] {
+        create_dir_private(&part).map_err(refuse("create"))?;
+    }
+    let wal_dir = settings.storage.wal_dir.clone();
+    let log_dir = match &wal_dir {
+        None => aside.join("wal"),
+        Some(dedicated) => {
+            let refuse = |error: io::Error| Refusal::io("prepare", dedicated, &error);
+            fs::create_dir_all(dedicated).map_err(refuse)?;
+            identity::clear_unborn_wal_dir(dedicated).map_err(refuse)?;
+            identity::write_into(dedicated, &identity).map_err(refuse)?;
+            dedicated.clone()
+        }
+    };
+    write_genesis(&log_dir, new)?;
+    identity::write_into(&aside, &identity).map_err(refuse("write the identity into"))?;
+    if member.exists() {
+        // Nobody has seen an unborn member, so it may go. What is not even that is not ours to delete.
+        let unborn = matches!(identity::read(&member), Ok(Some(earlier)) if earlier.state == State::Unborn);
+        let name =
+            if unborn { REPLACED.to_owned() } else { format!("member.unknown-{}", identity.boot_nonce) };
+        fs::rename(&member, dir.path().join(name)).map_err(refuse("make room for"))?;
+    }
+    fs::rename(&aside, &member).map_err(refuse("name"))?;
+    identity::sync_dir(dir.path()).map_err(refuse("sync"))?;
+    remove_tree(&dir.path().join(REPLACED)).map_err(refuse("clear what was replaced by"))?;
+    Ok(Keeper::new(member, wal_dir, identity))
+}
+
+fn write_genesis(log_dir: &Path, new: &NewMember) -> Result<(), Refusal> {
+    let metadata = WalMetadata { member_id: new.member, cluster_id: new.genesis.cluster };
+    // Nothing is prepared ahead in a directory that is about to be renamed.
+    let options = WalOptions { zero_ahead: false, ..WalOptions::default() };
+    let refuse = |error: WalError| log_refusal(log_dir, &error);
+    let mut wal = Wal::create(log_dir, &metadata, options).map_err(refuse)?;
+    wal.append(&new.genesis.entries(), Some(&new.genesis.hard_state())).map_err(refuse)?;
+    wal.sync().map_err(refuse)
+}
+
+fn first_identity(data_dir: &Path, new: &NewMember, settings: &Settings) -> io::Result<Identity> {
+    let token = &settings.membership.token.value;
+    let dir_uuid = match new.dir_uuid {
+        Some(kept) => kept,
+        None => Unique::random()?,
+    };
+    Ok(Identity {
+        format: identity::FORMAT,
+        state: State::Unborn,
+        cluster_uuid: None,
+        parent_uuid: None,
+        cluster_id: new.genesis.cluster,
+        member_id: new.member,
+        token: host::redacted(token),
+        token_sha256: host::sha256_hex(token),
+        name: new.name.clone(),
+        peer_urls: new.peer_urls.clone(),
+        dir_uuid,
+        wal_dir_uuid: if settings.storage.wal_dir.is_some() { Unique::random()? } else { dir_uuid },
+        boot_seq: 1,
+        boot_nonce: Unique::random()?,
+        prev_boot_nonce: None,
+        origin: Origin {
+            method: "static".into(),
+            initial_cluster: settings.membership.initial_cluster.value.canonical(),
+            discovery_url: None,
+            created_at: OffsetDateTime::now_utc().format(&Rfc3339).unwrap_or_default(),
+            version: env!("CARGO_PKG_VERSION").into(),
+        },
+        host: host::here(data_dir),
+        members: Vec::new(),
+        clean_stop: None,
+        min_version: env!("CARGO_PKG_VERSION").into(),
+        unknown: Default::default(),
+    })
+}
+
+/// The members of the genesis, as the identity file lists them once they are settled.
+pub fn known_members(new: &NewMember, own_dir: Unique) -> Vec<KnownMember> {
+    let known = |member: &super::genesis::FirstMember| KnownMember {
+        id: member.id,
+        name: member.name.clone(),
+        peer_urls: member.peer_urls.clone(),
+        dir_uuid: (member.id == new.member).then_some(own_dir),
+    };
+    new.genesis.members.iter().map(known).collect()
+}
+
+/// Opens the log for writing. A torn end is repaired; damage and a log that ends too early are refused with nothing changed.
+pub fn open_log(
+    dir: &DataDir,
+    identity: &Identity,
+    settings: &Settings,
+) -> Result<(Wal, WalContents), Refusal> {
+    let options = WalOptions { segments_kept: settings.storage.max_wals as usize, ..WalOptions::default() };
+    let log_dir = dir.wal().display().to_string();
+    let (wal, contents) = Wal::open(dir.wal(), options).map_err(|error| log_refusal(dir.wal(), &error))?;
+    let last = contents.entries.last().map_or(contents.snapshot.index, |entry| entry.index);
+    compare::check_clean_stop(identity, last.0, &log_dir)?;
+    Ok((wal, contents))
+}
+
+fn log_refusal(dir: &Path, error: &WalError) -> Refusal {
+    match error {
+        WalError::Io { action, path, source } | WalError::NoSpace { action, path, source } => {
+            Refusal::io(action, path, source)
+        }
+        WalError::Damaged(damage) => Refusal::new(
+            Id::LogDamaged,
+            "the write-ahead log is damaged before its end",
+        )
+        .evidence(
+            damage.file.display().to_string(),
+            format!("offset {}, from index {}: {}", damage.offset, damage.index, damage.kind),
+        )
+        .remedy("restore that file from a backup of this very directory")
+        .remedy(
+            "else replace this member: cairnctl member remove, then member add, with an empty data directory",
+        )
+        .never("do not cut the log by hand: what is lost may be what this member promised"),
+        WalError::Locked { path } => {
+            Refusal::new(Id::DataDirBusy, "another process uses the write-ahead log")
+                .evidence("log", path.display().to_string())
+                .remedy("stop that process, or name another --wal-dir")
+        }
+        WalError::Missing { .. } => {
+            Refusal::new(Id::WalMissing, "the write-ahead log of this member is missing")
+                .evidence("log", format!("no segment in {}", dir.display()))
+                .remedy("mount or name the directory it is in: --wal-dir=<directory>")
+        }
+        WalError::Exists { .. } => {
+            Refusal::new(Id::IdentityMissing, "there is a log already where a new one should be")
+                .evidence("log", dir.display().to_string())
+                .remedy("name an empty --wal-dir")
+                .never("do not delete a log before it is clear whose it is")
+        }
+    }
+}
+
+fn remove_tree(dir: &Path) -> io::Result<()> {
+    match fs::remove_dir_all(dir) {
+        Err(error) if error.kind() != io::ErrorKind::NotFound => Err(error),
+        _ => Ok(()),
+    }
+}

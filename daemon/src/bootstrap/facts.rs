@@ -20,6 +20,8 @@ use crate::{
 /// Names below the data directory.
 pub const MEMBER_DIR: &str = "member";
 pub const MEMBER_BUILT_ASIDE: &str = "member.tmp";
+/// An earlier attempt of a member that nobody has seen, on its way out.
+pub const REPLACED: &str = "member.unborn";
 
 #[derive(Clone, Debug)]
 pub enum IdentityFact {
@@ -66,7 +68,7 @@ pub fn gather(settings: &Settings) -> Result<DiskFacts, Refusal> {
         None => IdentityFact::None,
     };
     let state = member.join("state");
-    let known = [MEMBER_DIR, MEMBER_BUILT_ASIDE, "LOCK", "lost+found", ".snapshot", "fixtures"];
+    let known = [MEMBER_DIR, MEMBER_BUILT_ASIDE, REPLACED, "LOCK", "lost+found", ".snapshot", "fixtures"];
     let strangers = names(&data_dir)?.into_iter().filter(|name| !known.contains(&name.as_str()));
     Ok(DiskFacts {
         identity,

@@ -7,3 +7,4 @@ pub mod execute;
 pub mod facts;
 pub mod genesis;
 pub mod plan;
+pub mod prepare;

@@ -3,11 +3,9 @@
 
 use std::fmt::Write as _;
 
-use super::{
-    gates::GATES,
-    table::{Group, Setting, Status, settings},
-    value::Kind,
-};
+use super::table::{Group, Setting, Status, settings};
+#[cfg(test)]
+use super::{gates::GATES, value::Kind};
 
 const USAGE: &str = "\
 cairnd: a member of a replicated key-value cluster that speaks etcd's v3 API.

@@ -57,6 +57,13 @@ pub struct Note {
     pub fields: Vec<(&'static str, String)>,
 }
 
+impl Note {
+    pub fn log(&self) {
+        let shown: Vec<String> = self.fields.iter().map(|(key, value)| format!("{key}={value}")).collect();
+        tracing::warn!(what = shown.join(" "), "{}", self.message);
+    }
+}
+
 /// What the process was started with. Tests hand in what they like.
 pub struct Surroundings {
     pub flags: Vec<GivenFlag>,

@@ -33,7 +33,6 @@ pub struct Membership {
     pub initial_cluster: Asked<InitialCluster>,
     pub initial_state: InitialState,
     pub token: Asked<String>,
-    pub strict_reconfig_check: bool,
     pub max_learners: usize,
 }
 
@@ -45,7 +44,6 @@ pub struct Listen {
     /// When not empty, `client` serves only gRPC.
     pub client_http: Vec<Url>,
     pub metrics: Vec<Url>,
-    pub reuse_port: bool,
 }
 
 #[derive(Clone, Debug)]
@@ -57,9 +55,6 @@ pub struct Raft {
     pub pre_vote: bool,
     pub snapshot_count: u64,
     pub snapshot_catchup_entries: u64,
-    /// Both at least 5 s.
-    pub peer_read_timeout: Duration,
-    pub peer_write_timeout: Duration,
 }
 
 #[derive(Clone, Debug)]
@@ -82,13 +77,14 @@ pub struct Requests {
     pub max_request_bytes: u64,
     pub max_txn_ops: usize,
     pub max_concurrent_streams: u32,
-    /// Zero: clients may ping at will.
-    pub keepalive_min_time: Duration,
     /// Zero: no pings.
     pub keepalive_interval: Duration,
     pub keepalive_timeout: Duration,
-    pub warning_apply: Duration,
-    pub warning_unary: Duration,
+    /// `*` allows every origin.
+    pub cors: Vec<String>,
+    /// `*` allows every host name.
+    pub host_whitelist: Vec<String>,
+    pub metrics_extensive: bool,
     /// 0: decided by the number of processors.
     pub rpc_threads: usize,
 }
@@ -162,8 +158,6 @@ const COMPACTION_SLEEP: Duration = Duration::from_millis(10);
 const ELECTION_PER_HEARTBEAT_MIN: u32 = 5;
 /// As in etcd: a cluster that notices a dead leader later than this is not worth running.
 const ELECTION_MAX: Duration = Duration::from_secs(50);
-/// As in etcd: below it healthy connections of slow disks would be cut.
-const PEER_TIMEOUT_MIN: Duration = Duration::from_secs(5);
 /// etcd warns above 10 MiB: one such request holds up every other one.
 const REQUEST_BYTES_USUAL_MAX: i64 = 10 << 20;
 /// A message is framed with 32 bits and held in memory several times on its way; larger ones could not travel.
@@ -250,7 +244,6 @@ impl Builder<'_> {
             initial_cluster: self.asked("initial-cluster", cluster),
             initial_state,
             token: self.asked("initial-cluster-token", values.text("initial-cluster-token").to_owned()),
-            strict_reconfig_check: values.bool("strict-reconfig-check"),
             max_learners: values.count("max-learners"),
         })
     }
@@ -300,7 +293,6 @@ impl Builder<'_> {
             client: self.some_urls("listen-client-urls"),
             client_http: self.values.urls("listen-client-http-urls"),
             metrics: self.values.urls("listen-metrics-urls"),
-            reuse_port: self.values.bool("socket-reuse-port"),
         };
         let lists = [
             ("listen-peer-urls", &listen.peer),
@@ -388,8 +380,6 @@ impl Builder<'_> {
             pre_vote: values.bool("pre-vote"),
             snapshot_count: or_default(values.count("snapshot-count"), SNAPSHOT_COUNT),
             snapshot_catchup_entries: or_default(values.count("snapshot-catchup-entries"), CATCHUP_ENTRIES),
-            peer_read_timeout: values.duration("raft-read-timeout").max(PEER_TIMEOUT_MIN),
-            peer_write_timeout: values.duration("raft-write-timeout").max(PEER_TIMEOUT_MIN),
         }
     }
 
@@ -457,11 +447,11 @@ impl Builder<'_> {
             max_request_bytes: bytes.unsigned_abs(),
             max_txn_ops: values.count("max-txn-ops"),
             max_concurrent_streams: values.count("max-concurrent-streams"),
-            keepalive_min_time: values.duration("grpc-keepalive-min-time"),
             keepalive_interval: values.duration("grpc-keepalive-interval"),
             keepalive_timeout: values.duration("grpc-keepalive-timeout"),
-            warning_apply: values.duration("warning-apply-duration"),
-            warning_unary: values.duration("warning-unary-request-duration"),
+            cors: any_or(values.list("cors")),
+            host_whitelist: any_or(values.list("host-whitelist")),
+            metrics_extensive: values.text("metrics") == "extensive",
             rpc_threads: values.count("rpc-threads"),
         }
     }
@@ -497,6 +487,17 @@ impl Builder<'_> {
             self.problem(Id::BadValue, "log-outputs", "log-outputs is empty", "name at least stderr");
         }
         Some(Log { level, format, outputs })
+    }
+}
+
+/// An empty list of what is allowed allows everything, as in etcd.
+fn any_or(list: Vec<String>) -> Vec<String> {
+    if list.is_empty() { vec!["*".into()] } else { list }
+}
+
+impl Raft {
+    pub fn election_timeout(&self) -> Duration {
+        self.heartbeat * u32::try_from(self.election_ticks).unwrap_or(u32::MAX)
     }
 }
 

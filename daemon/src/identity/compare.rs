@@ -164,23 +164,21 @@ fn quarantined(identity: &Identity, reason: &str, evidence: &str, data_dir: &str
         .never("do not edit the identity file: the member has forgotten promises it made")
 }
 
-/// After the log is read: it must reach what an orderly stop recorded.
-pub fn check_clean_stop(
-    identity: &Identity,
-    last_index: u64,
-    last_term: u64,
-    data_dir: &str,
-) -> Result<(), Refusal> {
-    let Some(stop) = &identity.clean_stop else { return Ok(()) };
-    if (last_term, last_index) >= (stop.last_term, stop.last_index) {
+/// After the log is read: it must reach what had been applied at an orderly stop. Only the index is compared: what is applied is
+/// committed, and what is committed is never cut from a log.
+pub fn check_clean_stop(identity: &Identity, last_index: u64, log_dir: &str) -> Result<(), Refusal> {
+    let Some(stop) = identity.clean_stop.as_ref().filter(|stop| last_index < stop.last_index) else {
         return Ok(());
-    }
+    };
     Err(Refusal::new(
         Id::RolledBackLocally,
         "the write-ahead log ends before the point of the last orderly stop",
     )
-    .evidence("identity file", format!("stopped at index {} of term {}", stop.last_index, stop.last_term))
-    .evidence("log", format!("ends at index {last_index} of term {last_term} ({data_dir})"))
+    .evidence(
+        "identity file",
+        format!("stopped with index {} applied, in term {}", stop.last_index, stop.last_term),
+    )
+    .evidence("log", format!("ends at index {last_index} ({log_dir})"))
     .remedy("if a newer copy of the log exists, put it back and start again")
     .remedy(format!(
         "else replace the member: cairnctl member remove {}, then member add {}",
@@ -264,11 +262,10 @@ mod tests {
     #[test]
     fn a_log_that_ends_before_the_orderly_stop_was_rolled_back() {
         let mut identity = sample();
-        assert!(check_clean_stop(&identity, 0, 0, "/d").is_ok(), "a crash records nothing");
+        assert!(check_clean_stop(&identity, 0, "/d").is_ok(), "a crash records nothing");
         identity.clean_stop =
             Some(super::super::CleanStop { last_index: 10, last_term: 3, hard_state_term: 3, commit: 10 });
-        assert!(check_clean_stop(&identity, 10, 3, "/d").is_ok());
-        assert!(check_clean_stop(&identity, 9, 4, "/d").is_ok(), "a later term may have cut the tail");
-        assert_eq!(check_clean_stop(&identity, 9, 3, "/d").unwrap_err().id, Id::RolledBackLocally);
+        assert!(check_clean_stop(&identity, 10, "/d").is_ok());
+        assert_eq!(check_clean_stop(&identity, 9, "/d").unwrap_err().id, Id::RolledBackLocally);
     }
 }

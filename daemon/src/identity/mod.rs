@@ -6,11 +6,13 @@
 pub mod compare;
 mod file;
 pub mod host;
+mod keeper;
 mod record;
 mod unique;
 
 pub use file::{FileError, IDENTITY_FILE, PREVIOUS_FILE, read, sync_dir, write, write_into};
-pub use record::{CleanStop, FORMAT, Host, Identity, KnownMember, Origin, State};
+pub use keeper::{Keeper, clear_unborn_wal_dir};
+pub use record::{CleanStop, FORMAT, Identity, KnownMember, Origin, State};
 pub use unique::Unique;
 
 #[cfg(test)]

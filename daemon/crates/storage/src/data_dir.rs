@@ -66,7 +66,7 @@ impl fmt::Display for Holder {
 
 #[derive(Debug, thiserror::Error)]
 pub enum DataDirError {
-    #[error("data directory {} is in use by {}", path.display(), holder_text(holder.as_ref()))]
+    #[error("data directory {} is in use by {}", path.display(), holder_text(holder.as_deref()))]
     Busy {
         path: PathBuf,
         /// None when the LOCK file does not say.
@@ -82,7 +82,7 @@ pub enum DataDirError {
     },
 }
 
-fn holder_text(holder: Option<&Box<Holder>>) -> String {
+fn holder_text(holder: Option<&Holder>) -> String {
     holder.map_or("a process that its LOCK file does not name".to_owned(), |holder| holder.to_string())
 }
 
@@ -99,14 +99,19 @@ impl DataDir {
         wal_dir: Option<&Path>,
         lock_wait: Duration,
     ) -> Result<DataDir, DataDirError> {
-        create_dirs_durably(path)?;
-        let (lock, holder) = acquire(path, lock_wait)?;
-        let wal = wal_dir.map_or_else(|| path.join("member/wal"), Path::to_owned);
-        let data_dir = DataDir { path: path.to_owned(), wal, holder, _lock: lock };
+        let data_dir = DataDir::lock(path, wal_dir, lock_wait)?;
         for dir in [data_dir.member(), data_dir.state(), data_dir.snap(), parent_of(data_dir.wal())] {
             create_dirs_durably(&dir)?;
         }
         Ok(data_dir)
+    }
+
+    /// The same without the layout: a first start builds `member/` aside and gives it its name when it is whole.
+    pub fn lock(path: &Path, wal_dir: Option<&Path>, lock_wait: Duration) -> Result<DataDir, DataDirError> {
+        create_dirs_durably(path)?;
+        let (lock, holder) = acquire(path, lock_wait)?;
+        let wal = wal_dir.map_or_else(|| path.join("member/wal"), Path::to_owned);
+        Ok(DataDir { path: path.to_owned(), wal, holder, _lock: lock })
     }
 
     pub fn path(&self) -> &Path {

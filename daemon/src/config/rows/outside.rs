@@ -108,26 +108,13 @@ pub static ROWS: &[Setting] = &[
         NO_TLS,
         "Newest TLS version; empty: any.",
     ),
-    row(
-        "cors",
-        Kind::List,
-        "*",
-        Security,
-        Refused {
-            harmless: &[""],
-            instead: "restrict origins in an HTTP proxy: no CORS headers are sent by this version",
-        },
-        "Origins that browsers may call from.",
-    ),
+    row("cors", Kind::List, "*", Security, Active, "Origins that browsers may call from."),
     row(
         "host-whitelist",
         Kind::List,
         "*",
         Security,
-        Refused {
-            harmless: &[""],
-            instead: "restrict host names in an HTTP proxy: they are not checked by this version",
-        },
+        Active,
         "Host names that plain HTTP requests may carry.",
     ),
     row("auth-token", Kind::Text, "simple", Auth, NO_AUTH, "Kind of token that clients log in with."),

@@ -1,0 +1,365 @@
+//! The running process: sockets, member and client edge put together, waited for, and taken apart in order.
+
+use std::{
+    io,
+    net::{SocketAddr, TcpListener},
+    num::NonZeroUsize,
+    path::Path,
+    process,
+    time::Duration,
+};
+
+use nix::sys::resource::{Resource, getrlimit, setrlimit};
+use node::{Fatal, Node, NodeConfig, Parts};
+use serde_json::{Map, Value, json};
+use server::{Bound, Running, Server, ServerConfig};
+use tokio::{
+    sync::oneshot,
+    time::{MissedTickBehavior, interval, sleep},
+};
+use tracing::{error, info, warn};
+use types::{MemberId, limits};
+
+use crate::{
+    announce,
+    bootstrap::prepare::Prepared,
+    config::{self, LogLevel, Settings, Surroundings, urls, urls::Url},
+    identity::{CleanStop, Keeper},
+    logging,
+    refusal::{Exit, Id, Refusal},
+    signals::{Request, Signals},
+    systemd,
+};
+
+/// How often a member that is not ready looks whether it is. The cluster's answer takes an election and two commits.
+const READY_CHECK: Duration = Duration::from_millis(10);
+
+/// A panic anywhere ends the process: a member with a dead thread must not look alive.
+pub fn install_panic_hook() {
+    std::panic::set_hook(Box::new(|panic| {
+        let place =
+            panic.location().map_or("unknown".to_owned(), |at| format!("{}:{}", at.file(), at.line()));
+        let text = panic.payload_as_str().unwrap_or("no text");
+        let thread = std::thread::current().name().unwrap_or("unnamed").to_owned();
+        eprintln!("panic in thread {thread} at {place}: {text}");
+        let mut fields = Map::new();
+        for (key, value) in
+            [("code", Id::InternalError.name()), ("cause", text), ("at", &place), ("thread", &thread)]
+        {
+            fields.insert(key.into(), json!(value));
+        }
+        let trace = std::backtrace::Backtrace::capture();
+        if trace.status() == std::backtrace::BacktraceStatus::Captured {
+            fields.insert("backtrace".into(), json!(trace.to_string()));
+        }
+        logging::last_words(
+            LogLevel::Panic,
+            "cairnd/lifecycle.rs",
+            "internal error: the process ends",
+            &fields,
+        );
+        process::exit(Exit::Bug as i32);
+    }));
+}
+
+/// The disk failed, or the cluster threw this member out: going on would mean guessing.
+fn fatal(fatal: Fatal) -> ! {
+    let id = match &fatal {
+        Fatal::Log(_) | Fatal::Store(_) => Id::IoError,
+        Fatal::Removed(_) => Id::Removed,
+    };
+    let mut fields = Map::new();
+    fields.insert("code".into(), json!(id.name()));
+    fields.insert("exit".into(), json!(id.exit() as u8));
+    fields.insert("cause".into(), Value::String(fatal.to_string()));
+    logging::last_words(LogLevel::Fatal, "cairnd/lifecycle.rs", "this member cannot go on", &fields);
+    process::exit(id.exit() as i32);
+}
+
+/// As many descriptors as the hard limit allows: connections and log segments need them, and a soft limit of 1024 is for programs
+/// that use select(2).
+pub fn raise_descriptor_limit() {
+    if let Ok((soft, hard)) = getrlimit(Resource::RLIMIT_NOFILE)
+        && soft < hard
+        && let Err(error) = setrlimit(Resource::RLIMIT_NOFILE, hard, hard)
+    {
+        warn!(%error, soft, hard, "the limit of open files could not be raised");
+    }
+}
+
+/// Sockets of every listener. Clients are refused until the server starts; peers queue.
+pub struct Sockets {
+    peer: Vec<TcpListener>,
+    peer_addresses: Vec<SocketAddr>,
+    server: Bound,
+}
+
+pub fn bind(settings: &Settings) -> Result<Sockets, Refusal> {
+    let mut peer = Vec::new();
+    let mut peer_addresses = Vec::new();
+    for address in settings.listen.peer.iter().filter_map(Url::bind_address) {
+        let listener =
+            TcpListener::bind(address).map_err(|error| bind_refusal("listen-peer-urls", address, &error))?;
+        peer_addresses.push(listener.local_addr().unwrap_or(address));
+        peer.push(listener);
+    }
+    let server = Bound::bind(server_config(settings)).map_err(server_refusal)?;
+    Ok(Sockets { peer, peer_addresses, server })
+}
+
+fn bind_refusal(setting: &str, address: SocketAddr, error: &io::Error) -> Refusal {
+    let (id, what) = match error.kind() {
+        io::ErrorKind::AddrInUse => (Id::PortInUse, "is in use by another process"),
+        io::ErrorKind::AddrNotAvailable => (Id::PortInUse, "is no address of this host"),
+        io::ErrorKind::PermissionDenied => (Id::PermissionDenied, "may not be bound by this user"),
+        _ => (Id::IoError, "cannot be bound"),
+    };
+    Refusal::new(id, format!("address {address} {what}"))
+        .evidence(format!("--{setting}"), format!("http://{address}: {error}"))
+        .remedy(format!("stop what listens there: ss -ltnp 'sport = :{}'", address.port()))
+        .remedy(format!("or change --{setting}"))
+}
+
+fn server_refusal(error: server::StartError) -> Refusal {
+    match error {
+        server::StartError::Bind { setting, address, source } => bind_refusal(setting, address, &source),
+        server::StartError::Thread { name, source } | server::StartError::Runtime { name, source } => {
+            Refusal::io("start client thread", Path::new(&name), &source)
+        }
+    }
+}
+
+fn server_config(settings: &Settings) -> ServerConfig {
+    let listens = |setting: &'static str, urls: &[Url]| {
+        let addresses = urls.iter().filter_map(Url::bind_address);
+        addresses.map(|address| server::Listen { setting, address }).collect::<Vec<_>>()
+    };
+    let requests = &settings.requests;
+    ServerConfig {
+        client: listens("listen-client-urls", &settings.listen.client),
+        client_http: listens("listen-client-http-urls", &settings.listen.client_http),
+        metrics: listens("listen-metrics-urls", &settings.listen.metrics),
+        runtimes: NonZeroUsize::new(requests.rpc_threads),
+        request_bytes_max: requests.max_request_bytes,
+        txn_ops_max: requests.max_txn_ops,
+        streams_max: requests.max_concurrent_streams,
+        keepalive_interval: requests.keepalive_interval,
+        keepalive_timeout: requests.keepalive_timeout,
+        health_timeout: Duration::from_secs(5) + 2 * settings.raft.election_timeout(),
+        cors: requests.cors.clone(),
+        host_whitelist: requests.host_whitelist.clone(),
+        server_version: limits::ETCD_VERSION.to_owned(),
+        metrics_extensive: requests.metrics_extensive,
+        ..ServerConfig::default()
+    }
+}
+
+fn node_config(settings: &Settings, prepared: &Prepared) -> NodeConfig {
+    let identity = prepared.keeper.identity();
+    NodeConfig {
+        member: identity.member_id,
+        cluster: identity.cluster_id,
+        name: identity.name.clone(),
+        advertise_client_urls: urls::texts(&settings.membership.advertise_client_urls),
+        advertise_peer_urls: identity.peer_urls.clone(),
+        heartbeat: settings.raft.heartbeat,
+        election_ticks: settings.raft.election_ticks,
+        pre_vote: settings.raft.pre_vote,
+        max_request_bytes: settings.requests.max_request_bytes,
+        max_txn_ops: settings.requests.max_txn_ops,
+        quota_backend_bytes: settings.storage.quota_backend_bytes,
+        snapshot_count: settings.raft.snapshot_count,
+        snapshot_catchup_entries: settings.raft.snapshot_catchup_entries,
+        inline_value_bytes_max: settings.storage.inline_value_bytes_max,
+        compaction_batch: settings.storage.compaction_batch_limit,
+        compaction_sleep: settings.storage.compaction_sleep_interval,
+        max_learners: settings.membership.max_learners,
+        initial_election_tick_advance: settings.raft.initial_election_tick_advance,
+        state_dir: prepared.dir.state(),
+        snap_dir: prepared.dir.snap(),
+        fatal,
+    }
+}
+
+/// Everything that runs, and what must outlive it.
+pub struct Member {
+    id: MemberId,
+    node: Node,
+    server: Running,
+    keeper: Keeper,
+    /// The lock of the data directory is held until the process is done with it.
+    _dir: storage::data_dir::DataDir,
+}
+
+pub fn start(settings: &Settings, prepared: Prepared, sockets: Sockets) -> Result<Member, Refusal> {
+    let config = node_config(settings, &prepared);
+    let state_dir = config.state_dir.clone();
+    let Prepared { dir, keeper, wal, contents, .. } = prepared;
+    let Sockets { peer, peer_addresses, server } = sockets;
+    let boot = keeper.identity().boot_nonce.low_u64();
+    let parts = Parts { wal, contents, peer_listeners: peer, boot };
+    let node = Node::start(config, parts).map_err(|error| node_refusal(error, &state_dir))?;
+    announce::listening(announce::LISTENING_FOR_PEERS, &peer_addresses);
+    let server = Server::start_bound(server, node.handle()).map_err(server_refusal)?;
+    announce::listening(announce::LISTENING_FOR_CLIENTS, server.client_addresses());
+    announce::listening(announce::LISTENING_FOR_CLIENTS, server.client_http_addresses());
+    announce::listening(announce::LISTENING_FOR_METRICS, server.metrics_addresses());
+    Ok(Member { id: keeper.identity().member_id, node, server, keeper, _dir: dir })
+}
+
+fn node_refusal(error: node::StartError, state_dir: &Path) -> Refusal {
+    use storage::state_store::OpenError;
+    let dir = state_dir.display();
+    let damaged = |why: String| {
+        Refusal::new(Id::StateDamaged, "the state of this member cannot be used")
+            .evidence(dir.to_string(), why)
+            .remedy(format!("if the log still begins at its first entry: mv {dir} {dir}.damaged, and start again"))
+            .remedy("else replace this member: cairnctl member remove, then member add, with an empty data directory")
+    };
+    match error {
+        node::StartError::Store(OpenError::Io { operation, path, source }) => {
+            Refusal::io(operation, &path, &source)
+        }
+        node::StartError::Store(OpenError::Locked { path }) => {
+            Refusal::new(Id::DataDirBusy, "another process uses the state store")
+                .evidence("state", path.display().to_string())
+                .remedy("stop that process")
+        }
+        node::StartError::Store(error @ OpenError::UnknownFormat { .. }) => {
+            Refusal::new(Id::BinaryTooOld, "this version of cairn may not use this state store")
+                .evidence(dir.to_string(), error.to_string())
+                .remedy("start the version that wrote it")
+        }
+        node::StartError::Thread(error) => Refusal::io("start a thread for", state_dir, &error),
+        other => damaged(other.to_string()),
+    }
+}
+
+/// Why [`serve`] returned.
+pub struct StopAsked {
+    signal: &'static str,
+}
+
+/// Waits for the cluster, says when clients are welcome, and goes on until somebody asks to stop.
+pub async fn serve(member: &mut Member, signals: &mut Signals, surroundings: &Surroundings) -> StopAsked {
+    let handle = member.node.handle();
+    let mut leadership = handle.leadership();
+    let mut ready = false;
+    let mut check = interval(READY_CHECK);
+    check.set_missed_tick_behavior(MissedTickBehavior::Delay);
+    let watchdog = systemd::watchdog_period();
+    let mut pulse = interval(watchdog.unwrap_or(Duration::from_secs(3600)));
+    leadership.mark_changed();
+    loop {
+        tokio::select! {
+            request = signals.next() => match request {
+                Request::Stop(signal) => return StopAsked { signal },
+                Request::Reload => reload(surroundings),
+            },
+            changed = leadership.changed() => {
+                if changed.is_err() {
+                    // The raft thread is gone; its panic is ending the process.
+                    sleep(Duration::from_secs(1)).await;
+                    continue;
+                }
+                let now = *leadership.borrow_and_update();
+                systemd::status(&if now.leader.is_none() {
+                    format!("member {}: no leader, waiting for a majority (term {})", member.id, now.term)
+                } else {
+                    format!("member {}: leader {} in term {}", member.id, now.leader, now.term)
+                });
+            }
+            _ = check.tick(), if !ready => {
+                ready = !handle.node_status().leader.is_none() && is_published(&handle, member.id);
+                if ready {
+                    become_ready(member);
+                }
+            }
+            _ = pulse.tick(), if watchdog.is_some() => systemd::alive(),
+        }
+    }
+}
+
+/// The cluster knows this member's name: it has committed in a term with a leader, and this member has applied it.
+fn is_published(handle: &node::Handle, id: MemberId) -> bool {
+    handle.members().iter().any(|member| member.id == id && !member.name.is_empty())
+}
+
+fn become_ready(member: &mut Member) {
+    if let Err(error) = member.keeper.born() {
+        fatal(Fatal::Store(format!("write the identity file: {error}")));
+    }
+    member.server.set_serving(true);
+    info!("{}", announce::READY);
+    info!("{}", announce::INSECURE);
+}
+
+/// Only the log's level may change while running.
+fn reload(surroundings: &Surroundings) {
+    match config::load(surroundings) {
+        Ok((settings, _)) => {
+            logging::set_level(settings.log.level);
+            info!(log_level = ?settings.log.level, "settings were read again: only log-level takes effect");
+        }
+        Err(refusal) => error!(
+            code = refusal.id.name(),
+            cause = refusal.cause(),
+            "settings were read again and cannot be used: nothing changes"
+        ),
+    }
+}
+
+/// Drains clients, hands leadership over, makes the state durable, and notes an orderly stop. A second signal or a used-up
+/// `shutdown-timeout` ends the process at once, which the log survives.
+pub async fn stop(member: Member, asked: StopAsked, signals: &mut Signals, limit: Duration) {
+    info!(signal = asked.signal, "{}", announce::STOPPING);
+    systemd::stopping();
+    let (done, mut finished) = oneshot::channel();
+    let taken_apart = std::thread::Builder::new().name("stop".into()).spawn(move || {
+        take_apart(member, limit);
+        let _ = done.send(());
+    });
+    if let Err(error) = taken_apart {
+        error!(%error, "no thread for an orderly stop");
+        return;
+    }
+    let deadline = sleep(limit);
+    tokio::pin!(deadline);
+    loop {
+        tokio::select! {
+            _ = &mut finished => {
+                info!("{}", announce::STOPPED);
+                return;
+            }
+            () = &mut deadline => {
+                warn!(limit_ms = limit.as_millis() as u64, "the orderly stop took longer than shutdown-timeout: ending now");
+                return;
+            }
+            request = signals.next() => if let Request::Stop(signal) = request {
+                warn!(signal, "asked to stop again: ending now");
+                return;
+            }
+        }
+    }
+}
+
+/// Half of the time is for clients: the rest of the stop has the disk to wait for.
+fn take_apart(member: Member, limit: Duration) {
+    let Member { node, server, mut keeper, _dir, .. } = member;
+    let drained = server.drain(limit / 2);
+    if drained.cut_count > 0 {
+        info!(connections = drained.cut_count, "connections were cut");
+    }
+    // Taken before the node is gone: what is applied is committed and on disk, so the log will reach at least here.
+    let status = node.handle().node_status();
+    node.stop();
+    let stop = CleanStop {
+        last_index: status.applied.0,
+        last_term: status.term.0,
+        hard_state_term: status.term.0,
+        commit: status.applied.0,
+    };
+    if let Err(error) = keeper.stopped(stop) {
+        warn!(%error, "the orderly stop could not be noted");
+    }
+}

@@ -1,0 +1,185 @@
+//! The thread that writes lines, so that nobody else waits for where they go.
+
+use std::{
+    fs::{File, OpenOptions},
+    io::{self, Write},
+    path::Path,
+    sync::{
+        Arc,
+        atomic::{AtomicU64, Ordering},
+        mpsc::{self, Receiver, RecvTimeoutError, SyncSender, TrySendError},
+    },
+    thread,
+    time::Duration,
+};
+
+use serde_json::json;
+
+use super::line;
+use crate::{
+    config::{LogFormat, LogLevel, LogOutput},
+    refusal::Refusal,
+};
+
+/// Lines that wait to be written. A burst of this many takes the process no longer than a second to write to any working disk; beyond
+/// it lines are dropped, since memory and request latency matter more.
+const QUEUE_LINES_MAX: usize = 8192;
+
+/// Longest wait for the last lines when the process ends: a stuck pipe must not keep it from ending.
+const FLUSH_WAIT: Duration = Duration::from_secs(2);
+
+enum Message {
+    Line(String),
+    Flush(SyncSender<()>),
+}
+
+/// Hands lines to the writing thread. Cheap to clone.
+#[derive(Clone)]
+pub struct Writer {
+    queue: SyncSender<Message>,
+    dropped: Arc<AtomicU64>,
+}
+
+impl Writer {
+    /// Opens every output first: a log file that cannot be opened is a refusal.
+    pub fn start(outputs: &[LogOutput], format: LogFormat) -> Result<Writer, Refusal> {
+        let mut sinks: Vec<Box<dyn Write + Send>> = Vec::new();
+        for output in outputs {
+            sinks.push(match output {
+                LogOutput::Stderr => Box::new(io::stderr()),
+                LogOutput::Stdout => Box::new(io::stdout()),
+                LogOutput::File(path) => {
+                    Box::new(open(path).map_err(|error| Refusal::io("write the log to", path, &error))?)
+                }
+            });
+        }
+        let (queue, lines) = mpsc::sync_channel(QUEUE_LINES_MAX);
+        let dropped = Arc::new(AtomicU64::new(0));
+        let counter = dropped.clone();
+        let spawned = thread::Builder::new()
+            .name("log-out".into())
+            .spawn(move || run(&lines, &mut sinks, &counter, format));
+        spawned
+            .map_err(|error| Refusal::io("start the thread that writes to", Path::new("the log"), &error))?;
+        Ok(Writer { queue, dropped })
+    }
+
+    /// Never waits.
+    pub fn write(&self, line: String) {
+        match self.queue.try_send(Message::Line(line)) {
+            Ok(()) => {}
+            Err(TrySendError::Full(_) | TrySendError::Disconnected(_)) => {
+                self.dropped.fetch_add(1, Ordering::Relaxed);
+            }
+        }
+    }
+
+    /// Waits for room and until the line is out, at most [`FLUSH_WAIT`].
+    pub fn write_and_flush(&self, line: String) {
+        let writer = self.clone();
+        // In a thread of its own, because waiting for room in the queue has no deadline.
+        let (done, finished) = mpsc::sync_channel(1);
+        let sent = thread::Builder::new().spawn(move || {
+            let _ = writer.queue.send(Message::Line(line));
+            writer.flush();
+            let _ = done.send(());
+        });
+        if sent.is_ok() {
+            let _ = finished.recv_timeout(FLUSH_WAIT);
+        }
+    }
+
+    /// Waits until everything queued so far is out, at most [`FLUSH_WAIT`].
+    pub fn flush(&self) {
+        let (done, finished) = mpsc::sync_channel(1);
+        if self.queue.try_send(Message::Flush(done)).is_ok() {
+            let _ = finished.recv_timeout(FLUSH_WAIT);
+        }
+    }
+}
+
+fn open(path: &Path) -> io::Result<File> {
+    OpenOptions::new().create(true).append(true).open(path)
+}
+
+/// How long a count of dropped lines may wait to be told when nothing else is written.
+const DROPPED_CHECK: Duration = Duration::from_secs(1);
+
+fn run(
+    lines: &Receiver<Message>,
+    sinks: &mut [Box<dyn Write + Send>],
+    dropped: &AtomicU64,
+    format: LogFormat,
+) {
+    loop {
+        let message = lines.recv_timeout(DROPPED_CHECK);
+        let lost = dropped.swap(0, Ordering::Relaxed);
+        if lost > 0 {
+            let fields = [("dropped".to_owned(), json!(lost))].into_iter().collect();
+            let text = line::from_fields(
+                format,
+                LogLevel::Warn,
+                "cairnd/logging/writer.rs",
+                "log lines were dropped: they came faster than they could be written",
+                &fields,
+            );
+            write_all(sinks, &text);
+        }
+        match message {
+            Ok(Message::Line(text)) => write_all(sinks, &text),
+            Ok(Message::Flush(done)) => {
+                let _ = done.send(());
+            }
+            Err(RecvTimeoutError::Timeout) => {}
+            Err(RecvTimeoutError::Disconnected) => return,
+        }
+    }
+}
+
+/// An output that fails is tried again with the next line: there is nowhere to complain to.
+fn write_all(sinks: &mut [Box<dyn Write + Send>], text: &str) {
+    for sink in sinks {
+        let _ = sink.write_all(text.as_bytes()).and_then(|()| sink.flush());
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    /// A sink that waits for permission, so that the queue fills.
+    struct Gate(Receiver<()>, SyncSender<String>);
+
+    impl Write for Gate {
+        fn write(&mut self, bytes: &[u8]) -> io::Result<usize> {
+            let _ = self.0.recv();
+            let _ = self.1.send(String::from_utf8_lossy(bytes).into_owned());
+            Ok(bytes.len())
+        }
+        fn flush(&mut self) -> io::Result<()> {
+            Ok(())
+        }
+    }
+
+    #[test]
+    fn a_full_queue_drops_lines_counts_them_and_says_so() {
+        let (open, gate) = mpsc::sync_channel(8);
+        let (out, written) = mpsc::sync_channel(8);
+        let (queue, lines) = mpsc::sync_channel(2);
+        let dropped = Arc::new(AtomicU64::new(0));
+        let writer = Writer { queue, dropped: dropped.clone() };
+        for number in 0..5 {
+            writer.write(format!("line {number}\n"));
+        }
+        assert_eq!(dropped.load(Ordering::Relaxed), 3);
+        drop(writer);
+        for _ in 0..3 {
+            open.send(()).unwrap();
+        }
+        run(&lines, &mut [Box::new(Gate(gate, out))], &dropped, LogFormat::Json);
+        let written: Vec<String> = written.try_iter().collect();
+        assert_eq!(written.len(), 3, "{written:?}");
+        assert!(written[0].contains("\"dropped\":3"), "{written:?}");
+        assert_eq!(written[1..], ["line 0\n", "line 1\n"]);
+    }
+}
