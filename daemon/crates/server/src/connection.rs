@@ -59,6 +59,10 @@ const HEAD_BYTES_MAX: u32 = 64 * 1024;
 /// Answer bytes of one stream that wait for the network. Hyper's default; an answer larger than this is sent as the client reads.
 const SEND_BUFFER_BYTES: usize = 400 * 1024;
 
+/// Streams that a client opened and reset before we looked, on one connection. Hyper's 20 guards against rapid resets, but a client
+/// that cancels a few hundred calls at once, as a controller does on shutdown, is no attack and must not lose its connection.
+const RESET_UNSEEN_MAX: usize = 1024;
+
 /// Kernel probes find peers that vanished without a word while nothing is being sent. HTTP/2 has its own, two hours by default:
 /// this is for HTTP/1.1 and for freeing descriptors sooner. Go's listeners use 15 s.
 const TCP_KEEPALIVE: Duration = Duration::from_secs(60);
@@ -92,6 +96,7 @@ impl Protocols {
             .max_frame_size(FRAME_BYTES_MAX)
             .max_header_list_size(HEAD_BYTES_MAX)
             .max_send_buf_size(SEND_BUFFER_BYTES)
+            .max_pending_accept_reset_streams(RESET_UNSEEN_MAX)
             .max_concurrent_streams(config.streams_max)
             .keep_alive_interval((!config.keepalive_interval.is_zero()).then_some(config.keepalive_interval))
             .keep_alive_timeout(config.keepalive_timeout)

@@ -104,7 +104,7 @@ struct Addresses {
     metrics: Vec<SocketAddr>,
 }
 
-/// An edge that serves. Dropping it stops at once; [`Running::drain`] stops with manners.
+/// An edge that serves. Dropping it stops at once and waits a moment for its threads; [`Running::drain`] stops with manners.
 pub struct Running {
     phase: PhaseSender,
     addresses: Addresses,

@@ -79,20 +79,16 @@ async fn watched<B: Backend>(edge: &Arc<Edge<B>>, request: &Request<Incoming>) -
     let path = request.uri().path();
     let checks = match path {
         "/metrics" => return Some(metrics_text(edge)),
-        "/health" => {
-            return Some(match get(request) {
-                Ok(()) => health::health(edge, request.uri().query().unwrap_or_default()).await,
-                Err(refusal) => refusal,
-            });
-        }
+        "/health" if request.method() != Method::GET => return Some(not_allowed()),
+        "/health" => return Some(health::health(edge, request.uri().query().unwrap_or_default()).await),
         "/livez" => health::Checks::All(HealthKind::Livez),
         "/readyz" => health::Checks::All(HealthKind::Readyz),
         _ => health::Checks::one(path)?,
     };
-    Some(match get(request) {
-        Ok(()) => health::checks(edge, checks, request.uri().query().unwrap_or_default()).await,
-        Err(refusal) => refusal,
-    })
+    if request.method() != Method::GET {
+        return Some(not_allowed());
+    }
+    Some(health::checks(edge, checks, request.uri().query().unwrap_or_default()).await)
 }
 
 fn metrics_text<B: Backend>(edge: &Arc<Edge<B>>) -> Response<Body> {
@@ -128,20 +124,14 @@ struct Refusal<'a> {
     message: &'a str,
 }
 
-fn get(request: &Request<Incoming>) -> Result<(), Response<Body>> {
-    if request.method() == Method::GET {
-        return Ok(());
-    }
+fn not_allowed() -> Response<Body> {
     let mut response = error(StatusCode::METHOD_NOT_ALLOWED, "Method Not Allowed");
     response.headers_mut().insert(header::ALLOW, HeaderValue::from_static("GET"));
-    Err(response)
+    response
 }
 
 fn only_get(request: &Request<Incoming>, answer: impl FnOnce() -> Response<Body>) -> Response<Body> {
-    match get(request) {
-        Ok(()) => answer(),
-        Err(refusal) => refusal,
-    }
+    if request.method() == Method::GET { answer() } else { not_allowed() }
 }
 
 fn not_found() -> Response<Body> {

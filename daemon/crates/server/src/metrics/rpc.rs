@@ -343,11 +343,11 @@ mod tests {
     fn a_request_falls_into_the_first_bucket_that_holds_it() {
         let millis = |bound: u64| bound * 1_000_000;
         assert_eq!(request_bucket(0), 0);
-        for bucket in 0..REQUEST_BOUNDS.len() {
+        for (bucket, shown) in REQUEST_BOUNDS.iter().enumerate() {
             let bound = millis(1 << bucket);
             assert_eq!(request_bucket(bound), bucket, "at the bound of bucket {bucket}");
             assert_eq!(request_bucket(bound + 1), bucket + 1, "just above bucket {bucket}");
-            let shown: f64 = REQUEST_BOUNDS[bucket].parse().unwrap();
+            let shown: f64 = shown.parse().unwrap();
             assert_eq!((shown * 1e9).round() as u64, bound);
         }
         assert_eq!(request_bucket(u64::MAX), REQUEST_BOUNDS.len());

@@ -195,12 +195,13 @@ impl Backend for Fake {
     }
     fn node_status(&self) -> NodeStatus {
         let leaderless = self.inner.leaderless.load(SeqCst);
-        let mut status = NodeStatus::default();
-        status.member = MemberId(MEMBER);
-        status.leader = if leaderless { MemberId::NONE } else { MemberId(MEMBER) };
-        status.is_learner = self.inner.learner.load(SeqCst);
-        status.term = Term(1);
-        status
+        NodeStatus {
+            member: MemberId(MEMBER),
+            leader: if leaderless { MemberId::NONE } else { MemberId(MEMBER) },
+            is_learner: self.inner.learner.load(SeqCst),
+            term: Term(1),
+            ..NodeStatus::default()
+        }
     }
     fn alarms(&self) -> Vec<pb::AlarmMember> {
         let mut alarms = self.inner.reader.alarms();
