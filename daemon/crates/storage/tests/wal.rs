@@ -223,6 +223,21 @@ fn a_received_snapshot_drops_the_old_tail_for_good() {
     assert_eq!(open(&dir).unwrap().entries, entries(3, 101..=102), "a repeated record drops nothing");
 }
 
+/// Entries that were replaced from below the snapshot on are gone, also those behind it that nothing was written over.
+#[test]
+fn a_tail_replaced_from_below_the_snapshot_stays_gone() {
+    let root = tempfile::tempdir().unwrap();
+    let dir = root.path().join("wal");
+    let mut wal = Wal::create(&dir, &ME, small_segments()).unwrap();
+    wal.append(&entries(1, 1..=9), Some(&state(1, 4))).unwrap();
+    wal.append(&entries(2, 5..=6), Some(&state(2, 6))).unwrap();
+    wal.append_snapshot(at(2, 6), &voters(&[1])).unwrap();
+    wal.sync().unwrap();
+    drop(wal);
+    let (wal, contents) = Wal::open(&dir, small_segments()).unwrap();
+    assert_eq!((contents.snapshot, contents.entries.len(), wal.last_index()), (at(2, 6), 0, LogIndex(6)));
+}
+
 #[test]
 fn own_snapshots_keep_the_tail_behind_them() {
     let root = tempfile::tempdir().unwrap();

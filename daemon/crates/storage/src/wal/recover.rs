@@ -84,6 +84,10 @@ pub(super) fn recover(dir: &Path) -> Result<Recovered, WalError> {
         let kind = DamageKind::Undecodable { what: "the metadata" };
         return Err(damaged(&segments[0].path, 0, start.index.next(), kind));
     };
+    if let Some(first) = load.entries.first().filter(|first| first.term < start.term) {
+        let kind = DamageKind::TermRegress { before: start.term, found: first.term };
+        return Err(damaged(&segments[0].path, 0, first.index, kind));
+    }
     let last = load.entries.last().map_or(start.index, |entry| entry.index);
     if survey.hard_state.commit > last {
         let kind = DamageKind::CommitBeyondLog { commit: survey.hard_state.commit, last };
@@ -317,6 +321,8 @@ impl Load {
         let entry = entry_of(data)?;
         let index = entry.position.index;
         if index <= self.start.index {
+            // Whatever stood behind it was replaced with it. Every committed entry is at or below the start or comes again.
+            self.entries.clear();
             self.term_at_start = (index == self.start.index).then_some(entry.position.term);
             return Ok(());
         }

@@ -16,6 +16,10 @@ use super::frames::{Fault, read_at};
 /// What a disk writes whole or not at all.
 const SECTOR_BYTES: u64 = 512;
 
+/// How far behind the last byte that is not zero a record may still reach: a value may end in zeros, and values are normally smaller
+/// than `max-request-bytes`.
+const VALUE_ZEROS_MAX: u64 = 2 << 20;
+
 /// Bytes compared at a time when looking for the end of a zero tail.
 const SCAN_BYTES: usize = 1 << 20;
 
@@ -45,19 +49,26 @@ pub(super) fn judge(file: &File, offset: u64, fault: Option<Fault>, marked: bool
         });
     };
     let mut bytes = Vec::new();
-    let wanted =
-        usize::try_from(last + 1 - offset).map_err(|_| io::Error::from(io::ErrorKind::OutOfMemory))?;
+    let wanted = len.min(last + 1 + VALUE_ZEROS_MAX) - offset;
+    let wanted = usize::try_from(wanted).map_err(|_| io::Error::from(io::ErrorKind::OutOfMemory))?;
     bytes.try_reserve_exact(wanted).map_err(|_| io::Error::from(io::ErrorKind::OutOfMemory))?;
     bytes.resize(wanted, 0);
     let filled = read_at(file, &mut bytes, offset)?;
     bytes.truncate(filled);
-    Ok(judge_bytes(&bytes, offset, len, fault, marked))
+    Ok(judge_bytes(&bytes, offset, last + 1 - offset, len, fault, marked))
 }
 
-/// The pure part: `bytes` begin at `offset` of the file and end with the last one that is not zero; behind them the file has zeros
-/// up to `file_len`.
-fn judge_bytes(bytes: &[u8], offset: u64, file_len: u64, fault: Option<Fault>, marked: bool) -> Verdict {
-    let zeros_behind = file_len - offset - bytes.len() as u64;
+/// The pure part: `bytes` begin at `offset` of the file, `used` of them lead up to the last one that is not zero, and behind those
+/// the file has zeros up to `file_len`.
+fn judge_bytes(
+    bytes: &[u8],
+    offset: u64,
+    used: u64,
+    file_len: u64,
+    fault: Option<Fault>,
+    marked: bool,
+) -> Verdict {
+    let zeros_behind = file_len - offset - used;
     let kind = match &fault {
         None => DamageKind::DataBehindEnd,
         Some(fault) => fault.kind.clone(),
@@ -80,7 +91,7 @@ fn judge_bytes(bytes: &[u8], offset: u64, file_len: u64, fault: Option<Fault>, m
         Some(at) => {
             Verdict::Damaged(DamageKind::BelowSynced { fault: Box::new(kind), synced_at: offset + at as u64 })
         }
-        None => Verdict::Torn { bytes: bytes.len() as u64 },
+        None => Verdict::Torn { bytes: used },
     }
 }
 
@@ -149,7 +160,7 @@ fn synced_after(bytes: &[u8], marked: bool) -> Option<usize> {
     None
 }
 
-/// The record and the end of a frame that may begin at `at`. Zeros behind `bytes` count as padding.
+/// The record and the end of a frame that may begin at `at`.
 fn frame_at(bytes: &[u8], at: usize) -> Option<(RecordParts<'_>, usize)> {
     let field = bytes.get(at..at + ALIGN as usize)?.try_into().ok()?;
     let LengthField::Body { record, padding } = LengthField::decode(field) else { return None };
