@@ -11,7 +11,7 @@ use std::sync::atomic::{AtomicBool, Ordering};
 use bytes::Bytes;
 use state_machine::store::{Store, StoredRow, Table, WriteBatch};
 use storage::snapshot::View;
-use storage::state_store::{FjallStore, OpenError, StoreOptions};
+use storage::state_store::{FatalHook, FjallStore, OpenError, StoreOptions};
 use types::{LogIndex, LogPosition, Revision, RowId, Term};
 
 fn at(index: u64) -> LogPosition {
@@ -380,7 +380,13 @@ fn rows_of(index: u64) -> Vec<(RowId, StoredRow)> {
 #[test]
 fn child_that_writes_until_killed() {
     let Ok(dir) = std::env::var(CHILD_DIR) else { return };
-    let store = Arc::new(FjallStore::open(Path::new(&dir), small()).unwrap());
+    // As the daemon does: a store that cannot write ends the process.
+    let on_fatal: FatalHook = Arc::new(|reason| {
+        println!("fatal {reason}");
+        std::process::exit(70);
+    });
+    let options = StoreOptions { on_fatal: Some(on_fatal), ..small() };
+    let store = Arc::new(FjallStore::open(Path::new(&dir), options).unwrap());
     let persister = Arc::clone(&store);
     std::thread::spawn(move || {
         loop {
@@ -426,19 +432,124 @@ fn applied_position_saved_with_its_entry() {
         child.wait().unwrap();
         assert!(durable > before, "round {round}: the child made progress after the kill before");
 
-        let store = FjallStore::open(dir.path(), small()).unwrap();
-        let position = store.position();
-        assert_eq!(position, at(position.index.0));
-        assert!(position.index.0 >= durable, "{position} is below what was synced, {durable}");
-        assert_eq!(store.table(Table::Lease).unwrap()[0].1, position.index.0.to_string());
-        let mut found = all_rows(&store).into_iter();
-        for index in 1..=position.index.0 {
-            for expected in rows_of(index) {
-                assert_eq!(found.next(), Some(expected), "batch {index} of {position}");
-            }
-        }
-        assert_eq!(found.next(), None, "a row above {position}");
-        before = position.index.0;
+        before = check_prefix(dir.path(), durable);
     }
     assert!(before > 20_000, "enough was written to flush, merge and rotate: {before}");
+}
+
+/// The store holds exactly the batches up to its position, and that is not below what was synced. Returns the position's index.
+fn check_prefix(root: &Path, durable: u64) -> u64 {
+    let store = FjallStore::open(root, small()).unwrap();
+    let position = store.position();
+    assert_eq!(position, at(position.index.0));
+    assert!(position.index.0 >= durable, "{position} is below what was synced, {durable}");
+    assert_eq!(store.table(Table::Lease).unwrap()[0].1, position.index.0.to_string());
+    let mut found = all_rows(&store).into_iter();
+    for index in 1..=position.index.0 {
+        for expected in rows_of(index) {
+            assert_eq!(found.next(), Some(expected), "batch {index} of {position}");
+        }
+    }
+    assert_eq!(found.next(), None, "a row above {position}");
+    position.index.0
+}
+
+/// A limit on the size of files stands for the full disk: writes fail in the middle of a batch with an error, as with ENOSPC.
+#[test]
+fn full_disk_then_restart() {
+    let dir = tempfile::tempdir().unwrap();
+    drop(FjallStore::open(dir.path(), small()).unwrap());
+    let run = Command::new("sh")
+        .args([
+            "-c",
+            r#"trap "" XFSZ; ulimit -f 30000; exec "$0" child_that_writes_until_killed --exact --nocapture"#,
+        ])
+        .arg(std::env::current_exe().unwrap())
+        .env(CHILD_DIR, dir.path())
+        .output()
+        .unwrap();
+    let output = String::from_utf8_lossy(&run.stdout);
+    assert_eq!(run.status.code(), Some(70), "the fatal hook ended the process: {output}");
+    assert_eq!(output.lines().filter(|line| line.starts_with("fatal ")).count(), 1, "{output}");
+    let durable =
+        output.lines().filter_map(|line| line.strip_prefix("durable ")).filter_map(|text| text.parse().ok());
+    let durable = durable.max().expect("something was synced before the disk was full");
+    // With room again it opens, holds everything acknowledged, and goes on.
+    let before = check_prefix(dir.path(), durable);
+    let store = FjallStore::open(dir.path(), small()).unwrap();
+    store.write(WriteBatch::at(at(before + 1))).unwrap();
+    assert_eq!(store.persist().unwrap(), at(before + 1));
+}
+
+/// After a power loss any page of the unsynced tail may be missing while later ones are there. Whatever is missing, the store opens,
+/// at a whole batch before the gap.
+#[test]
+fn gaps_in_the_unsynced_journal_cost_only_what_follows() {
+    let written = tempfile::tempdir().unwrap();
+    {
+        let store = FjallStore::open(written.path(), StoreOptions::default()).unwrap();
+        for index in 1..=1500 {
+            let mut batch = WriteBatch::at(at(index));
+            for (id, row) in rows_of(index) {
+                batch.put_row(id, row);
+            }
+            batch.put(Table::Lease, "newest", index.to_string());
+            store.write(batch).unwrap();
+            if index % 10 == 0 {
+                // Commits of ten: the journal has many batches to cut between.
+                store.view().unwrap();
+            }
+        }
+    }
+    let journal = Path::new("gen-0000000000000001/fjall/0.jnl");
+    let good = std::fs::read(written.path().join(journal)).unwrap();
+    let end = good.iter().rposition(|byte| *byte != 0).unwrap() + 1;
+    let mut random = Random(0xdead);
+    let mut shorter = 0;
+    for round in 0..40 {
+        let dir = tempfile::tempdir().unwrap();
+        copy(written.path(), dir.path());
+        let mut bad = good.clone();
+        for _ in 0..1 + random.below(3) {
+            let page = random.below(end as u64 / 4096 + 1) as usize * 4096;
+            let to = (page + 4096).min(bad.len());
+            if random.below(2) == 0 {
+                bad[page..to].fill(0);
+            } else {
+                bad[page + random.below(4000) as usize] ^= 0x15;
+            }
+        }
+        std::fs::write(dir.path().join(journal), &bad[..end]).unwrap();
+        let reached = match FjallStore::open(dir.path(), StoreOptions::default()) {
+            Ok(store) if store.position() == LogPosition::default() => 0,
+            Ok(store) => {
+                drop(store);
+                check_prefix(dir.path(), 0)
+            }
+            Err(error) => panic!("round {round}: {error}"),
+        };
+        shorter += u64::from(reached < 1500);
+        // And it is a store like any other from there on.
+        let store = FjallStore::open(dir.path(), StoreOptions::default()).unwrap();
+        store.write(WriteBatch::at(at(reached + 1))).unwrap();
+        drop(store);
+        assert_eq!(
+            FjallStore::open(dir.path(), StoreOptions::default()).unwrap().position(),
+            at(reached + 1)
+        );
+    }
+    assert!(shorter >= 35, "damage was found in {shorter} of 40");
+}
+
+fn copy(from: &Path, to: &Path) {
+    std::fs::create_dir_all(to).unwrap();
+    for entry in std::fs::read_dir(from).unwrap() {
+        let entry = entry.unwrap();
+        let target = to.join(entry.file_name());
+        if entry.file_type().unwrap().is_dir() {
+            copy(&entry.path(), &target);
+        } else {
+            std::fs::copy(entry.path(), target).unwrap();
+        }
+    }
 }

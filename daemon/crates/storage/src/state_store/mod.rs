@@ -18,6 +18,7 @@
 
 mod directory;
 mod error;
+mod journal;
 mod keys;
 mod overlay;
 mod view;
@@ -52,6 +53,7 @@ use writer::{Counters, Shared};
 
 const KEYSPACE: &str = "state";
 const FJALL_DIR: &str = "fjall";
+const FJALL_LOCK_FILE: &str = "lock";
 /// fjall writes this file last when it creates a database.
 const FJALL_VERSION_FILE: &str = "version";
 
@@ -371,7 +373,27 @@ fn after(id: RowId) -> RowId {
     }
 }
 
+/// fjall's own lock, for as long as its files are touched before it opens them.
+fn lock_tree(path: &Path) -> Result<fs::File, OpenError> {
+    let lock = path.join(FJALL_LOCK_FILE);
+    let file =
+        fs::File::options().read(true).write(true).open(&lock).map_err(OpenError::io("open", &lock))?;
+    match file.try_lock() {
+        Ok(()) => Ok(file),
+        Err(fs::TryLockError::WouldBlock) => Err(OpenError::Locked { path: path.to_owned() }),
+        Err(fs::TryLockError::Error(error)) => Err(OpenError::io("lock", &lock)(error)),
+    }
+}
+
 fn open_tree(path: &Path, options: &StoreOptions) -> Result<(Database, Keyspace), OpenError> {
+    if path.join(FJALL_VERSION_FILE).exists() {
+        let _lock = lock_tree(path)?;
+        let cut = journal::cut_damaged_tail(path)
+            .map_err(OpenError::io("cut the unsynced end of the journal in", path))?;
+        if let Some(cut) = cut {
+            tracing::info!(journal = %cut.journal.display(), at = cut.at, before = cut.before, "end of the journal cut");
+        }
+    }
     let db = Database::builder(path)
         .cache_size(options.cache_bytes)
         .worker_threads(WORKER_THREADS)
