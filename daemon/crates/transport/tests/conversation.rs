@@ -5,12 +5,13 @@ mod support;
 use std::{
     io::{self, Read},
     sync::atomic::Ordering,
+    time::Duration,
 };
 
 use api::raftpb::{Message, MessageType, MessageType::*};
 use bytes::Bytes;
 use support::*;
-use transport::{PeerClient, PeerClientError, PeerMember, SnapshotSource, Topic};
+use transport::{PeerClient, PeerClientError, PeerMember, SnapshotSource, Timeouts, Topic};
 use types::{ClusterId, MemberId, limits};
 
 const KINDS: [MessageType; 13] = [
@@ -173,6 +174,28 @@ fn a_peer_that_moved_is_found_at_its_new_address() {
     eventually("a hears b at its second address", || a.transport.active_since(b.id).is_some());
 }
 
+#[test]
+fn idle_streams_outlive_every_deadline() {
+    let runtime = runtime();
+    let short = Duration::from_secs(1);
+    let timeouts = Timeouts { read: short, write: short, request: short, ..Settings::default().timeouts };
+    let start =
+        |id| Member::start_with(&runtime, id, listener(), Settings { timeouts, ..Settings::default() });
+    let (a, b) = (start(0xa), start(0xb));
+    a.knows(&b);
+    b.knows(&a);
+    a.wait_attached(b.id);
+    b.wait_attached(a.id);
+    eventually("a hears b", || a.transport.active_since(b.id).is_some());
+    let since = a.transport.active_since(b.id);
+    // A heartbeat has one byte on one stream and 38 on the other; three pairs make one deadline.
+    let heard = || a.transport.metrics().peers[0].received_bytes;
+    let before = heard();
+    eventually("several deadlines have passed", || heard() > before + 9 * 39);
+    assert_eq!((a.transport.active_since(b.id), a.transport.metrics().peers[0].disconnects), (since, 0));
+    assert_eq!(a.seen.reports(Topic::Connection), 0);
+}
+
 /// Bytes that differ everywhere, and then an end or an error.
 struct Pattern {
     at: usize,
@@ -325,7 +348,7 @@ fn corruption_check_compares_cluster_id() {
 #[test]
 fn a_question_to_nobody_and_to_something_else_fail_differently() {
     let runtime = runtime();
-    let client = PeerClient::new(std::time::Duration::from_millis(500));
+    let client = PeerClient::new(Duration::from_millis(500));
     let port = listener();
     let url = url_of(port.local_addr().expect("bound"));
     runtime.block_on(async {
