@@ -18,6 +18,7 @@
 use std::collections::HashMap;
 use std::ops::ControlFlow;
 
+use bytes::Bytes;
 use types::{LogIndex, LogPosition, Revision, RowId, Term};
 
 use crate::index::{Facts, Index, Record, RecordBuilder, Version};
@@ -401,34 +402,36 @@ impl Iterator for &mut Keys<'_> {
 pub(crate) fn rebuild<S: Store>(store: &S, inline_bytes_max: u64) -> Result<(Index, i64), OpenError> {
     let mut places: HashMap<Box<[u8]>, u32> = HashMap::new();
     let mut records: Vec<Record> = Vec::new();
-    let mut inline_bytes = 0;
+    // The newest value of each key, still in its row's memory: a value that is overwritten later is never copied.
+    let mut values: Vec<Bytes> = Vec::new();
+    let mut kept_bytes = 0;
     let mut newest = 0;
     scan_rows(store, 0, &mut |row| {
         newest = row.id.main.0;
-        let at = match places.get(row.key.as_ref()) {
+        let at = match places.get(row.key()) {
             Some(at) => *at as usize,
             None => {
                 let at = u32::try_from(records.len()).expect("an index in memory has fewer than 2^32 keys");
-                places.insert(Box::from(row.key.as_ref()), at);
+                places.insert(Box::from(row.key()), at);
                 records.push(RecordBuilder::vacant());
+                values.push(Bytes::new());
                 records.len() - 1
             }
         };
-        crate::index::push(
-            &mut records[at],
-            row.id,
-            row.facts,
-            &row.value,
-            &mut inline_bytes,
-            inline_bytes_max,
-        );
+        let value_len = row.value().len();
+        RecordBuilder::push(&mut records[at], row.id, row.facts, value_len);
+        kept_bytes -= values[at].len() as u64;
+        let fits = kept_bytes + value_len as u64 <= inline_bytes_max;
+        values[at] = if fits { row.into_value() } else { Bytes::new() };
+        kept_bytes += values[at].len() as u64;
     })?;
-    let keys: Vec<(Box<[u8]>, u32)> = places.into_iter().collect();
-    let sorted = sort(keys);
-    let index = Index::from_sorted(
-        inline_bytes_max,
-        sorted.into_iter().map(|(key, at)| (key.into_vec(), std::mem::take(&mut records[at as usize]))),
-    );
+    let sorted = sort(places.into_iter().collect());
+    let record = |(key, at): (Box<[u8]>, u32)| {
+        let mut record = std::mem::take(&mut records[at as usize]);
+        RecordBuilder::fill(&mut record, &std::mem::take(&mut values[at as usize]));
+        (key.into_vec(), record)
+    };
+    let index = Index::from_sorted(inline_bytes_max, sorted.into_iter().map(record));
     Ok((index, newest))
 }
 

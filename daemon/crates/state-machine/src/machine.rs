@@ -1,11 +1,10 @@
 //! The state machine as a whole: opened from a store, fed by apply, read through [`Reader`].
 
-use std::ops::ControlFlow;
+use std::ops::{ControlFlow, Range};
 use std::sync::Arc;
 
 use api::etcdserverpb::AlarmMember;
-use api::mvccpb::KeyValue;
-use bytes::Bytes;
+use bytes::{Buf, Bytes};
 use parking_lot::RwLock;
 use prost::Message;
 use types::{ConfState, LogIndex, LogPosition, MemberId, Revision, RowId, Term};
@@ -18,7 +17,7 @@ use crate::index::{Facts, SUB_MAX};
 use crate::membership::{Member, Membership};
 use crate::read::Reader;
 use crate::recent::RecentChanges;
-use crate::rows::{meta, parse_conf_state, parse_coordinate};
+use crate::rows::{meta, parse_conf_state, parse_coordinate, parse_row};
 use crate::state::{NEVER_COMPACTED, Options, Shared, State};
 use crate::store::{Store, StoreError, Table};
 
@@ -113,11 +112,30 @@ fn load_alarms<S: Store>(store: &S) -> Result<Alarms, OpenError> {
 
 /// A row, decoded and checked.
 pub(crate) struct Version {
-    pub key: Bytes,
     pub id: RowId,
     /// None for a tombstone.
     pub facts: Option<Facts>,
-    pub value: Bytes,
+    row: Bytes,
+    key: Range<usize>,
+    value: Range<usize>,
+}
+
+impl Version {
+    pub fn key(&self) -> &[u8] {
+        &self.row[self.key.clone()]
+    }
+
+    pub fn value(&self) -> &[u8] {
+        &self.row[self.value.clone()]
+    }
+
+    /// The value, sharing the row's memory.
+    pub fn into_value(self) -> Bytes {
+        let Version { mut row, value, .. } = self;
+        row.truncate(value.end);
+        row.advance(value.start);
+        row
+    }
 }
 
 /// Reads every row above `above` in order of revision.
@@ -130,21 +148,18 @@ pub(crate) fn scan_rows<S: Store>(
     let to = RowId { main: Revision(i64::MAX), sub: i64::MAX };
     let mut failed = None;
     store.scan(from, to, &mut |id, row| {
-        if id.main.0 <= 0 || !(0..=SUB_MAX).contains(&id.sub) {
-            failed = Some(OpenError::Row { id, reason: "is outside the numbers a revision can have".into() });
-            return ControlFlow::Break(());
-        }
-        match KeyValue::decode(row.value) {
-            Ok(kv) => {
-                let facts = Facts { created: kv.create_revision, version: kv.version, lease: kv.lease };
-                each(Version { key: kv.key, id, facts: (!row.tombstone).then_some(facts), value: kv.value });
-                ControlFlow::Continue(())
-            }
-            Err(error) => {
-                failed = Some(OpenError::Row { id, reason: error.to_string() });
-                ControlFlow::Break(())
-            }
-        }
+        let reason = if id.main.0 <= 0 || !(0..=SUB_MAX).contains(&id.sub) {
+            "is outside the numbers a revision can have"
+        } else if let Some(parts) = parse_row(&row.value) {
+            let facts = Facts { created: parts.created, version: parts.version, lease: parts.lease };
+            let facts = (!row.tombstone).then_some(facts);
+            each(Version { id, facts, row: row.value, key: parts.key, value: parts.value });
+            return ControlFlow::Continue(());
+        } else {
+            "is no key-value"
+        };
+        failed = Some(OpenError::Row { id, reason: reason.to_owned() });
+        ControlFlow::Break(())
     })?;
     failed.map_or(Ok(()), Err)
 }
@@ -175,7 +190,7 @@ impl<S: Store> StateMachine<S> {
             Some((mut index, mut newest)) => {
                 scan_rows(&*store, newest, &mut |row| {
                     newest = row.id.main.0;
-                    index.restore(&row.key, row.id, row.facts, &row.value);
+                    index.restore(row.key(), row.id, row.facts, row.value());
                 })?;
                 (index, newest)
             }
