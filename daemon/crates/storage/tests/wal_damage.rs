@@ -6,6 +6,7 @@ mod wal_support;
 use std::collections::BTreeSet;
 use std::os::unix::fs::FileExt;
 use std::path::{Path, PathBuf};
+use std::sync::Arc;
 
 use storage::wal::{DamageKind, Inspected, InspectedRecord, Wal, WalContents, WalError, inspect};
 use types::{Entry, HardState, LogIndex, LogPosition};
@@ -57,7 +58,7 @@ fn means(contents: &WalContents) -> (LogPosition, HardState, Vec<Entry>) {
 
 /// A log of several segments with everything in it that a member writes.
 fn write_log(dir: &Path, random: &mut Random, groups: u64) {
-    let mut wal = Wal::create(dir, &ME, small_segments()).unwrap();
+    let mut wal = Wal::create(dir, &ME, with_disk(Arc::new(FaultyDisk::never()))).unwrap();
     let (mut term, mut commit, mut last) = (1, 0, 0);
     for _ in 0..groups {
         for _ in 0..=random.below(2) {
@@ -113,8 +114,8 @@ fn cut_at_every_byte_of_the_last_records_leaves_a_prefix() {
         let file = &segments(&copy)[0];
         std::fs::OpenOptions::new().write(true).open(file).unwrap().set_len(len).unwrap();
 
-        let (mut wal, contents) =
-            Wal::open(&copy, small_segments()).unwrap_or_else(|error| panic!("cut at {len}: {error}"));
+        let (mut wal, contents) = Wal::open(&copy, with_disk(Arc::new(FaultyDisk::never())))
+            .unwrap_or_else(|error| panic!("cut at {len}: {error}"));
         let kept = records.iter().enumerate().filter(|(at, _)| {
             let ends = records.get(at + 1).map_or(end.next_multiple_of(8), |next| next.offset);
             ends <= len

@@ -464,11 +464,11 @@ mod tests {
             let entry = Entry {
                 term: Term(u64::MAX),
                 index: LogIndex(300),
-                kind: EntryKind::ConfChange,
+                kind: if data.is_empty() { EntryKind::Normal } else { EntryKind::ConfChange },
                 data: Bytes::copy_from_slice(data),
             };
             let message = raftpb::Entry {
-                r#type: Some(1),
+                r#type: Some(entry.kind as i32),
                 term: Some(u64::MAX),
                 index: Some(300),
                 data: (!data.is_empty()).then(|| entry.data.clone()),
