@@ -1,8 +1,9 @@
 //! Reading and replacing the identity file. A reader sees the old file or the new one, never a mix; the old one stays beside it.
 
 use std::{
-    fs::{self, File},
+    fs::{self, File, OpenOptions},
     io::{self, Write as _},
+    os::unix::fs::OpenOptionsExt as _,
     path::Path,
 };
 
@@ -43,7 +44,7 @@ fn read_named(dir: &Path, name: &str) -> Result<Option<Identity>, FileError> {
 
 /// Writes a first identity into a directory that does not count yet; synced.
 pub fn write_into(dir: &Path, identity: &Identity) -> io::Result<()> {
-    let mut file = File::create(dir.join(IDENTITY_FILE))?;
+    let mut file = create(&dir.join(IDENTITY_FILE))?;
     file.write_all(&identity.encode())?;
     file.sync_all()?;
     sync_dir(dir)
@@ -53,7 +54,7 @@ pub fn write_into(dir: &Path, identity: &Identity) -> io::Result<()> {
 pub fn write(dir: &Path, identity: &Identity) -> io::Result<()> {
     let next = dir.join(NEXT_FILE);
     let current = dir.join(IDENTITY_FILE);
-    let mut file = File::create(&next)?;
+    let mut file = create(&next)?;
     file.write_all(&identity.encode())?;
     file.sync_all()?;
     drop(file);
@@ -72,6 +73,11 @@ pub fn write(dir: &Path, identity: &Identity) -> io::Result<()> {
     }
     fs::rename(&next, &current)?;
     sync_dir(dir)
+}
+
+/// For its owner alone, like everything in a data directory.
+fn create(path: &Path) -> io::Result<File> {
+    OpenOptions::new().write(true).create(true).truncate(true).mode(0o600).open(path)
 }
 
 /// Makes names in a directory durable.
