@@ -4,8 +4,8 @@ use super::go::quote;
 use super::{EndpointHash, EndpointHealth, EndpointStatus};
 use api::etcdserverpb::response_op::Response;
 use api::etcdserverpb::{
-    AlarmResponse, DeleteRangeResponse, MemberListResponse, PutResponse, RangeResponse, ResponseHeader,
-    TxnResponse,
+    AlarmResponse, AlarmType, DeleteRangeResponse, MemberListResponse, PutResponse, RangeResponse,
+    ResponseHeader, TxnResponse,
 };
 use api::mvccpb::KeyValue;
 use std::fmt::{Display, Write};
@@ -94,7 +94,10 @@ impl Fields {
         self.header(answer.header.as_ref());
         for alarm in &answer.alarms {
             self.line("MemberID", alarm.member_id);
-            self.line("AlarmType", alarm.alarm);
+            match AlarmType::try_from(alarm.alarm) {
+                Ok(kind) => self.line("AlarmType", kind.as_str_name()),
+                Err(_) => self.line("AlarmType", alarm.alarm),
+            }
             self.0.push('\n');
         }
     }

@@ -1,6 +1,6 @@
 //! The boxed table of `-w table`: headings centred and in capitals, cells right-aligned.
 
-/// Draws headings and rows. Every row must have as many cells as there are headings.
+/// Draws headings and rows; blanks around the text of a cell are dropped. Every row must have as many cells as there are headings.
 pub fn draw(headings: &[&str], rows: &[Vec<String>]) -> String {
     let headings: Vec<String> = headings.iter().map(|h| h.to_uppercase()).collect();
     let mut widths: Vec<usize> = headings.iter().map(|h| h.chars().count()).collect();
@@ -12,7 +12,7 @@ pub fn draw(headings: &[&str], rows: &[Vec<String>]) -> String {
             headings.len()
         );
         for (width, cell) in widths.iter_mut().zip(row) {
-            *width = (*width).max(cell.chars().count());
+            *width = (*width).max(cell.trim().chars().count());
         }
     }
     let rule = |left: &str, middle: &str, right: &str| {
@@ -24,6 +24,7 @@ pub fn draw(headings: &[&str], rows: &[Vec<String>]) -> String {
             .iter()
             .zip(&widths)
             .map(|(cell, width)| {
+                let cell = cell.trim();
                 let spare = width - cell.chars().count();
                 let left = if centred { spare / 2 } else { spare };
                 format!(" {}{cell}{} ", " ".repeat(left), " ".repeat(spare - left))

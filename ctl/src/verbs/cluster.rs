@@ -3,7 +3,7 @@
 use super::{begin, serializable, show};
 use crate::cli;
 use crate::client::{ALARM_CHANGE, ALARM_GET, Client, MEMBER_LIST, MOVE_LEADER, STATUS};
-use crate::failure::{Failure, Result};
+use crate::failure::{Details, Failure, Result};
 use crate::settings::{Format, Settings};
 use crate::units::parse_u64_hex;
 use api::etcdserverpb::alarm_request::AlarmAction;
@@ -28,23 +28,30 @@ pub async fn move_leader(settings: &Settings, matches: &ArgMatches) -> Result<()
     };
     let target_id = parse_u64_hex(&String::from_utf8_lossy(target)).map_err(Failure::arguments)?;
     let (_, printer) = begin(settings, false)?;
-    if matches!(printer.format, Format::Fields | Format::Table) {
-        printer.move_leader(0, 0, &MoveLeaderResponse::default())?;
-    }
     for endpoint in &settings.endpoints {
         let mut client = Client::over(settings, vec![endpoint.clone()], false)?;
         let status: StatusResponse = client.call(&STATUS, &StatusRequest {}).await?;
         let member = status.header.unwrap_or_default().member_id;
         if status.leader == member {
+            if matches!(printer.format, Format::Fields | Format::Table) {
+                // Refuses the format before anything is moved.
+                printer.move_leader(member, target_id, &MoveLeaderResponse::default())?;
+            }
             let answer: MoveLeaderResponse =
                 client.call(&MOVE_LEADER, &MoveLeaderRequest { target_id }).await?;
             return show(&printer.move_leader(member, target_id, &answer)?);
         }
     }
     let asked: Vec<&str> = settings.endpoints.iter().map(|endpoint| endpoint.name.as_str()).collect();
-    Err(Failure::arguments(format!(
-        "no leader endpoint given at {asked:?}; name all members with --endpoints"
-    )))
+    Err(Failure::arguments(format!("no leader endpoint given at [{}]", asked.join(" "))).with(Details {
+        cause: "only the leader can hand over, and none of the asked members leads".into(),
+        evidence: asked.iter().map(|name| format!("{name}: a follower")).collect(),
+        remedy: vec![
+            "find the leader: cairnctl endpoint status --cluster -w table".into(),
+            "name it, or all members, with --endpoints".into(),
+        ],
+        never: String::new(),
+    }))
 }
 
 pub async fn alarm_list(settings: &Settings, matches: &ArgMatches) -> Result<()> {

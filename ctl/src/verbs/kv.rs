@@ -69,7 +69,6 @@ fn put_request(matches: &ArgMatches, stdin: impl FnOnce() -> Result<Vec<u8>>) ->
 pub async fn get(settings: &Settings, matches: &ArgMatches) -> Result<()> {
     let request = range_request(matches)?;
     let (mut client, mut printer) = begin(settings, false)?;
-    printer.refuse_table()?;
     printer.value_only = cli::on(matches, "print-value-only");
     if request.count_only && printer.format != Format::Fields {
         return Err(Failure::arguments("--count-only is only for `--write-out=fields`"));
@@ -77,6 +76,7 @@ pub async fn get(settings: &Settings, matches: &ArgMatches) -> Result<()> {
     if printer.value_only && printer.format != Format::Simple {
         return Err(Failure::arguments("print-value-only is only for `--write-out=simple`"));
     }
+    printer.refuse_table()?;
     if !cli::on(matches, "stream") {
         let answer: RangeResponse = client.call(&RANGE, &request).await?;
         return show(&printer.range(&answer)?);
