@@ -12,16 +12,12 @@ use std::path::{Path, PathBuf};
 
 use bytes::Bytes;
 use parking_lot::Mutex;
-use state_machine::store::{Store, StoreError, StoredRow, Table, WriteBatch};
+use state_machine::store::{StoreError, Table};
 use types::{LogPosition, Revision, RowId};
 
 use super::digest::check_digest;
 use super::etcd_db::{DbFile, ReadError};
-use crate::state_store::{self, FjallStore, OpenError, SUB_MAX, StoreOptions};
-
-/// Rows and bytes of one batch while importing.
-const BATCH_ROWS: usize = 4096;
-const BATCH_BYTES: usize = 1024 * 1024;
+use crate::state_store::{self, FjallStore, OpenError, Piece, SUB_MAX, StoreOptions, Take};
 
 /// Installations of this process, one at a time: a second one that arrives meanwhile waits, and then sees what the first has done.
 static ONE_AT_A_TIME: Mutex<()> = Mutex::new(());
@@ -90,12 +86,14 @@ pub fn install(
     let expected = {
         // A full disk here is an answer to the caller. The state in use is whole, so the process need not end.
         let options = StoreOptions { on_fatal: None, ..options.clone() };
-        let store = FjallStore::open_dir(partial.path(), &options, None)?;
-        let expected = import(&source, &store).map_err(|error| match error {
-            ImportError::Read(source) => bad(source),
-            ImportError::Store(error) => error.into(),
+        let open = || FjallStore::open_dir(partial.path(), &options, None);
+        let mut expected = Content::default();
+        open()?.import(position, |take| feed(&source, &mut expected, take)).map_err(|error| match error {
+            FeedError::Read(source) => bad(source),
+            FeedError::Store(error) => error.into(),
         })?;
-        store.persist()?;
+        // Opened anew, so that what is compared is what the next start will find.
+        let store = open()?;
         let view = store.view()?;
         if super::View::position(&view) != position {
             return Err(InstallError::Verify { what: "another position" });
@@ -112,9 +110,12 @@ pub fn install(
     Ok(installed)
 }
 
-enum ImportError {
-    Read(ReadError),
-    Store(StoreError),
+#[derive(Debug, thiserror::Error)]
+enum FeedError {
+    #[error(transparent)]
+    Read(#[from] ReadError),
+    #[error(transparent)]
+    Store(#[from] StoreError),
 }
 
 /// Sums over everything in a state, for comparing.
@@ -161,44 +162,27 @@ fn is_position(table: Table, key: &[u8]) -> bool {
     table == Table::Meta && (key == b"consistent_index" || key == b"term")
 }
 
-fn import(source: &DbFile, store: &FjallStore) -> Result<Content, ImportError> {
-    // Until the last batch the new state is at no position: nobody may take an unfinished one for a whole.
-    let begin = || WriteBatch::at(LogPosition::default());
-    let mut content = Content::default();
-    let mut batch = begin();
-    let mut bytes = 0;
+fn feed(source: &DbFile, content: &mut Content, take: &mut Take<'_>) -> Result<(), FeedError> {
     let mut fault = None;
-    source
-        .each_row(&mut |id, tombstone, value| {
-            content.row(id, tombstone, value);
-            batch.put_row(id, StoredRow { tombstone, value: Bytes::copy_from_slice(value) });
-            bytes += value.len();
-            if batch.changes.len() >= BATCH_ROWS || bytes >= BATCH_BYTES {
-                bytes = 0;
-                if let Err(error) = store.write(std::mem::replace(&mut batch, begin())) {
-                    fault = Some(error);
-                    return ControlFlow::Break(());
-                }
-            }
-            ControlFlow::Continue(())
-        })
-        .map_err(ImportError::Read)?;
-    if let Some(error) = fault {
-        return Err(ImportError::Store(error));
-    }
-    store.write(batch).map_err(ImportError::Store)?;
-    let mut last = WriteBatch::at(source.position());
+    let mut step = |taken: Result<(), StoreError>| match taken {
+        Ok(()) => ControlFlow::Continue(()),
+        Err(error) => {
+            fault = Some(error);
+            ControlFlow::Break(())
+        }
+    };
+    source.each_row(&mut |id, tombstone, value| {
+        content.row(id, tombstone, value);
+        step(take(Piece::Row { id, tombstone, value }))
+    })?;
     for table in Table::ALL {
-        source
-            .each_pair(table, &mut |key, value| {
-                if !is_position(table, key) {
-                    content.pair(table, key, value);
-                    last.put(table, Bytes::copy_from_slice(key), Bytes::copy_from_slice(value));
-                }
-                ControlFlow::Continue(())
-            })
-            .map_err(ImportError::Read)?;
+        source.each_pair(table, &mut |key, value| {
+            if is_position(table, key) {
+                return ControlFlow::Continue(());
+            }
+            content.pair(table, key, value);
+            step(take(Piece::Pair { table, key, value }))
+        })?;
     }
-    store.write(last).map_err(ImportError::Store)?;
-    Ok(content)
+    fault.map_or(Ok(()), |error| Err(error.into()))
 }

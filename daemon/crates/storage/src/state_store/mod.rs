@@ -18,6 +18,7 @@
 
 mod directory;
 mod error;
+mod import;
 mod journal;
 mod keys;
 mod overlay;
@@ -47,6 +48,7 @@ pub use view::StateView;
 pub use writer::FatalHook;
 
 pub(crate) use directory::{begin as begin_generation, installed_from, record_installed};
+pub(crate) use import::{Piece, Take};
 
 use error::store_error as failed;
 use writer::{Counters, Shared};

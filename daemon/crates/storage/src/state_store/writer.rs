@@ -72,12 +72,14 @@ impl Counters {
         }
     }
 
+    pub fn add_row(&mut self, value_bytes: usize) {
+        self.rows += 1;
+        self.bytes += (keys::ROW_KEY_BYTES + value_bytes) as u64;
+    }
+
     fn apply(&mut self, change: &Change) {
         match change {
-            Change::PutRow { row, .. } => {
-                self.rows += 1;
-                self.bytes += (keys::ROW_KEY_BYTES + row.value.len()) as u64;
-            }
+            Change::PutRow { row, .. } => self.add_row(row.value.len()),
             Change::DeleteRow { .. } => {
                 self.bytes -= self.bytes.checked_div(self.rows).unwrap_or(0);
                 self.rows = self.rows.saturating_sub(1);
