@@ -143,7 +143,7 @@ fn check_puts(
     let succeeded = *path.next().expect("the path covers every txn on it");
     for op in branch(request, succeeded) {
         match &op.request {
-            Some(Request::RequestPut(put)) => check_put(state, put)?,
+            Some(Request::RequestPut(put)) => check_put_in_txn(state, put)?,
             Some(Request::RequestTxn(nested)) => check_puts(state, nested, path)?,
             _ => {}
         }
@@ -168,12 +168,23 @@ fn check_all_ranges(
     Ok(())
 }
 
-/// The rules of a put that need the state.
+/// The rules of a put that need the state, in the order of a plain put; [`check_put_in_txn`] asks them the other way round.
 pub(super) fn check_put(state: &State, put: &PutRequest) -> Result<(), EtcdError> {
-    if put.lease != 0 && !lease::exists(put.lease) {
-        return Err(EtcdError::LeaseNotFound);
-    }
-    if (put.ignore_value || put.ignore_lease) && !state.index.get(&put.key).is_some_and(Record::is_live) {
+    has_lease(put).and_then(|()| has_key_to_keep(state, put))
+}
+
+/// As observed on etcd 3.5: inside a txn a missing key is told before a missing lease.
+fn check_put_in_txn(state: &State, put: &PutRequest) -> Result<(), EtcdError> {
+    has_key_to_keep(state, put).and_then(|()| has_lease(put))
+}
+
+fn has_lease(put: &PutRequest) -> Result<(), EtcdError> {
+    if put.lease == 0 || lease::exists(put.lease) { Ok(()) } else { Err(EtcdError::LeaseNotFound) }
+}
+
+fn has_key_to_keep(state: &State, put: &PutRequest) -> Result<(), EtcdError> {
+    let keeps = put.ignore_value || put.ignore_lease;
+    if keeps && !state.index.get(&put.key).is_some_and(Record::is_live) {
         return Err(EtcdError::KeyNotFound);
     }
     Ok(())

@@ -1,0 +1,292 @@
+//! The same requests against a real etcd and against the state machine: answers, refusals and HashKV at every revision must agree.
+//!
+//! Needs `CAIRN_REAL_ETCD`, the directory with an `etcd` binary; says SKIPPED otherwise. `CAIRN_ETCD_SEED` and `CAIRN_ETCD_REQUESTS`
+//! choose another story than the usual one.
+
+mod common;
+#[path = "common/json.rs"]
+mod json;
+
+use std::io::{Read, Write};
+use std::net::{TcpListener, TcpStream};
+use std::process::{Child, Command, Stdio};
+
+use api::error::EtcdError;
+use api::etcdserverpb::compare::TargetUnion;
+use api::etcdserverpb::*;
+use bytes::Bytes;
+use common::*;
+use serde_json::{Value, json};
+use state_machine::{is_read_only, validate};
+
+const REQUESTS: u64 = 1500;
+
+/// A real etcd with one member, ended when dropped.
+struct Etcd {
+    child: Child,
+    port: u16,
+    _dir: tempfile::TempDir,
+}
+
+impl Drop for Etcd {
+    fn drop(&mut self) {
+        let _ = self.child.kill();
+        let _ = self.child.wait();
+    }
+}
+
+fn free_port() -> u16 {
+    TcpListener::bind("127.0.0.1:0").unwrap().local_addr().unwrap().port()
+}
+
+impl Etcd {
+    fn start() -> Option<Etcd> {
+        let Ok(home) = std::env::var("CAIRN_REAL_ETCD") else {
+            eprintln!("SKIPPED: CAIRN_REAL_ETCD names no directory with an etcd binary");
+            return None;
+        };
+        let dir = tempfile::tempdir().unwrap();
+        let (port, peer) = (free_port(), free_port());
+        let (client, peer) = (format!("http://127.0.0.1:{port}"), format!("http://127.0.0.1:{peer}"));
+        let child = Command::new(format!("{home}/etcd"))
+            .args(["--data-dir", dir.path().to_str().unwrap(), "--log-level", "error"])
+            .args(["--listen-client-urls", &client, "--advertise-client-urls", &client])
+            .args(["--listen-peer-urls", &peer, "--initial-advertise-peer-urls", &peer])
+            .args(["--initial-cluster", &format!("default={peer}")])
+            .stdout(Stdio::null())
+            .stderr(Stdio::null())
+            .spawn()
+            .expect("etcd starts");
+        let etcd = Etcd { child, port, _dir: dir };
+        // Ready when it answers; it has its own limit for becoming leader.
+        for _ in 0..600 {
+            if etcd
+                .post("kv/range", &json!({ "key": "AA==" }))
+                .is_ok_and(|answer| answer.get("header").is_some())
+            {
+                return Some(etcd);
+            }
+            std::thread::sleep(std::time::Duration::from_millis(50));
+        }
+        panic!("etcd did not become ready");
+    }
+
+    fn post(&self, path: &str, body: &Value) -> std::io::Result<Value> {
+        let mut stream = TcpStream::connect(("127.0.0.1", self.port))?;
+        let body = body.to_string();
+        // HTTP/1.0, so that the answer comes whole and ends with the connection.
+        write!(stream, "POST /v3/{path} HTTP/1.0\r\nContent-Length: {}\r\n\r\n{body}", body.len())?;
+        let mut answer = Vec::new();
+        stream.read_to_end(&mut answer)?;
+        let start =
+            answer.windows(4).position(|window| window == b"\r\n\r\n").map_or(answer.len(), |at| at + 4);
+        Ok(serde_json::from_slice(&answer[start..])?)
+    }
+
+    /// The answer without what names the member and the term; a refusal is its text.
+    fn ask(&self, path: &str, body: &Value) -> Result<Value, String> {
+        let mut answer =
+            self.post(path, body).unwrap_or_else(|error| panic!("etcd answers {body}, not: {error}"));
+        if let Some(error) = answer.get("message").or(answer.get("error")) {
+            return Err(error.as_str().unwrap_or_default().to_owned());
+        }
+        if let Some(header) = answer.get_mut("header").and_then(Value::as_object_mut) {
+            header.retain(|name, _| name == "revision");
+        }
+        Ok(answer)
+    }
+}
+
+struct Rng(u64);
+
+impl Rng {
+    fn below(&mut self, bound: u64) -> u64 {
+        self.0 = self.0.wrapping_add(0x9e37_79b9_7f4a_7c15);
+        let mut z = self.0;
+        z = (z ^ (z >> 30)).wrapping_mul(0xbf58_476d_1ce4_e5b9);
+        z = (z ^ (z >> 27)).wrapping_mul(0x94d0_49bb_1331_11eb);
+        (z ^ (z >> 31)) % bound
+    }
+    fn chance(&mut self, percent: u64) -> bool {
+        self.below(100) < percent
+    }
+
+    fn key(&mut self) -> Bytes {
+        match self.below(30) {
+            0 => Bytes::new(),
+            1 => Bytes::from_static(b"\0"),
+            2 => Bytes::from_static(&[0xff, 0xff]),
+            _ => Bytes::from(format!("k{}", self.below(12))),
+        }
+    }
+    fn span(&mut self) -> (Bytes, Bytes) {
+        let key = self.key();
+        let end = match self.below(6) {
+            0..=2 => Bytes::new(),
+            3 => Bytes::from_static(b"\0"),
+            _ => self.key(),
+        };
+        (key, end)
+    }
+    fn value(&mut self) -> Bytes {
+        Bytes::from(format!("v{}", self.below(5)).repeat(self.below(3) as usize))
+    }
+    fn range(&mut self, current: i64) -> RangeRequest {
+        let (key, range_end) = self.span();
+        let revision = match self.below(8) {
+            0 => current + 1 - self.below(2) as i64,
+            1 => -(self.below(4) as i64),
+            2..=4 => current - self.below(current.min(40) as u64) as i64,
+            _ => 0,
+        };
+        let limit = if self.chance(40) { self.below(6) as i64 - 1 } else { 0 };
+        let mut request = RangeRequest { key, range_end, revision, limit, ..Default::default() };
+        if self.chance(30) {
+            // Only orders without ties, since etcd's sort is not stable, and inside the enum, since the gateway reads others as none.
+            request.sort_order = self.below(3) as i32;
+        }
+        (request.keys_only, request.count_only) = (self.chance(15), self.chance(10));
+        if self.chance(15) {
+            request.min_mod_revision = self.below(current as u64) as i64;
+            request.max_create_revision = self.below(current as u64) as i64;
+        }
+        request
+    }
+    fn put(&mut self) -> PutRequest {
+        let ignore_value = self.chance(12);
+        let value = if ignore_value && self.chance(80) { Bytes::new() } else { self.value() };
+        let lease = if self.chance(3) { 77 } else { 0 };
+        let (prev_kv, ignore_lease) = (self.chance(30), self.chance(8));
+        PutRequest { key: self.key(), value, lease, prev_kv, ignore_value, ignore_lease }
+    }
+    fn delete(&mut self) -> DeleteRangeRequest {
+        let (key, range_end) = self.span();
+        DeleteRangeRequest { key, range_end, prev_kv: self.chance(40) }
+    }
+    fn compare(&mut self, current: i64) -> Compare {
+        let (key, mut range_end) = self.span();
+        if self.chance(60) {
+            range_end = Bytes::new();
+        }
+        let number = self.below(current as u64 + 2) as i64;
+        let target_union = match self.below(6) {
+            0 => Some(TargetUnion::Version(number % 4)),
+            1 => Some(TargetUnion::CreateRevision(number)),
+            2 => Some(TargetUnion::ModRevision(number)),
+            3 => Some(TargetUnion::Value(self.value())),
+            4 => Some(TargetUnion::Lease(number % 2)),
+            _ => None,
+        };
+        Compare { result: self.below(4) as i32, target: self.below(5) as i32, key, range_end, target_union }
+    }
+    fn txn(&mut self, current: i64, depth: u64, self_deletes: bool) -> TxnRequest {
+        let ops = |rng: &mut Rng| -> Vec<RequestOp> {
+            (0..rng.below(4))
+                .map(|_| match rng.below(if depth < 2 { 9 } else { 7 }) {
+                    0..=2 => op(request_op::Request::RequestPut(keep_alive(rng.put(), self_deletes))),
+                    3 if self_deletes => op(request_op::Request::RequestDeleteRange(rng.delete())),
+                    4 if rng.chance(5) => RequestOp { request: None },
+                    4..=6 => op(request_op::Request::RequestRange(rng.range(current))),
+                    _ => op_txn(rng.txn(current, depth + 1, self_deletes)),
+                })
+                .collect()
+        };
+        let compare = (0..self.below(3)).map(|_| self.compare(current)).collect();
+        let (success, failure) = (ops(self), ops(self));
+        TxnRequest { compare, success, failure }
+    }
+}
+
+/// etcd stops for ever on a put that keeps a value which the same txn deleted (an open-ended delete passes its check for
+/// duplicates), so a txn has deletes or such puts, not both.
+fn keep_alive(mut put: PutRequest, deletes: bool) -> PutRequest {
+    if deletes {
+        (put.ignore_value, put.ignore_lease) = (false, false);
+    }
+    put
+}
+
+fn hashes(etcd: &Etcd, bench: &Bench, revision: i64) {
+    let ours = bench.reader.hash_kv(revision).map_err(|error| error.text().to_owned());
+    let theirs = etcd.ask("maintenance/hashkv", &json!({ "revision": revision.to_string() }));
+    let theirs = theirs.map(|answer| {
+        let compact = answer["compact_revision"].as_str().map_or(0, |text| text.parse().unwrap());
+        (answer["hash"].as_u64().unwrap_or(0), compact)
+    });
+    assert_eq!(
+        ours.map(|hash| (u64::from(hash.hash), hash.compact_revision.0)),
+        theirs,
+        "HashKV at {revision}"
+    );
+}
+
+#[test]
+fn answers_and_hashes_equal_etcds() {
+    let Some(etcd) = Etcd::start() else { return };
+    let number = |name: &str| std::env::var(name).ok().map(|text| text.parse::<u64>().expect("a number"));
+    let seed = number("CAIRN_ETCD_SEED").unwrap_or(1);
+    eprintln!("replay: CAIRN_ETCD_SEED={seed}");
+    let mut rng = Rng(seed);
+    let mut bench = Bench::new();
+    let text = |error: EtcdError| error.text().to_owned();
+    hashes(&etcd, &bench, 0);
+    for _ in 0..number("CAIRN_ETCD_REQUESTS").unwrap_or(REQUESTS) {
+        let current = bench.reader.revision().0;
+        match rng.below(20) {
+            0..=8 => {
+                let put = rng.put();
+                let ours = validate::put(&put).and_then(|()| bench.put(put.clone()));
+                let ours = ours.map(|answer| json::put_response(&answer)).map_err(text);
+                assert_eq!(ours, etcd.ask("kv/put", &json::put(&put)), "{put:?}");
+            }
+            9 => {
+                let delete = rng.delete();
+                let ours = validate::delete_range(&delete).and_then(|()| bench.delete_range(delete.clone()));
+                let ours = ours.map(|answer| json::delete_range_response(&answer)).map_err(text);
+                assert_eq!(ours, etcd.ask("kv/deleterange", &json::delete_range(&delete)), "{delete:?}");
+            }
+            10..=13 => {
+                let self_deletes = rng.chance(60);
+                let txn = rng.txn(current, 0, self_deletes);
+                let ours = validate::txn(&txn, 128).and_then(|()| {
+                    if is_read_only(&txn) { bench.reader.txn_read_only(&txn) } else { bench.txn(txn.clone()) }
+                });
+                let ours = ours.map(|answer| json::txn_response(&answer)).map_err(text);
+                assert_eq!(ours, etcd.ask("kv/txn", &json::txn(&txn)), "{txn:?}");
+            }
+            14 if rng.chance(12) => {
+                let revision = current + 1 - rng.below(20) as i64;
+                let ours =
+                    bench.compact(revision).map(|answer| answer.header.unwrap().revision).map_err(text);
+                let body = json!({ "revision": revision.to_string(), "physical": true });
+                let theirs = etcd.ask("kv/compaction", &body);
+                let theirs =
+                    theirs.map(|answer| answer["header"]["revision"].as_str().unwrap().parse().unwrap());
+                assert_eq!(ours, theirs, "compaction at {revision} of {current}");
+                // Whether rows are gone already must not show.
+                if rng.chance(50) {
+                    bench.compact_physically(5);
+                }
+                hashes(&etcd, &bench, 0);
+            }
+            15 => {
+                // A stored hash answers for the compact revision itself, which members compare only with equal marks.
+                let compacted = bench.reader.compact_revision().0;
+                let revision = current + 1 - rng.below(30) as i64;
+                if revision > 0 && revision != compacted {
+                    hashes(&etcd, &bench, revision);
+                }
+            }
+            _ => {
+                let range = rng.range(current);
+                let ours = validate::range(&range).and_then(|()| bench.reader.range(&range));
+                let ours = ours.map(|answer| json::range_response(&answer)).map_err(text);
+                assert_eq!(ours, etcd.ask("kv/range", &json::range(&range)), "{range:?}");
+            }
+        }
+    }
+    bench.compact_physically(100);
+    hashes(&etcd, &bench, 0);
+    bench.reopen(None);
+    hashes(&etcd, &bench, 0);
+}
