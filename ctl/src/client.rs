@@ -149,7 +149,8 @@ impl Client {
             Err(failure) if failure.headline == EtcdError::AuthNotEnabled.text() => {
                 self.identity = Identity::Nobody
             }
-            Err(failure) => return Err(failure),
+            // etcdctl logs in while it connects, so scripts know a refused login as a bad connection.
+            Err(failure) => return Err(Failure { exit: Exit::BadConnection, ..failure }),
         }
         Ok(())
     }
@@ -277,16 +278,26 @@ impl Client {
 
     fn unreachable(&self, evidence: Vec<String>, waited: Duration) -> Failure {
         let names: Vec<&str> = self.endpoints.iter().map(|endpoint| endpoint.name.as_str()).collect();
-        let plural = if names.len() == 1 { "endpoint answers" } else { "of the endpoints answers" };
-        Failure::new(Exit::BadConnection, format!("[UNREACHABLE] none {plural}")).with(Details {
-            cause: format!("no connection could be made within {} (--dial-timeout)", format_duration(Duration::from_millis(waited.as_millis() as u64))),
+        let headline =
+            if names.len() == 1 { "the endpoint does not answer" } else { "none of the endpoints answers" };
+        let waited = format_duration(Duration::from_millis(waited.as_millis() as u64));
+        let mut remedy = Vec::new();
+        if evidence.iter().any(|line| line.contains("TLS")) {
+            remedy.push("check what proves who is who: --cacert must have signed the server's certificate, --cert and --key are the client's".into());
+        }
+        if evidence.iter().any(|line| line.contains("HTTP/2")) {
+            remedy.push("if the member serves TLS, write https:// and give --cacert, and --cert and --key when it asks clients for them".into());
+        }
+        if evidence.iter().any(|line| line.contains(": connect")) {
+            remedy.push("if the addresses are right, start the member there: systemctl status cairnd".into());
+        }
+        remedy.push("if the addresses are wrong, name the members: --endpoints=HOST:2379,HOST:2379 (or CAIRNCTL_ENDPOINTS)".into());
+        Failure::new(Exit::BadConnection, format!("[UNREACHABLE] {headline}")).with(Details {
+            cause: format!("no connection could be made within {waited} (--dial-timeout)"),
             evidence,
-            remedy: vec![
-                format!("see what each one says: cairnctl --endpoints={} endpoint health", names.join(",")),
-                "if the addresses are wrong, name the members: cairnctl --endpoints=HOST:2379,HOST:2379 ... (or CAIRNCTL_ENDPOINTS)".into(),
-                "if the addresses are right, start the member there: systemctl status cairnd".into(),
-            ],
-            never: "do not bootstrap a new cluster because this one is silent; its data is with its members".into(),
+            remedy,
+            never: "do not bootstrap a new cluster because this one is silent; its data is with its members"
+                .into(),
         })
     }
 

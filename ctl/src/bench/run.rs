@@ -374,11 +374,11 @@ impl Client {
                 (operation, request, puts)
             }
             _ => {
-                let key = if options.sequential {
-                    number % options.key_space
-                } else {
-                    self.random.below(options.key_space)
-                };
+                // Lists start where all their keys exist.
+                let spare =
+                    if operation == Operation::List { options.list.max(1).unsigned_abs() - 1 } else { 0 };
+                let starts = options.key_space.saturating_sub(spare).max(1);
+                let key = if options.sequential { number % starts } else { self.random.below(starts) };
                 (operation, requests.request(operation, key), 0)
             }
         }

@@ -144,13 +144,7 @@ fn a_flag_wins_over_a_variable() {
 fn a_format_that_the_verb_lacks_is_refused_before_anything_is_written() {
     let fake = Fake::start([("Put", Answer::one(&PutResponse::default()))]);
     let error = Some("Error: table not supported as output format".to_owned());
-    for line in [
-        "put k v -w table",
-        "del k -w table",
-        "txn -w table",
-        "alarm disarm -w table",
-        "move-leader 1 -w table",
-    ] {
+    for line in ["put k v -w table", "del k -w table", "txn -w table", "alarm disarm -w table"] {
         assert_eq!(ours(&fake.endpoint, line).essence(), (String::new(), 4, error.clone()), "{line}");
     }
     assert!(fake.seen.lock().expect("nobody panics with it").is_empty());

@@ -285,3 +285,40 @@ fn endpoints_are_described_the_same_way() {
     }
     none(&differences);
 }
+
+/// Users are set up by etcdctl on both servers; the two tools then log in, or fail to, in the same way.
+#[test]
+fn logging_in_works_and_fails_alike() {
+    if real_etcd("logging_in_works_and_fails_alike").is_none() {
+        return;
+    }
+    let mut twins = Twins::start();
+    twins.step(&["put", "foo", "bar"], b"");
+    for server in [&twins.etcdctl, &twins.cairnctl] {
+        for line in [
+            vec!["user", "add", "root:pw"],
+            vec!["role", "add", "root"],
+            vec!["user", "grant-role", "root", "root"],
+            vec!["user", "add", "nobody:pw"],
+            vec!["auth", "enable"],
+        ] {
+            let set_up = run(Tool::Etcdctl, &server.endpoint, &line, b"");
+            assert_eq!(set_up.code, 0, "{line:?}: {}", set_up.stderr);
+        }
+    }
+    for line in [
+        "get foo",
+        "get foo --user root:pw",
+        "get foo --user root --password pw",
+        "get foo --user root:wrong",
+        "get foo --user nobody:pw",
+        "put foo baz --user nobody:pw",
+        "put foo baz --user root:pw",
+        "member list --user nobody:pw -w json",
+        "compaction 1 --user nobody:pw",
+        "alarm list",
+    ] {
+        twins.step(&line.split(' ').collect::<Vec<_>>(), b"");
+    }
+    twins.finish();
+}
