@@ -39,7 +39,9 @@ pub fn install_panic_hook() {
     std::panic::set_hook(Box::new(|panic| {
         let place =
             panic.location().map_or("unknown".to_owned(), |at| format!("{}:{}", at.file(), at.line()));
-        let text = panic.payload_as_str().unwrap_or("no text");
+        let payload = panic.payload();
+        let text = payload.downcast_ref::<&str>().copied();
+        let text = text.or_else(|| payload.downcast_ref::<String>().map(String::as_str)).unwrap_or("no text");
         let thread = std::thread::current().name().unwrap_or("unnamed").to_owned();
         eprintln!("panic in thread {thread} at {place}: {text}");
         let mut fields = Map::new();
@@ -62,12 +64,14 @@ pub fn install_panic_hook() {
     }));
 }
 
-/// The disk failed, or the cluster threw this member out: going on would mean guessing.
+/// The disk failed, or the cluster threw this member out: going on would mean guessing. A failed disk is met again, or not, by the next
+/// start.
 fn fatal(fatal: Fatal) -> ! {
     let id = match &fatal {
         Fatal::Log(_) | Fatal::Store(_) => Id::IoError,
         Fatal::Removed(_) => Id::Removed,
     };
+    systemd::status(&fatal.to_string());
     let mut fields = Map::new();
     fields.insert("code".into(), json!(id.name()));
     fields.insert("exit".into(), json!(id.exit() as u8));
@@ -361,5 +365,33 @@ fn take_apart(member: Member, limit: Duration) {
     };
     if let Err(error) = keeper.stopped(stop) {
         warn!(%error, "the orderly stop could not be noted");
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::process::Command;
+
+    /// Set in the copy of this test that panics.
+    const VICTIM: &str = "CAIRND_TEST_PANIC";
+
+    #[test]
+    fn a_panic_in_any_thread_ends_the_process_with_70_and_says_where() {
+        if std::env::var_os(VICTIM).is_some() {
+            super::install_panic_hook();
+            let _ = std::thread::Builder::new()
+                .name("apply".into())
+                .spawn(|| panic!("expected {}", 1 + 1))
+                .unwrap()
+                .join();
+            unreachable!("the hook has ended the process");
+        }
+        let name = "lifecycle::tests::a_panic_in_any_thread_ends_the_process_with_70_and_says_where";
+        let mut victim = Command::new(std::env::current_exe().unwrap());
+        let output = victim.args(["--exact", name, "--nocapture"]).env(VICTIM, "1").output().unwrap();
+        let said = String::from_utf8_lossy(&output.stderr);
+        assert_eq!(output.status.code(), Some(70), "{said}");
+        assert!(said.contains("panic in thread apply at") && said.contains("expected 2"), "{said}");
+        assert!(said.contains("\"code\":\"INTERNAL_ERROR\""), "{said}");
     }
 }
