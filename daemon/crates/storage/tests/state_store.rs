@@ -1,5 +1,7 @@
 //! The durable store through its public face: what readers see while batches are on their way, and what is there after a kill.
 
+mod common;
+
 use std::collections::BTreeMap;
 use std::io::{BufRead, BufReader, Write};
 use std::ops::ControlFlow;
@@ -9,22 +11,11 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 
 use bytes::Bytes;
+use common::{Random, at, id, put_row as row, seed};
 use state_machine::store::{Store, StoredRow, Table, WriteBatch};
 use storage::snapshot::View;
 use storage::state_store::{FatalHook, FjallStore, OpenError, StoreOptions};
-use types::{LogIndex, LogPosition, Revision, RowId, Term};
-
-fn at(index: u64) -> LogPosition {
-    LogPosition { term: Term(1 + index / 1000), index: LogIndex(index) }
-}
-
-fn id(main: i64, sub: i64) -> RowId {
-    RowId { main: Revision(main), sub }
-}
-
-fn row(value: impl Into<Bytes>) -> StoredRow {
-    StoredRow { tombstone: false, value: value.into() }
-}
+use types::{LogPosition, RowId};
 
 fn all_rows(store: &impl Store) -> Vec<(RowId, StoredRow)> {
     let mut out = Vec::new();
@@ -46,18 +37,6 @@ fn meta_number(store: &impl Store, name: &str) -> Option<u64> {
 /// Small memtables, so that a test of seconds sees flushes, merges and journal rotation.
 fn small() -> StoreOptions {
     StoreOptions { memtable_bytes: 1024 * 1024, ..StoreOptions::default() }
-}
-
-/// xorshift64*: the tests need repeatable variety, not quality.
-struct Random(u64);
-
-impl Random {
-    fn below(&mut self, bound: u64) -> u64 {
-        self.0 ^= self.0 >> 12;
-        self.0 ^= self.0 << 25;
-        self.0 ^= self.0 >> 27;
-        self.0.wrapping_mul(0x2545_f491_4f6c_dd1d) % bound
-    }
 }
 
 #[test]
@@ -148,7 +127,7 @@ fn a_later_change_of_the_same_key_wins_inside_one_commit_and_after_replay() {
 /// found in each case. Compared with a plain map after every batch.
 #[test]
 fn no_row_is_missed_between_overlay_and_tree() {
-    let seed = std::env::var("SEED").ok().and_then(|text| text.parse().ok()).unwrap_or(0x5eed);
+    let seed = seed();
     println!("replay: SEED={seed} cargo test -p cairn-storage --test state_store no_row_is_missed");
     let mut random = Random(seed);
     let dir = tempfile::tempdir().unwrap();

@@ -39,16 +39,27 @@ pub trait View {
 }
 
 /// Any store as a view. The caller sees to it that nobody writes meanwhile: a plain store has no moment to hold on to.
-pub struct Quiet<'a, S>(pub &'a S);
+pub struct Quiet<'a, S> {
+    store: &'a S,
+    position: LogPosition,
+}
 
-impl<S: Store> View for Quiet<'_, S> {
-    fn position(&self) -> LogPosition {
-        let meta = self.0.table(Table::Meta).unwrap_or_default();
+impl<'a, S: Store> Quiet<'a, S> {
+    pub fn new(store: &'a S) -> Result<Quiet<'a, S>, StoreError> {
+        let meta = store.table(Table::Meta)?;
         let number = |name: &str| {
             let value = meta.iter().find(|(key, _)| key == name).map(|(_, value)| value.as_ref());
             value.and_then(|value| value.try_into().ok()).map_or(0, u64::from_be_bytes)
         };
-        LogPosition { term: Term(number("term")), index: LogIndex(number("consistent_index")) }
+        let position =
+            LogPosition { term: Term(number("term")), index: LogIndex(number("consistent_index")) };
+        Ok(Quiet { store, position })
+    }
+}
+
+impl<S: Store> View for Quiet<'_, S> {
+    fn position(&self) -> LogPosition {
+        self.position
     }
 
     fn scan(
@@ -56,10 +67,10 @@ impl<S: Store> View for Quiet<'_, S> {
         ids: RangeInclusive<RowId>,
         each: &mut dyn FnMut(RowId, StoredRow) -> ControlFlow<()>,
     ) -> Result<(), StoreError> {
-        self.0.scan(*ids.start(), *ids.end(), each)
+        self.store.scan(*ids.start(), *ids.end(), each)
     }
 
     fn table(&self, table: Table) -> Result<Vec<(Bytes, Bytes)>, StoreError> {
-        self.0.table(table)
+        self.store.table(table)
     }
 }

@@ -106,15 +106,15 @@ impl Drop for Partial {
 
 /// Begins a new state directory with the next free number. The FORMAT file is in place.
 pub fn begin(root: &Path) -> Result<Partial, OpenError> {
-    create_root(root)?;
-    let mut number = 1 + list(root)?.into_iter().map(|found| found.number).max().unwrap_or(0);
+    let root = create_root(root)?;
+    let mut number = 1 + list(&root)?.into_iter().map(|found| found.number).max().unwrap_or(0);
     loop {
         let path = root.join(generation_name(number) + PARTIAL);
         // Claimed before it exists, so that no cleanup can see it unclaimed.
         if let Some(claim) = InUse::claim(&path) {
             match fs::create_dir(&path) {
                 Ok(()) => {
-                    let partial = Partial { root: root.to_owned(), number, path, claim: Some(claim) };
+                    let partial = Partial { root, number, path, claim: Some(claim) };
                     write_format(&partial.path)?;
                     return Ok(partial);
                 }
@@ -128,7 +128,7 @@ pub fn begin(root: &Path) -> Result<Partial, OpenError> {
 
 /// The state that CURRENT names, or `None` in a directory that has none yet. Leftovers are removed.
 pub fn current(root: &Path) -> Result<Option<Generation>, OpenError> {
-    create_root(root)?;
+    let root = &create_root(root)?;
     let pointer = root.join(CURRENT);
     let name = match read_small(&pointer)? {
         Some(text) => text,
@@ -165,7 +165,7 @@ pub fn record_installed(dir: &Path, position: LogPosition) -> Result<(), OpenErr
 
 /// The snapshot that the current state began with, if it began with one. The state may be far beyond it.
 pub fn installed_from(root: &Path) -> Result<Option<LogPosition>, OpenError> {
-    create_root(root)?;
+    let root = &create_root(root)?;
     let Some(name) = read_small(&root.join(CURRENT))? else { return Ok(None) };
     let name = name.trim_end_matches('\n');
     if parse_name(name).is_none_or(|found| found.partial) {
@@ -241,14 +241,15 @@ fn list(root: &Path) -> Result<Vec<Found>, OpenError> {
     Ok(out)
 }
 
-fn create_root(root: &Path) -> Result<(), OpenError> {
+/// The root in the one spelling under which its directories are claimed. Created when missing.
+fn create_root(root: &Path) -> Result<PathBuf, OpenError> {
     if !root.is_dir() {
         fs::create_dir_all(root).map_err(OpenError::io("create directory", root))?;
         if let Some(parent) = root.parent().filter(|parent| !parent.as_os_str().is_empty()) {
             fsync_dir(parent)?;
         }
     }
-    Ok(())
+    fs::canonicalize(root).map_err(OpenError::io("find", root))
 }
 
 fn write_current(root: &Path, name: &str) -> Result<(), OpenError> {
@@ -292,6 +293,6 @@ fn read_small(path: &Path) -> Result<Option<String>, OpenError> {
     Ok(Some(String::from_utf8_lossy(&bytes).into_owned()))
 }
 
-pub fn fsync_dir(path: &Path) -> Result<(), OpenError> {
+fn fsync_dir(path: &Path) -> Result<(), OpenError> {
     File::open(path).and_then(|dir| dir.sync_all()).map_err(OpenError::io("sync directory", path))
 }
