@@ -64,7 +64,7 @@ pub(crate) fn check(
             if message.entries.len() != 1 {
                 return refuse("read_entries", format!("{} entries in a read answer", message.entries.len()));
             }
-            if same_term && raft.leader_id != message.from.unwrap_or_default() {
+            if same_term && raft.leader_id != 0 && raft.leader_id != message.from.unwrap_or_default() {
                 return refuse("not_the_leader", "a read answer from a member that does not lead");
             }
         }
@@ -127,7 +127,15 @@ fn check_envelope(raft: &Raft<Tail>, kind: MessageType, message: &raftpb::Messag
     if to != raft.id {
         return refuse("for_another_member", format!("{kind:?} for member {}", MemberId(to)));
     }
-    if from == 0 || from == raft.id {
+    // A proposal of ours may come back: passed to a former leader, who passed it on to us, who lead by now.
+    let ours = from == raft.id;
+    if ours && kind == MessageType::MsgReadIndex {
+        return refuse(
+            "own_read_returned",
+            "a read request of ours, which was given up when the leader changed",
+        );
+    }
+    if from == 0 || (ours && kind != MessageType::MsgProp) {
         return refuse("sender", format!("{kind:?} said to be from member {}", MemberId(from)));
     }
     let termless = matches!(kind, MessageType::MsgProp | MessageType::MsgReadIndex);

@@ -153,8 +153,8 @@ pub enum Output {
         position: LogPosition,
         conf_state: ConfState,
     },
-    /// Follower: a MsgSnap was not accepted (too old, garbage, another one is being installed). Its bytes may be thrown away. Each MsgSnap
-    /// ends in exactly one of the two.
+    /// Follower: a MsgSnap was not accepted (too old, garbage, another one is being installed). Its bytes may be thrown away. Not said of
+    /// a copy of the very snapshot that is being installed, whose bytes are in use.
     SnapshotIgnored {
         position: LogPosition,
     },

@@ -25,12 +25,15 @@ fn number() -> impl Strategy<Value = u64> {
     ]
 }
 
+/// Index, term, voters, learners, whether joint.
+type Snapshot = (u64, u64, Vec<u64>, Vec<u64>, bool);
+
 #[derive(Clone, Debug)]
 struct Garbage {
     kind: Option<i32>,
     numbers: [Option<u64>; 8],
     entries: Vec<(i32, u64, u64, u8)>,
-    snapshot: Option<(u64, u64, Vec<u64>, Vec<u64>, bool)>,
+    snapshot: Option<Snapshot>,
     reject: bool,
     context: u8,
 }
@@ -151,7 +154,7 @@ enum Action {
     Deliver(u16),
     Repeat(u16),
     Garble(u16, u8, u64),
-    Forge(u8, Garbage),
+    Forge(u8, Box<Garbage>),
     Lose(u16),
     Tick(u8, u8),
     Propose(u8, bool, u8),
@@ -174,7 +177,7 @@ fn action() -> impl Strategy<Value = Action> {
         20 => at().prop_map(Action::Deliver),
         2 => at().prop_map(Action::Repeat),
         3 => (at(), any::<u8>(), number()).prop_map(|(at, field, value)| Action::Garble(at, field, value)),
-        4 => (id(), garbage()).prop_map(|(id, garbage)| Action::Forge(id, garbage)),
+        4 => (id(), garbage()).prop_map(|(id, garbage)| Action::Forge(id, Box::new(garbage))),
         1 => at().prop_map(Action::Lose),
         4 => (id(), 1u8..15).prop_map(|(id, count)| Action::Tick(id, count)),
         3 => (id(), proptest::bool::weighted(0.3), any::<u8>()).prop_map(|(id, conf, data)| Action::Propose(id, conf, data)),
@@ -419,8 +422,13 @@ impl World {
     }
 }
 
+/// Enough to find a known panic within seconds; PROPTEST_CASES asks for more.
+fn cases() -> u32 {
+    std::env::var("PROPTEST_CASES").ok().and_then(|cases| cases.parse().ok()).unwrap_or(400)
+}
+
 proptest! {
-    #![proptest_config(ProptestConfig { cases: 400, max_shrink_iters: 20_000, ..ProptestConfig::default() })]
+    #![proptest_config(ProptestConfig { max_shrink_iters: 20_000, ..ProptestConfig::with_cases(cases()) })]
 
     #[test]
     fn no_message_makes_a_core_panic(

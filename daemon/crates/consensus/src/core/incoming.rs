@@ -21,7 +21,7 @@ impl Core {
             Err(refused) => {
                 self.report(refused.kind, from, refused.text);
                 if let Some(position) = snapshot {
-                    self.outputs.push_back(Output::SnapshotIgnored { position });
+                    self.ignore_snapshot(position);
                 }
                 return;
             }
@@ -53,8 +53,16 @@ impl Core {
             let accepted =
                 self.node.raft.snap().is_some_and(|snap| codec::snapshot_position(snap) == position);
             if !accepted {
-                self.outputs.push_back(Output::SnapshotIgnored { position });
+                self.ignore_snapshot(position);
             }
+        }
+    }
+
+    /// A copy of the snapshot that is being installed is not told of: whoever threw "its" bytes away would take those in use (AP20).
+    fn ignore_snapshot(&mut self, position: LogPosition) {
+        let pending = self.node.raft.snap().map(codec::snapshot_position).or(self.installing);
+        if pending != Some(position) {
+            self.outputs.push_back(Output::SnapshotIgnored { position });
         }
     }
 

@@ -1,0 +1,225 @@
+//! What must hold in every history. Each check watches on its own and fails with the fact that broke it.
+
+use std::collections::{BTreeMap, BTreeSet};
+
+use api::raftpb::{self, MessageType};
+use consensus::io::Report;
+use types::{Entry, LogIndex, LogPosition, Term};
+
+use super::disk::Disk;
+
+/// At most one leader in a term.
+#[derive(Default)]
+pub struct OneLeader {
+    leaders: BTreeMap<Term, u64>,
+}
+
+impl OneLeader {
+    pub fn leads(&mut self, member: u64, term: Term) {
+        let leader = *self.leaders.entry(term).or_insert(member);
+        assert_eq!(leader, member, "term {term} has one leader");
+    }
+
+    pub fn count(&self) -> usize {
+        self.leaders.len()
+    }
+}
+
+/// What one member applied at an index, every member applies there, for ever. So nothing committed is lost or replaced.
+#[derive(Default)]
+pub struct Committed {
+    entries: BTreeMap<LogIndex, Entry>,
+    requests: BTreeMap<u64, LogIndex>,
+}
+
+impl Committed {
+    pub fn applies(&mut self, member: u64, entry: &Entry, request: Option<u64>) {
+        let known = self.entries.entry(entry.index).or_insert_with(|| entry.clone());
+        assert_eq!(known, entry, "{member} applies at {} what others applied there", entry.index);
+        if let Some(request) = request {
+            let at = *self.requests.entry(request).or_insert(entry.index);
+            assert_eq!(at, entry.index, "request {request} is in the log once");
+        }
+    }
+
+    pub fn last(&self) -> LogIndex {
+        self.entries.keys().next_back().copied().unwrap_or_default()
+    }
+
+    pub fn holds(&self, request: u64) -> Option<LogIndex> {
+        self.requests.get(&request).copied()
+    }
+}
+
+/// At the same index all members hold the same bytes.
+#[derive(Default)]
+pub struct EqualStates {
+    hashes: BTreeMap<LogPosition, u32>,
+    pub compared: u64,
+}
+
+impl EqualStates {
+    /// Looking costs a walk over the state, so it is done at some indexes only, the same for all members.
+    pub fn looks_at(index: LogIndex) -> bool {
+        index.0.is_multiple_of(4)
+    }
+
+    pub fn sees(&mut self, member: u64, position: LogPosition, hash: u32) {
+        match self.hashes.insert(position, hash) {
+            Some(other) => {
+                self.compared += 1;
+                assert_eq!(hash, other, "{member} holds the same state at {position} as the others");
+            }
+            None => {
+                assert!(
+                    self.hashes.keys().all(|other| other.index != position.index || *other == position),
+                    "one term per index: {position}"
+                );
+            }
+        }
+    }
+}
+
+/// A promise leaves a member only when it would survive a crash at that moment.
+pub fn promise_is_durable(member: u64, disk: &Disk, message: &raftpb::Message) {
+    let kind = message.r#type();
+    let term = Term(message.term());
+    let free = matches!(
+        kind,
+        MessageType::MsgProp
+            | MessageType::MsgReadIndex
+            | MessageType::MsgPreVote
+            | MessageType::MsgPreVoteResp
+    );
+    assert!(
+        free || disk.hard_state.term >= term,
+        "{member} speaks in term {term}, its disk has {}: {kind:?}",
+        disk.hard_state.term
+    );
+    let (index, accepts) = (LogIndex(message.index()), !message.reject());
+    match kind {
+        MessageType::MsgAppResp if accepts => {
+            assert!(
+                disk.last().index >= index,
+                "{member} acknowledges {index}, its disk has {}",
+                disk.last()
+            );
+        }
+        MessageType::MsgVoteResp if accepts => {
+            let voted = disk.hard_state.term > term || disk.hard_state.vote.0 == message.to();
+            assert!(
+                voted,
+                "{member} votes for {} in term {term}, its disk has {:?}",
+                message.to(),
+                disk.hard_state
+            );
+        }
+        MessageType::MsgVote => {
+            let voted = disk.hard_state.term > term || disk.hard_state.vote.0 == member;
+            assert!(voted, "{member} campaigns in term {term}, its disk has {:?}", disk.hard_state);
+            assert!(
+                disk.hard_state.term > term || disk.last().index >= index,
+                "{member} claims {index} in a vote"
+            );
+        }
+        _ => {}
+    }
+}
+
+/// Reads see everything that was acknowledged, and everything that was read, before they began.
+#[derive(Default)]
+pub struct Linearizable {
+    /// The newest index that any client knows of.
+    seen: LogIndex,
+    /// The newest revision of each key that any client knows of.
+    revisions: BTreeMap<Vec<u8>, i64>,
+    pub reads: u64,
+}
+
+/// What was known when a read began.
+#[derive(Clone, Debug)]
+pub struct Floor {
+    pub key: Vec<u8>,
+    index: LogIndex,
+    revision: i64,
+}
+
+impl Linearizable {
+    pub fn acknowledged(&mut self, index: LogIndex, key: &[u8], revision: i64) {
+        self.seen = self.seen.max(index);
+        let known = self.revisions.entry(key.to_vec()).or_default();
+        *known = revision.max(*known);
+    }
+
+    pub fn begins(&self, key: &[u8]) -> Floor {
+        Floor { key: key.to_vec(), index: self.seen, revision: self.revisions.get(key).copied().unwrap_or(0) }
+    }
+
+    pub fn confirmed(&mut self, member: u64, floor: &Floor, index: LogIndex) {
+        assert!(
+            index >= floor.index,
+            "a read at {member} is confirmed at {index}, it began after {}",
+            floor.index
+        );
+        self.seen = self.seen.max(index);
+    }
+
+    pub fn ends(&mut self, member: u64, floor: &Floor, revision: i64) {
+        assert!(
+            revision >= floor.revision,
+            "a read at {member} sees revision {revision} of its key, it began after {}",
+            floor.revision
+        );
+        let known = self.revisions.entry(floor.key.clone()).or_default();
+        *known = revision.max(*known);
+        self.reads += 1;
+    }
+}
+
+/// What was acknowledged is in the log at the end; what was given back as dropped never was.
+#[derive(Default)]
+pub struct Acknowledged {
+    acknowledged: BTreeMap<u64, LogIndex>,
+    dropped: BTreeSet<u64>,
+}
+
+impl Acknowledged {
+    pub fn acknowledged(&mut self, request: u64, index: LogIndex) {
+        self.acknowledged.insert(request, index);
+    }
+
+    pub fn dropped(&mut self, request: u64) {
+        self.dropped.insert(request);
+    }
+
+    pub fn count(&self) -> usize {
+        self.acknowledged.len()
+    }
+
+    pub fn ends(&self, committed: &Committed) {
+        for (request, index) in &self.acknowledged {
+            assert_eq!(committed.holds(*request), Some(*index), "request {request} was acknowledged");
+        }
+        for request in &self.dropped {
+            assert_eq!(committed.holds(*request), None, "request {request} was given back as dropped");
+        }
+    }
+}
+
+/// Reports that a correct cluster may cause in bad weather and while members come and go. All others mean that a core said or was told
+/// something wrong.
+const REPORTS_EXPECTED: [&str; 9] = [
+    "own_read_returned",
+    "cannot_campaign",
+    "snapshot_while_installing",
+    "proposal_dropped",
+    "proposal_from_stranger",
+    "read_from_stranger",
+    "snapshot_without_us",
+    "transfer_refused",
+    "reads_full",
+];
+
+pub fn report_is_expected(member: u64, report: &Report) {
+    assert!(REPORTS_EXPECTED.contains(&report.kind), "{member} reports {report:?}");
+}

@@ -1,0 +1,710 @@
+//! The loop of events: virtual time, faults, and the wires between members, network and checks.
+
+use std::cmp::Reverse;
+use std::collections::{BTreeMap, BinaryHeap};
+use std::fmt::Write as _;
+
+use api::raftpb::{self, MessageType};
+use consensus::Config;
+use consensus::io::{Input, Output, Proposal, ProposalId, ReadTicket, Role};
+use prost::Message as _;
+use rand::rngs::StdRng;
+use rand::{Rng, SeedableRng};
+use state_machine::Memory;
+use types::{EntryKind, LogPosition, MemberId, Term};
+
+use super::checks::{self, Acknowledged, Committed, EqualStates, Linearizable, OneLeader};
+use super::client::{self, Change};
+use super::member::{Member, Told};
+use super::network::{Network, Weather};
+use super::{TICK, Time};
+
+/// Bad weather lasts this long: about twenty election time-outs.
+const CHAOS_END: Time = 200 * TICK;
+/// After it everything must come to rest within this: without pre-vote, a member with a short log and a fast clock can frustrate some
+/// elections in a row.
+const REST_END: Time = CHAOS_END + 350 * TICK;
+/// Clients stop here, so that the end is a standstill.
+const CLIENTS_END: Time = CHAOS_END + 250 * TICK;
+/// Members that may ever exist, those that join later included.
+const MEMBERS_MAX: u64 = 6;
+/// Lines of history shown with a failure.
+const HISTORY_SHOWN: usize = 400;
+
+enum Event {
+    Tick(u64),
+    Arrive(Box<raftpb::Message>),
+    Written(u64, u64),
+    Worked(u64, u64),
+    Flush(u64, u64),
+    Client,
+    Fault,
+    PersistState,
+    SendSnapshot(u64, u64, u64),
+    Start(u64),
+    Heal,
+}
+
+/// What happened, in numbers, and a digest of the whole history: equal for equal seeds.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct Outcome {
+    pub digest: u64,
+    pub acknowledged: usize,
+    pub reads: u64,
+    pub terms: usize,
+    pub crashes: u64,
+    pub snapshots: u64,
+    pub changes: u64,
+    pub states_compared: u64,
+}
+
+pub struct World {
+    seed: u64,
+    rng: StdRng,
+    now: Time,
+    events: BinaryHeap<Reverse<(Time, u64)>>,
+    payloads: BTreeMap<u64, Event>,
+    next_event: u64,
+    members: BTreeMap<u64, Member>,
+    network: Network,
+    config: Config,
+    calm: bool,
+    acknowledged_before: usize,
+    next_request: u64,
+    /// Snapshots on the network, by sender, receiver and position.
+    snapshots: BTreeMap<(u64, u64, LogPosition), Memory>,
+    /// Disks that are slow for a while.
+    slow_disk: Option<u64>,
+    slow_apply: Option<u64>,
+    leaders: OneLeader,
+    committed: Committed,
+    states: EqualStates,
+    linearizable: Linearizable,
+    acknowledged: Acknowledged,
+    outcome: Outcome,
+    history: Vec<String>,
+    trace: bool,
+}
+
+impl World {
+    pub fn new(seed: u64) -> World {
+        let mut rng = StdRng::seed_from_u64(seed);
+        let size = [1, 2, 3, 3, 3, 5][rng.random_range(0..6)];
+        let mut config = Config::new(MemberId(0), 0);
+        config.log_tail_entries_keep = rng.random_range(0..30);
+        config.log_tail_bytes_max = [2_000, 20_000, 1 << 30][rng.random_range(0..3)];
+        config.append_bytes_max = [200, 1000, 1 << 20][rng.random_range(0..3)];
+        config.uncommitted_bytes_max =
+            [3_000, 1 << 30][rng.random_range(0..2)].max(config.append_bytes_max + 1);
+        config.inflight_messages_max = [1, 4, 512][rng.random_range(0..3)];
+        config.pre_vote = rng.random_bool(0.9);
+        let mut world = World {
+            seed,
+            network: Network { weather: Weather::draw(&mut rng), cut: Default::default() },
+            rng,
+            now: 0,
+            events: BinaryHeap::new(),
+            payloads: BTreeMap::new(),
+            next_event: 0,
+            members: BTreeMap::new(),
+            config,
+            calm: false,
+            acknowledged_before: 0,
+            next_request: 0,
+            snapshots: BTreeMap::new(),
+            slow_disk: None,
+            slow_apply: None,
+            leaders: OneLeader::default(),
+            committed: Committed::default(),
+            states: EqualStates::default(),
+            linearizable: Linearizable::default(),
+            acknowledged: Acknowledged::default(),
+            outcome: Outcome::default(),
+            history: Vec::new(),
+            trace: std::env::var_os("SIM_TRACE").is_some(),
+        };
+        let (hard_state, log) = client::first_log(size);
+        for id in 1..=size {
+            let mut member = world.fresh(id);
+            member.disk.hard_state = hard_state;
+            member.disk.entries = log.clone();
+            world.members.insert(id, member);
+            world.at(0, Event::Start(id));
+        }
+        world.at(TICK, Event::Client);
+        world.at(10 * TICK, Event::Fault);
+        world.at(15 * TICK, Event::PersistState);
+        world.at(CHAOS_END, Event::Heal);
+        world
+    }
+
+    fn fresh(&mut self, id: u64) -> Member {
+        let skew = self.rng.random_range(0..TICK / 10);
+        Member::new(id, TICK - TICK / 20 + skew)
+    }
+
+    fn at(&mut self, delay: Time, event: Event) {
+        self.next_event += 1;
+        self.events.push(Reverse((self.now + delay, self.next_event)));
+        self.payloads.insert(self.next_event, event);
+    }
+
+    fn note(&mut self, line: impl FnOnce() -> String) {
+        let mut text = format!("{:>6} ", self.now);
+        let _ = write!(text, "{}", line());
+        for byte in text.bytes() {
+            self.outcome.digest = (self.outcome.digest ^ u64::from(byte)).wrapping_mul(0x0000_0100_0000_01b3);
+        }
+        if self.trace {
+            eprintln!("{text}");
+        } else {
+            self.history.push(text);
+            if self.history.len() >= 2 * HISTORY_SHOWN {
+                self.history.drain(..HISTORY_SHOWN);
+            }
+        }
+    }
+
+    /// Runs to the end, or panics with the last of the history.
+    pub fn run(mut self) -> Outcome {
+        let ran = std::panic::catch_unwind(std::panic::AssertUnwindSafe(|| self.run_to_end()));
+        if let Err(cause) = ran {
+            let from = self.history.len().saturating_sub(HISTORY_SHOWN);
+            eprintln!("{}", self.history[from..].join("\n"));
+            eprintln!(
+                "seed {0} failed at {1}. Again, with its whole history:\n\
+                 SIM_TRACE=1 SIM_SEED={0} cargo test -p cairn-tests --test simulation one_seed -- --nocapture",
+                self.seed, self.now
+            );
+            std::panic::resume_unwind(cause);
+        }
+        self.outcome
+    }
+
+    fn run_to_end(&mut self) {
+        while let Some(Reverse((time, number))) = self.events.pop() {
+            if time > REST_END {
+                break;
+            }
+            self.now = time;
+            let event = self.payloads.remove(&number).expect("every event has its payload");
+            self.event(event);
+        }
+        self.end();
+    }
+
+    fn event(&mut self, event: Event) {
+        match event {
+            Event::Tick(id) => {
+                let Some(member) = self.members.get(&id) else { return };
+                let tick = member.tick;
+                if self.input(id, Input::Tick) {
+                    self.at(tick, Event::Tick(id));
+                }
+            }
+            Event::Arrive(message) => self.arrive(*message),
+            Event::Written(id, life) => {
+                if let Some(member) = self.alive(id, life) {
+                    let Member { running: Some(running), disk, .. } = member else { return };
+                    running.end_write(disk);
+                    self.flush(id);
+                    self.begin_write(id, life);
+                }
+            }
+            Event::Worked(id, life) => self.worked(id, life),
+            Event::Flush(id, life) => {
+                if self.alive(id, life).is_some() {
+                    self.flush(id);
+                }
+            }
+            Event::Client => {
+                self.client();
+                let pause = self.rng.random_range(1..TICK);
+                if self.now + pause < CLIENTS_END {
+                    self.at(pause, Event::Client);
+                }
+            }
+            Event::Fault => {
+                if !self.calm {
+                    self.fault();
+                    let pause = self.rng.random_range(TICK..20 * TICK);
+                    self.at(pause, Event::Fault);
+                }
+            }
+            Event::PersistState => {
+                if let Some(id) = self.pick_running() {
+                    let member = self.members.get_mut(&id).expect("picked");
+                    let Member { running: Some(running), disk, .. } = member else { return };
+                    let through = running.persist_state(disk);
+                    self.note(|| format!("{id} made its state durable at {through}"));
+                    self.flush(id);
+                }
+                let pause = self.rng.random_range(TICK..12 * TICK);
+                self.at(pause, Event::PersistState);
+            }
+            Event::SendSnapshot(id, life, to) => self.send_snapshot(id, life, to),
+            Event::Start(id) => self.start(id),
+            Event::Heal => self.heal(),
+        }
+    }
+
+    fn alive(&mut self, id: u64, life: u64) -> Option<&mut Member> {
+        self.members.get_mut(&id).filter(|member| member.life == life && member.running.is_some())
+    }
+
+    fn pick_running(&mut self) -> Option<u64> {
+        let ids: Vec<u64> =
+            self.members.values().filter(|member| member.running.is_some()).map(|member| member.id).collect();
+        (!ids.is_empty()).then(|| ids[self.rng.random_range(0..ids.len())])
+    }
+
+    fn start(&mut self, id: u64) {
+        let member = self.members.get_mut(&id).expect("a member that starts exists");
+        if member.running.is_some() || member.removed {
+            return;
+        }
+        member.start(self.config.clone());
+        let tick = member.tick;
+        self.note(|| format!("{id} starts"));
+        self.at(tick, Event::Tick(id));
+        self.flush(id);
+    }
+
+    /// Mostly at once; sometimes with what comes next, as a busy driver would.
+    fn input(&mut self, id: u64, input: Input) -> bool {
+        let late = self.rng.random_bool(0.2);
+        let pause = self.rng.random_range(1..20);
+        let Some(member) = self.members.get_mut(&id) else { return false };
+        let life = member.life;
+        let Some(running) = &mut member.running else { return false };
+        running.inbox.push(input);
+        if late {
+            self.at(pause, Event::Flush(id, life));
+        } else {
+            self.flush(id);
+        }
+        true
+    }
+
+    fn flush(&mut self, id: u64) {
+        let election = self.config.election_ticks as u64;
+        let Some(member) = self.members.get_mut(&id) else { return };
+        // A function of seed, member and what it went through, so that it does not matter how often raft draws its own.
+        let mixed = [id, member.life, member.elections].iter().fold(self.seed, |mixed, part| {
+            (mixed ^ part.wrapping_mul(0x9e37_79b9_7f4a_7c15))
+                .wrapping_mul(0xff51_afd7_ed55_8ccd)
+                .rotate_left(31)
+        });
+        let timeout = (election + (mixed >> 33) % election) as usize;
+        let Some(running) = &mut member.running else { return };
+        for output in running.run(timeout) {
+            self.obey(id, output);
+        }
+    }
+
+    fn obey(&mut self, id: u64, output: Output) {
+        let Some(member) = self.members.get_mut(&id) else { return };
+        let life = member.life;
+        let Some(running) = &mut member.running else { return };
+        match output {
+            Output::Send(messages) => {
+                for message in messages {
+                    self.send(id, message);
+                }
+            }
+            Output::Persist(persist) => {
+                running.writes.push_back(persist);
+                self.begin_write(id, life);
+            }
+            Output::Apply(_) | Output::InstallSnapshot { .. } => {
+                running.work.push_back(output);
+                self.begin_work(id, life);
+            }
+            Output::ReadReady { tickets, index } => {
+                for ticket in tickets {
+                    let floor = running.reads.remove(&ticket).expect("a read is answered once");
+                    self.linearizable.confirmed(id, &floor, index);
+                    running.confirmed.push((index, floor));
+                }
+                self.finish_reads(id);
+            }
+            Output::ReadRetry { tickets, reason } => {
+                for ticket in &tickets {
+                    running.reads.remove(ticket).expect("a read is answered once");
+                }
+                self.note(|| format!("{id} gives back {} reads: {reason:?}", tickets.len()));
+            }
+            Output::ProposalDropped { ids, reason } => {
+                for ProposalId(request) in &ids {
+                    running.waiting.remove(request);
+                    self.acknowledged.dropped(*request);
+                }
+                self.note(|| format!("{id} drops {ids:?}: {reason:?}"));
+            }
+            Output::Leadership { leader, term, role } => {
+                if role == Role::Leader {
+                    self.leaders.leads(id, term);
+                }
+                member.elections += 1;
+                self.note(|| format!("{id} is {role:?} in term {term}, leader {leader}"));
+            }
+            Output::SendSnapshot { to } => {
+                let pause = self.rng.random_range(1..5 * TICK);
+                self.at(pause, Event::SendSnapshot(id, life, to.0));
+            }
+            Output::SnapshotIgnored { position } => {
+                member.disk.received.remove(&position);
+            }
+            Output::Report(report) => {
+                checks::report_is_expected(id, &report);
+                self.note(|| format!("{id} reports {report:?}"));
+            }
+        }
+    }
+
+    fn begin_write(&mut self, id: u64, life: u64) {
+        let slow = self.slow_disk == Some(id);
+        let delay = if slow { self.rng.random_range(1..8 * TICK) } else { self.rng.random_range(1..15) };
+        let Some(running) = self.alive(id, life).and_then(|member| member.running.as_mut()) else { return };
+        if running.begin_write() {
+            self.at(delay, Event::Written(id, life));
+        }
+    }
+
+    fn begin_work(&mut self, id: u64, life: u64) {
+        let slow = self.slow_apply == Some(id);
+        let delay = if slow { self.rng.random_range(1..8 * TICK) } else { self.rng.random_range(1..10) };
+        let Some(running) = self.alive(id, life).and_then(|member| member.running.as_mut()) else { return };
+        if !running.working && !running.work.is_empty() {
+            running.working = true;
+            self.at(delay, Event::Worked(id, life));
+        }
+    }
+
+    fn worked(&mut self, id: u64, life: u64) {
+        let Some(member) = self.alive(id, life) else { return };
+        let Member { running: Some(running), disk, .. } = member else { return };
+        running.working = false;
+        let mut told = Told::default();
+        match running.work.pop_front() {
+            Some(Output::Apply(entries)) => {
+                let applied = running.machine.applied().index;
+                assert_eq!(entries[0].index, applied.next(), "{id} is given entries without a gap");
+                running.machine.apply(&entries, &mut told);
+                let position = running.machine.applied();
+                let hash = EqualStates::looks_at(position.index).then(|| running.machine.reader().hash());
+                for entry in &entries {
+                    let request = client::request_of(entry).map(|(request, _)| request);
+                    self.committed.applies(id, entry, request);
+                }
+                if let Some(hash) = hash {
+                    self.states.sees(id, position, hash);
+                }
+                self.note(|| format!("{id} applied through {position}"));
+            }
+            Some(Output::InstallSnapshot { position, .. }) => {
+                running.install(disk, position);
+                self.outcome.snapshots += 1;
+                self.note(|| format!("{id} installed the snapshot at {position}"));
+            }
+            _ => return,
+        }
+        self.tell(id, told);
+        self.finish_reads(id);
+        self.flush(id);
+        self.leave_if_removed(id);
+        // The disk and the worker go on with what waits.
+        self.begin_work(id, life);
+        self.begin_write(id, life);
+    }
+
+    /// Tells the clients, and the core what became of conf changes.
+    fn tell(&mut self, id: u64, told: Told) {
+        let Some(running) = self.members.get_mut(&id).and_then(|member| member.running.as_mut()) else {
+            return;
+        };
+        for (index, request, ok, revision) in told.outcomes {
+            if let Some(key) = running.waiting.remove(&request).filter(|_| ok) {
+                self.acknowledged.acknowledged(request, index);
+                self.linearizable.acknowledged(index, &key, revision);
+            }
+        }
+        self.outcome.changes +=
+            told.conf_changes.iter().filter(|(_, change)| change.is_some()).count() as u64;
+        let index = running.machine.applied().index;
+        if !told.conf_changes.is_empty() || index.0 > running.core.status().applied.0 {
+            running.inbox.push(Input::Applied { index, conf_changes: told.conf_changes });
+        }
+    }
+
+    /// Reads whose index is applied look at the state.
+    fn finish_reads(&mut self, id: u64) {
+        let Some(running) = self.members.get_mut(&id).and_then(|member| member.running.as_mut()) else {
+            return;
+        };
+        let applied = running.machine.applied().index;
+        let reader = running.machine.reader();
+        for (index, floor) in std::mem::take(&mut running.confirmed) {
+            if index > applied {
+                running.confirmed.push((index, floor));
+                continue;
+            }
+            let request =
+                api::etcdserverpb::RangeRequest { key: floor.key.clone().into(), ..Default::default() };
+            let response = reader.range(&request).expect("a plain read is answered");
+            let revision = response.kvs.first().map_or(0, |kv| kv.mod_revision);
+            self.linearizable.ends(id, &floor, revision);
+        }
+    }
+
+    fn leave_if_removed(&mut self, id: u64) {
+        let Some(member) = self.members.get_mut(&id) else { return };
+        let gone =
+            member.running.as_ref().is_some_and(|running| running.machine.reader().is_removed(MemberId(id)));
+        if gone {
+            member.removed = true;
+            member.crash(usize::MAX, true);
+            self.note(|| format!("{id} was removed and leaves"));
+        }
+    }
+
+    fn send(&mut self, from: u64, message: raftpb::Message) {
+        let to = message.to();
+        let passed_on = matches!(message.r#type(), MessageType::MsgProp | MessageType::MsgReadIndex);
+        assert!(message.from() == from || passed_on, "members speak for themselves: {message:?}");
+        checks::promise_is_durable(from, &self.members[&from].disk, &message);
+        // A stream does not repeat; a proposal that came twice would be two.
+        let may_repeat = message.r#type() != MessageType::MsgProp;
+        let ways = self.network.route(&mut self.rng, from, to, may_repeat);
+        if ways.is_empty() && self.rng.random_bool(0.3) {
+            let life = self.members[&from].life;
+            self.members
+                .get_mut(&from)
+                .and_then(|member| member.running.as_mut())
+                .expect("it speaks")
+                .inbox
+                .push(Input::Unreachable(MemberId(to)));
+            self.at(1, Event::Flush(from, life));
+        }
+        let bytes = message.encode_to_vec();
+        for delay in ways {
+            let message = raftpb::Message::decode(bytes.as_slice()).expect("what was encoded decodes");
+            self.at(delay, Event::Arrive(Box::new(message)));
+        }
+    }
+
+    fn arrive(&mut self, message: raftpb::Message) {
+        let (from, to) = (message.from(), message.to());
+        let snapshot =
+            message.snapshot.as_ref().and_then(|snapshot| snapshot.metadata.as_ref()).map(|metadata| {
+                LogPosition { term: Term(metadata.term()), index: types::LogIndex(metadata.index()) }
+            });
+        let running = self.members.get(&to).is_some_and(|member| member.running.is_some());
+        if snapshot.is_some() {
+            // The sender's transport learns how its stream ended.
+            self.input(from, Input::SnapshotStatus { to: MemberId(to), ok: running });
+        }
+        let Some(member) = self.members.get_mut(&to) else { return };
+        let Some(running) = &member.running else { return };
+        // The transport turns removed members away.
+        if running.machine.reader().is_removed(MemberId(from)) {
+            return;
+        }
+        if let Some(position) = snapshot {
+            let state = self.snapshots.get(&(from, to, position)).expect("the bytes travel with the message");
+            member.disk.received.insert(position, state.clone());
+        }
+        self.input(to, Input::Message(message));
+    }
+
+    fn send_snapshot(&mut self, id: u64, life: u64, to: u64) {
+        let Some(running) = self.alive(id, life).and_then(|member| member.running.as_mut()) else { return };
+        // What came in before is older than the state that is sent.
+        let position = running.machine.applied();
+        let conf_state = running.machine.conf_state();
+        let made = running.core.snapshot_message(MemberId(to), position, &conf_state);
+        let state = (**running.machine.store()).clone();
+        let message = match made {
+            Ok(message) => message,
+            Err(error) => {
+                self.note(|| format!("{id} sends {to} no snapshot: {error}"));
+                self.input(id, Input::SnapshotStatus { to: MemberId(to), ok: false });
+                return;
+            }
+        };
+        self.snapshots.insert((id, to, position), state);
+        checks::promise_is_durable(id, &self.members[&id].disk, &message);
+        let ways = self.network.route(&mut self.rng, id, to, true);
+        self.note(|| {
+            format!("{id} sends {to} the snapshot at {position}, which arrives {} times", ways.len())
+        });
+        let receiver_runs = self.members.get(&to).is_some_and(|member| member.running.is_some());
+        if ways.is_empty() || !receiver_runs {
+            self.input(id, Input::SnapshotStatus { to: MemberId(to), ok: false });
+        }
+        for delay in ways {
+            // Many bytes take longer.
+            self.at(delay * 10, Event::Arrive(Box::new(message.clone())));
+        }
+        self.flush(id);
+    }
+
+    fn client(&mut self) {
+        let Some(id) = self.pick_running() else { return };
+        let choice = self.rng.random_range(0..100);
+        match choice {
+            0..55 => self.propose(id),
+            55..92 => {
+                let key = client::draw_key(&mut self.rng);
+                self.next_request += 1;
+                let ticket = ReadTicket(self.next_request);
+                let floor = self.linearizable.begins(&key);
+                let running =
+                    self.members.get_mut(&id).and_then(|member| member.running.as_mut()).expect("picked");
+                running.reads.insert(ticket, floor);
+                self.input(id, Input::Read(ticket));
+            }
+            92..97 if !self.calm => self.change_members(id),
+            97 => {
+                if let Some(to) = self.pick_running() {
+                    self.input(id, Input::TransferLeader(MemberId(to)));
+                }
+            }
+            98 if !self.calm => {
+                self.input(id, Input::Campaign);
+            }
+            _ => {}
+        }
+    }
+
+    fn propose(&mut self, id: u64) {
+        let count = [1, 1, 1, 3, 10][self.rng.random_range(0..5)];
+        let mut proposals = Vec::new();
+        for _ in 0..count {
+            let key = client::draw_key(&mut self.rng);
+            self.next_request += 1;
+            let request = self.next_request;
+            let data = client::put(request, &key);
+            let running =
+                self.members.get_mut(&id).and_then(|member| member.running.as_mut()).expect("picked");
+            running.waiting.insert(request, key);
+            proposals.push(Proposal { id: ProposalId(request), kind: EntryKind::Normal, data });
+        }
+        self.input(id, Input::Propose(proposals));
+    }
+
+    /// Learner first, then promotion; removals leave two voters.
+    fn change_members(&mut self, id: u64) {
+        let Some(running) = self.members.get(&id).and_then(|member| member.running.as_ref()) else { return };
+        let state = running.machine.conf_state();
+        let next = self.members.keys().next_back().copied().unwrap_or(0) + 1;
+        let change = match self.rng.random_range(0..3) {
+            0 if next <= MEMBERS_MAX && state.learners.is_empty() => Change::AddLearner(next),
+            1 if !state.learners.is_empty() => Change::Promote(state.learners[0].0),
+            2 if state.voters.len() > 2 => {
+                Change::Remove(state.voters[self.rng.random_range(0..state.voters.len())].0)
+            }
+            _ => return,
+        };
+        if let Change::AddLearner(id) = change {
+            let member = self.fresh(id);
+            self.members.insert(id, member);
+            self.at(0, Event::Start(id));
+        }
+        self.next_request += 1;
+        let request = self.next_request;
+        self.note(|| format!("{id} is asked to {change:?}"));
+        let data = client::encode_change(change, request);
+        self.input(
+            id,
+            Input::Propose(vec![Proposal { id: ProposalId(request), kind: EntryKind::ConfChange, data }]),
+        );
+    }
+
+    fn fault(&mut self) {
+        match self.rng.random_range(0..10) {
+            0..4 => {
+                let members: Vec<u64> = self.members.keys().copied().collect();
+                self.network.partition(&mut self.rng, &members);
+                self.network.weather = Weather::draw(&mut self.rng);
+                let (cut, weather) = (self.network.cut.clone(), self.network.weather);
+                self.note(|| format!("network: cut {cut:?}, {weather:?}"));
+            }
+            4..7 => {
+                let Some(id) = self.pick_running() else { return };
+                self.crash(id);
+            }
+            7 => {
+                for id in self.members.keys().copied().collect::<Vec<_>>() {
+                    if self.rng.random_bool(0.7) {
+                        self.crash(id);
+                    }
+                }
+            }
+            8 => self.slow_disk = self.pick_running(),
+            _ => self.slow_apply = self.pick_running(),
+        }
+    }
+
+    fn crash(&mut self, id: u64) {
+        let survive = self.rng.random_range(0..4);
+        let unsynced = self.rng.random_bool(0.5);
+        let Some(member) = self.members.get_mut(&id).filter(|member| member.running.is_some()) else {
+            return;
+        };
+        member.crash(survive, unsynced);
+        self.outcome.crashes += 1;
+        self.note(|| format!("{id} crashes; {survive} unconfirmed writes survive"));
+        let pause = self.rng.random_range(1..30 * TICK);
+        self.at(pause, Event::Start(id));
+    }
+
+    /// Fine weather from here on: everybody runs, everybody is heard.
+    fn heal(&mut self) {
+        self.calm = true;
+        self.acknowledged_before = self.acknowledged.count();
+        self.network.weather = Weather::FINE;
+        self.network.cut.clear();
+        self.slow_disk = None;
+        self.slow_apply = None;
+        self.note(|| "all is well from here on".into());
+        for id in self.members.keys().copied().collect::<Vec<_>>() {
+            self.at(1, Event::Start(id));
+        }
+    }
+
+    /// Progress after healing: those who belong to the cluster have all of the log, equal, and it went on.
+    fn end(&mut self) {
+        let last = self.committed.last();
+        let reader = self
+            .members
+            .values()
+            .filter_map(|member| member.running.as_ref())
+            .map(|running| running.machine.reader())
+            .max_by_key(|reader| reader.applied())
+            .expect("somebody runs");
+        let conf_state = reader.conf_state();
+        for id in conf_state.voters.iter().chain(&conf_state.learners) {
+            let member = &self.members[&id.0];
+            let running = member.running.as_ref().unwrap_or_else(|| panic!("{id} runs after healing"));
+            let status = running.core.status();
+            assert!(!status.leader.is_none(), "{id} knows a leader: {status:?}");
+            assert_eq!(running.machine.applied().index, last, "{id} has everything: {status:?}");
+            assert!(
+                running.writes.is_empty() && running.reads.is_empty(),
+                "nothing waits at {id} when all is quiet: {} writes, {} reads",
+                running.writes.len(),
+                running.reads.len()
+            );
+        }
+        assert!(
+            self.acknowledged.count() > self.acknowledged_before,
+            "writes are acknowledged again in fine weather"
+        );
+        self.acknowledged.ends(&self.committed);
+        self.outcome.acknowledged = self.acknowledged.count();
+        self.outcome.reads = self.linearizable.reads;
+        self.outcome.terms = self.leaders.count();
+        self.outcome.states_compared = self.states.compared;
+    }
+}
