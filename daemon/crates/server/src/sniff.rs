@@ -37,7 +37,27 @@ pub(crate) async fn sniff<T: AsyncRead + Unpin>(mut io: T) -> io::Result<Option<
             break Protocol::Http2;
         }
     };
-    Ok(Some((protocol, Prefixed { seen, next: 0, length, io: TokioIo::new(io) })))
+    let mut ready = seen[..length].to_vec();
+    if protocol == Protocol::Http2 {
+        hold_back_head(&mut io, &mut ready).await?;
+    }
+    Ok(Some((protocol, Prefixed { ready, next: 0, io: TokioIo::new(io) })))
+}
+
+/// Reads on until the first request's head is whole, so that it can be mended. A client that waits for our settings first would wait
+/// for ever if nothing were passed on, so what has arrived goes on as it is when no more comes.
+async fn hold_back_head<T: AsyncRead + Unpin>(io: &mut T, ready: &mut Vec<u8>) -> io::Result<()> {
+    loop {
+        let looked = authority::mend(&mut ready[PREFACE.len()..]);
+        if looked == Look::Done || ready.len() > authority::HELD_BACK_BYTES_MAX {
+            return Ok(());
+        }
+        match tokio::time::timeout(HEAD_PATIENCE, io.read_buf(ready)).await {
+            Ok(Ok(0)) | Err(_) => return Ok(()),
+            Ok(Ok(_)) => {}
+            Ok(Err(error)) => return Err(error),
+        }
+    }
 }
 
 /// A connection whose first bytes were looked at and are given back before the rest.

@@ -9,10 +9,6 @@ use tonic::Status;
 
 use crate::{backend::Backend, edge::Edge, metrics::RequestType};
 
-/// What the log adds to a request: etcd's header with a request id, and the frame of the request itself. Sixteen bytes hold the
-/// header with the longest id, and twice six bytes the tag and length of the request.
-const RAFT_FORM_OVERHEAD_BYTES: usize = 28;
-
 pub(super) async fn range<B: Backend>(
     edge: &Arc<Edge<B>>,
     request: pb::RangeRequest,
@@ -71,14 +67,11 @@ fn check_space<B: Backend>(edge: &Edge<B>, cost_bytes: u64) -> Result<(), Status
     Err(EtcdError::NoSpace.into())
 }
 
-/// `max-request-bytes` bounds the replicated form.
+/// `max-request-bytes` bounds the replicated form, which the member checks exactly when it has it. What is too large already as it
+/// came is refused here, before anything copies it.
 fn check_size<B: Backend, M: Message>(edge: &Edge<B>, request: &M) -> Result<(), Status> {
-    let length = (request.encoded_len() + RAFT_FORM_OVERHEAD_BYTES) as u64;
-    if length > edge.shared.config.request_bytes_max {
-        Err(EtcdError::RequestTooLarge.into())
-    } else {
-        Ok(())
-    }
+    let is_too_large = request.encoded_len() as u64 > edge.shared.config.request_bytes_max;
+    if is_too_large { Err(EtcdError::RequestTooLarge.into()) } else { Ok(()) }
 }
 
 async fn timed<B: Backend, T>(

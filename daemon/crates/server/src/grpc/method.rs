@@ -121,3 +121,25 @@ pub(crate) fn unknown_path(path: &str) -> String {
         format!("unknown service {service}")
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn every_path_leads_to_its_method() {
+        for (place, &method) in Method::ALL.iter().enumerate() {
+            assert_eq!(Method::from_path(method.path()), Some(method));
+            assert_eq!(
+                method as usize,
+                place,
+                "the number of {} is its place in the counters",
+                method.path()
+            );
+        }
+        assert_eq!(Method::ALL.len(), 52, "42 of etcdserverpb, 7 of election and lock, 3 of health");
+        for path in ["", "/", "Range", "/etcdserverpb.KV/range", "/etcdserverpb.KV/Range/"] {
+            assert_eq!(Method::from_path(path), None, "{path}");
+        }
+    }
+}

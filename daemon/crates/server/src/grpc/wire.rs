@@ -24,13 +24,18 @@ const GATHERED_BYTES_MAX: usize = 256 * 1024 * 1024;
 /// What requests may be, and what is being gathered now. One per runtime.
 #[derive(Debug)]
 pub(crate) struct Receiving {
-    pub message_bytes_max: usize,
+    message_bytes_max: usize,
+    gathered_bytes_max: usize,
     gathered_bytes: AtomicUsize,
 }
 
 impl Receiving {
     pub fn new(message_bytes_max: usize) -> Self {
-        Receiving { message_bytes_max, gathered_bytes: AtomicUsize::new(0) }
+        Receiving {
+            message_bytes_max,
+            gathered_bytes_max: GATHERED_BYTES_MAX,
+            gathered_bytes: AtomicUsize::new(0),
+        }
     }
 
     /// Reads the one message of a unary request, to the end of the stream.
@@ -106,7 +111,7 @@ impl Gathered<'_> {
         let held = self.receiving.gathered_bytes.fetch_add(data.len(), Ordering::Relaxed) + data.len();
         // First into the buffer, so that the drop below gives back exactly what was counted.
         self.bytes.extend_from_slice(&data);
-        if held > GATHERED_BYTES_MAX {
+        if held > self.receiving.gathered_bytes_max {
             return Err(api::error::EtcdError::RequestTooManyRequests.into());
         }
         Ok(())
@@ -237,6 +242,23 @@ mod tests {
             assert!(parse(text).is_err(), "{text} was taken for a timeout");
         }
         assert_eq!(timeout(&HeaderMap::new()).unwrap(), None);
+    }
+
+    #[test]
+    fn half_received_messages_share_a_budget() {
+        let receiving = Receiving { gathered_bytes_max: 100, ..Receiving::new(1000) };
+        let held = || receiving.gathered_bytes.load(Ordering::Relaxed);
+        let gather = || Gathered { receiving: &receiving, bytes: BytesMut::new() };
+        let (mut first, mut second) = (gather(), gather());
+        first.push(Bytes::from(vec![0; 60])).unwrap();
+        second.push(Bytes::from(vec![0; 40])).unwrap();
+        let refusal = second.push(Bytes::from(vec![0; 1])).unwrap_err();
+        assert_eq!(refusal.message(), api::error::EtcdError::RequestTooManyRequests.text());
+        drop(second);
+        assert_eq!(held(), 60, "a refused message gives back all it held");
+        assert_eq!(first.take().len(), 60);
+        drop(first);
+        assert_eq!(held(), 0, "a complete message is no longer half-received");
     }
 
     #[test]
