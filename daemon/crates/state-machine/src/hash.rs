@@ -40,7 +40,7 @@ impl<S: Store> Reader<S> {
     /// `Compacted` below the compact revision, `FutureRev` above the current one.
     pub fn hash_kv(&self, revision: i64) -> Result<HashKv, EtcdError> {
         for _ in 0..RESTARTS_MAX {
-            let (target, compacted, current, filters) = {
+            let (target, compacted, current, judged_at) = {
                 let state = self.shared.state.read();
                 if revision > 0 && revision < state.compacted {
                     return Err(EtcdError::Compacted);
@@ -49,10 +49,12 @@ impl<S: Store> Reader<S> {
                     return Err(EtcdError::FutureRev);
                 }
                 let target = if revision > 0 { revision } else { state.revision };
-                // Nothing alive at the target means nothing is filtered: etcd tests for a set that is not empty.
-                (target, state.compacted, state.revision, lives_anything(&state, target))
+                // With nothing alive at the target etcd filters nothing, so that it hashes what the compaction left: the living
+                // newest of each key at the compact revision.
+                let judged_at = if lives_anything(&state, target) { target } else { state.compacted };
+                (target, state.compacted, state.revision, judged_at)
             };
-            let hash = self.hash_rows(crc32c::crc32c(ROWS_NAME), Some(Keep { target, compacted, filters }));
+            let hash = self.hash_rows(crc32c::crc32c(ROWS_NAME), Some(Keep { target, compacted, judged_at }));
             if self.shared.state.read().compacted == compacted {
                 return Ok(HashKv {
                     hash,
@@ -130,12 +132,13 @@ fn lives_anything(state: &State, at: i64) -> bool {
     found.is_break()
 }
 
-/// Which rows enter HashKV: all above the compact revision; at and below it those that are the living newest of their key at the
-/// target, so that it does not matter how far removal has come.
+/// Which rows enter HashKV: all above the compact revision; at and below it those that are the living newest of their key, so that
+/// it does not matter how far removal has come.
 struct Keep {
     target: i64,
     compacted: i64,
-    filters: bool,
+    /// The revision at which rows at and below the compact revision must be the newest.
+    judged_at: i64,
 }
 
 impl Keep {
@@ -147,11 +150,8 @@ impl Keep {
             if row.tombstone && id.main.0 == self.compacted {
                 return false;
             }
-            if !self.filters {
-                return true;
-            }
             let key: Bytes = decode_row(*id, row).key;
-            let newest = state.index.get(&key).and_then(|record| record.at(self.target));
+            let newest = state.index.get(&key).and_then(|record| record.at(self.judged_at));
             newest.is_some_and(|newest| newest.id() == *id && !newest.is_dead())
         };
         rows.iter().map(takes).collect()

@@ -228,6 +228,7 @@ fn answers_and_hashes_equal_etcds() {
     eprintln!("replay: CAIRN_ETCD_SEED={seed}");
     let mut rng = Rng(seed);
     let mut bench = Bench::new();
+    let mut compactions = Vec::new();
     let text = |error: EtcdError| error.text().to_owned();
     hashes(&etcd, &bench, 0);
     for _ in 0..number("CAIRN_ETCD_REQUESTS").unwrap_or(REQUESTS) {
@@ -263,17 +264,22 @@ fn answers_and_hashes_equal_etcds() {
                 let theirs =
                     theirs.map(|answer| answer["header"]["revision"].as_str().unwrap().parse().unwrap());
                 assert_eq!(ours, theirs, "compaction at {revision} of {current}");
+                if ours.is_ok() {
+                    compactions.push(revision);
+                }
                 // Whether rows are gone already must not show.
                 if rng.chance(50) {
                     bench.compact_physically(5);
                 }
-                hashes(&etcd, &bench, 0);
+                if !compactions.contains(&current) {
+                    hashes(&etcd, &bench, 0);
+                }
             }
             15 => {
-                // A stored hash answers for the compact revision itself, which members compare only with equal marks.
-                let compacted = bench.reader.compact_revision().0;
+                // For the revisions of its last ten compactions etcd answers a hash that it stored while removing rows, with the
+                // compaction before as its mark. We have none: members with different marks do not compare.
                 let revision = current + 1 - rng.below(30) as i64;
-                if revision > 0 && revision != compacted {
+                if revision > 0 && !compactions.contains(&revision) {
                     hashes(&etcd, &bench, revision);
                 }
             }
@@ -285,6 +291,13 @@ fn answers_and_hashes_equal_etcds() {
             }
         }
     }
+    // Past the last compaction, whose own revision is answered from storage.
+    bench.set("last", "1");
+    etcd.ask(
+        "kv/put",
+        &json::put(&PutRequest { key: bytes("last"), value: bytes("1"), ..Default::default() }),
+    )
+    .unwrap();
     bench.compact_physically(100);
     hashes(&etcd, &bench, 0);
     bench.reopen(None);
