@@ -25,8 +25,8 @@ const MENDED: u64 = 0b100111_01001_01001_101011_1011101_010110_010110 << (64 - S
 
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) enum Look {
-    /// The first HEADERS has not arrived completely.
-    Incomplete,
+    /// The first HEADERS has not arrived completely. The bytes before this one need no further look.
+    Incomplete(usize),
     /// Nothing later in the connection needs a look.
     Done,
 }
@@ -35,15 +35,20 @@ pub(crate) enum Look {
 pub(crate) fn mend(bytes: &mut [u8]) -> Look {
     let mut at = 0;
     loop {
-        let Some(head) = bytes.get(at..at + FRAME_HEAD_BYTES) else { return Look::Incomplete };
+        let Some(head) = bytes.get(at..at + FRAME_HEAD_BYTES) else {
+            return Look::Incomplete(at.min(bytes.len()));
+        };
         let length = usize::from(head[0]) << 16 | usize::from(head[1]) << 8 | usize::from(head[2]);
         let (kind, flags) = (head[3], head[4]);
         let begin = at + FRAME_HEAD_BYTES;
         if kind != HEADERS {
+            if bytes.len() < begin + length {
+                return Look::Incomplete(at);
+            }
             at = begin + length;
             continue;
         }
-        let Some(payload) = bytes.get_mut(begin..begin + length) else { return Look::Incomplete };
+        let Some(payload) = bytes.get_mut(begin..begin + length) else { return Look::Incomplete(at) };
         mend_payload(payload, flags);
         return Look::Done;
     }
@@ -169,8 +174,11 @@ mod tests {
     fn an_incomplete_head_is_waited_for_and_garbage_is_left_alone() {
         let whole = headers(b"http://127.0.0.1:2379", false);
         for length in 0..whole.len() {
-            assert_eq!(mend(&mut whole[..length].to_vec()), Look::Incomplete);
+            assert_eq!(mend(&mut whole[..length].to_vec()), Look::Incomplete(0));
         }
+        let settings = frame(4, 0, &[0; 6]);
+        let mut both = [settings.clone(), whole[..10].to_vec()].concat();
+        assert_eq!(mend(&mut both), Look::Incomplete(settings.len()), "whole frames before it need not wait");
         // Any bytes at all: no panic, and nothing outside an authority changes.
         for seed in 0..2000u32 {
             let mut state = seed.wrapping_mul(2_654_435_761).max(1);

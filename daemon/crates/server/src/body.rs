@@ -1,6 +1,7 @@
-//! Response bodies: the three shapes an answer has, as one concrete type, so that an ordinary answer needs no box.
+//! Response bodies: the few shapes an answer has, as one concrete type, so that an ordinary answer needs no box.
 
 use std::{
+    collections::VecDeque,
     convert::Infallible,
     pin::Pin,
     task::{Context, Poll},
@@ -24,6 +25,8 @@ pub(crate) enum Body {
     Whole(Bytes),
     /// One framed gRPC message, then the trailers of status OK.
     Message(Bytes),
+    /// One framed gRPC message in parts, then the trailers of status OK.
+    Parts(VecDeque<Bytes>),
     /// The trailers of status OK.
     Trailers,
     /// A stream of framed gRPC messages, then trailers.
@@ -72,6 +75,10 @@ impl http_body::Body for Body {
                 *this = Body::Trailers;
                 Some(Ok(Frame::data(bytes)))
             }
+            Body::Parts(parts) => match parts.pop_front() {
+                Some(part) => Some(Ok(Frame::data(part))),
+                None => this.take_trailers(None),
+            },
             Body::Trailers => this.take_trailers(None),
             Body::Messages(messages) => match messages.poll_next(cx) {
                 Poll::Pending => return Poll::Pending,

@@ -9,6 +9,7 @@
 //! Not here: any decision about keys, members or consensus. This crate has never heard of raft; what it knows of the member is
 //! the trait [`Backend`]. Also not here yet: TLS, authentication, the JSON gateway, watch and lease streams.
 
+mod authority;
 mod backend;
 mod bind;
 mod body;

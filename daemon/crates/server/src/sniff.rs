@@ -4,15 +4,20 @@
 use std::{
     io,
     pin::Pin,
-    task::{Context, Poll},
+    task::{Context, Poll, ready},
 };
 
 use hyper::rt::{Read, ReadBufCursor, Write};
 use hyper_util::rt::TokioIo;
-use tokio::io::{AsyncRead, AsyncReadExt};
+use tokio::io::{AsyncRead, AsyncReadExt, ReadBuf};
+
+use crate::authority::{self, Look};
 
 /// What a client of HTTP/2 with prior knowledge sends first (RFC 9113, 3.4).
 pub(crate) const PREFACE: &[u8; 24] = b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n";
+
+/// Read at once while the first head is looked at; a client's preface, settings and first request are smaller.
+const HEAD_READ_BYTES: usize = 2048;
 
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) enum Protocol {
@@ -37,39 +42,40 @@ pub(crate) async fn sniff<T: AsyncRead + Unpin>(mut io: T) -> io::Result<Option<
             break Protocol::Http2;
         }
     };
-    let mut ready = seen[..length].to_vec();
-    if protocol == Protocol::Http2 {
-        hold_back_head(&mut io, &mut ready).await?;
-    }
-    Ok(Some((protocol, Prefixed { ready, next: 0, io: TokioIo::new(io) })))
-}
-
-/// Reads on until the first request's head is whole, so that it can be mended. A client that waits for our settings first would wait
-/// for ever if nothing were passed on, so what has arrived goes on as it is when no more comes.
-async fn hold_back_head<T: AsyncRead + Unpin>(io: &mut T, ready: &mut Vec<u8>) -> io::Result<()> {
-    loop {
-        let looked = authority::mend(&mut ready[PREFACE.len()..]);
-        if looked == Look::Done || ready.len() > authority::HELD_BACK_BYTES_MAX {
-            return Ok(());
-        }
-        match tokio::time::timeout(HEAD_PATIENCE, io.read_buf(ready)).await {
-            Ok(Ok(0)) | Err(_) => return Ok(()),
-            Ok(Ok(_)) => {}
-            Ok(Err(error)) => return Err(error),
-        }
-    }
+    let ready = seen[..length].to_vec();
+    let held = (protocol == Protocol::Http2).then(Vec::new);
+    Ok(Some((protocol, Prefixed { ready, next: 0, held, io: TokioIo::new(io) })))
 }
 
 /// A connection whose first bytes were looked at and are given back before the rest.
 pub(crate) struct Prefixed<T> {
-    seen: [u8; PREFACE.len()],
+    ready: Vec<u8>,
     next: usize,
-    length: usize,
+    /// HTTP/2: what arrived of the first request's head, until it is whole and was mended if it needed that.
+    held: Option<Vec<u8>>,
     io: TokioIo<T>,
+}
+
+impl<T: AsyncRead + Unpin> Prefixed<T> {
+    /// Takes more bytes and passes on those that need no look. False at the end of the connection.
+    fn look_on(&mut self, cx: &mut Context<'_>) -> Poll<io::Result<bool>> {
+        let mut bytes = [0; HEAD_READ_BYTES];
+        let mut arrived = ReadBuf::new(&mut bytes);
+        ready!(Pin::new(self.io.inner_mut()).poll_read(cx, &mut arrived))?;
+        let held = self.held.get_or_insert_default();
+        held.extend_from_slice(arrived.filled());
+        let over = arrived.filled().is_empty() || held.len() > authority::HELD_BACK_BYTES_MAX;
+        match authority::mend(held) {
+            Look::Incomplete(clear) if !over => self.ready = held.drain(..clear).collect(),
+            _ => self.ready = self.held.take().unwrap_or_default(),
+        }
+        Poll::Ready(Ok(!arrived.filled().is_empty() || !self.ready.is_empty()))
+    }
 }
 
 impl<T> Read for Prefixed<T>
 where
+    T: AsyncRead + Unpin,
     TokioIo<T>: Read + Unpin,
 {
     fn poll_read(
@@ -78,11 +84,20 @@ where
         mut buffer: ReadBufCursor<'_>,
     ) -> Poll<io::Result<()>> {
         let this = self.get_mut();
-        if this.next < this.length {
-            let count = (this.length - this.next).min(buffer.remaining());
-            buffer.put_slice(&this.seen[this.next..this.next + count]);
-            this.next += count;
-            return Poll::Ready(Ok(()));
+        loop {
+            if this.next < this.ready.len() {
+                let count = (this.ready.len() - this.next).min(buffer.remaining());
+                buffer.put_slice(&this.ready[this.next..this.next + count]);
+                this.next += count;
+                return Poll::Ready(Ok(()));
+            }
+            (this.ready, this.next) = (Vec::new(), 0);
+            if this.held.is_none() {
+                break;
+            }
+            if !ready!(this.look_on(cx))? {
+                return Poll::Ready(Ok(()));
+            }
         }
         Pin::new(&mut this.io).poll_read(cx, buffer)
     }

@@ -12,6 +12,7 @@ use api::{
     },
     health::{HealthCheckRequest, HealthListRequest, health_client::HealthClient},
 };
+use server::Backend;
 use support::{CLUSTER, MEMBER, assert_refused, channel, config, kv, put, range, up, up_with};
 use tonic::{Code, Request, Status, metadata::AsciiMetadataValue};
 
@@ -309,6 +310,55 @@ async fn health_is_not_serving_before_it_is_ready() {
     let running = server::Server::start(config(), support::Fake::new()).unwrap();
     let mut health = HealthClient::new(channel(running.client_addresses()[0]).await);
     assert_eq!(health.check(HealthCheckRequest::default()).await.unwrap().into_inner().status, 2);
+}
+
+#[tokio::test]
+async fn a_wide_range_is_the_same_in_pieces() {
+    let up = up();
+    let mut kv = kv(up.address).await;
+    // Values of every size around the size of a piece.
+    for number in 0..60 {
+        kv.put(put(format!("k{number:02}"), vec![b'v'; 7 * number * number * number])).await.unwrap();
+    }
+    let base = range("k", "l");
+    for request in [
+        base.clone(),
+        range("k07", [0].as_slice()),
+        range("x", "y"),
+        range("z", "a"),
+        pb::RangeRequest { keys_only: true, ..base.clone() },
+        pb::RangeRequest { limit: 1001, ..base.clone() },
+        pb::RangeRequest { revision: 40, ..base.clone() },
+        pb::RangeRequest { serializable: true, sort_order: 1, ..base.clone() },
+    ] {
+        let expected = up.fake.range_local(&request).unwrap();
+        assert_eq!(kv.range(request.clone()).await.unwrap().into_inner(), expected, "{request:?}");
+    }
+    assert_refused(kv.range(pb::RangeRequest { revision: 99, ..base.clone() }).await, EtcdError::FutureRev);
+    kv.compact(pb::CompactionRequest { revision: 30, physical: false }).await.unwrap();
+    assert_refused(kv.range(pb::RangeRequest { revision: 29, ..base }).await, EtcdError::Compacted);
+}
+
+/// The member compacts while the range is read: whoever asks for the newest state gets it all the same.
+#[tokio::test]
+async fn a_wide_range_overtaken_by_compaction_is_read_again() {
+    let up = up();
+    let mut kv = kv(up.address).await;
+    for number in 0..40 {
+        kv.put(put(format!("k{number:02}"), vec![1; 100_000])).await.unwrap();
+    }
+    for times in [1, 2, 10] {
+        up.fake.inner.overtake.store(times, SeqCst);
+        let answer = kv.range(range("k", "l")).await.unwrap().into_inner();
+        assert_eq!((answer.kvs.len(), answer.count), (40, 40));
+        let now = up.fake.header(0).revision;
+        assert_eq!(answer.header.unwrap().revision, now, "read again means read anew");
+        assert!(up.fake.inner.overtake.load(SeqCst) < times, "nothing was overtaken");
+    }
+    // An asked revision that is gone in the middle is an honest refusal.
+    up.fake.inner.overtake.store(1, SeqCst);
+    let asked = pb::RangeRequest { revision: up.fake.header(0).revision, ..range("k", "l") };
+    assert_refused(kv.range(asked).await, EtcdError::Compacted);
 }
 
 async fn streamed(

@@ -79,7 +79,7 @@ impl Messages for Watch {
             };
             if self.last != Some(response.status) {
                 self.last = Some(response.status);
-                return Poll::Ready(Some(Ok(wire::encode(&response))));
+                return Poll::Ready(Some(wire::encode(&response)));
             }
         }
     }

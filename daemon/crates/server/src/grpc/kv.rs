@@ -7,14 +7,21 @@ use prost::Message;
 use state_machine::{is_read_only, put_cost, txn_cost, validate};
 use tonic::Status;
 
+use super::{Answer, wide_range, wire};
 use crate::{backend::Backend, edge::Edge, metrics::RequestType};
 
 pub(super) async fn range<B: Backend>(
     edge: &Arc<Edge<B>>,
     request: pb::RangeRequest,
-) -> Result<pb::RangeResponse, Status> {
+) -> Result<Answer, Status> {
     validate::range(&request)?;
-    timed(edge, RequestType::Range, edge.backend.range(request)).await
+    if wide_range::is_wide(&request) {
+        // Boxed, so that small reads do not carry the state of large ones.
+        let frames = timed(edge, RequestType::Range, Box::pin(wide_range::range(edge, request))).await?;
+        return Ok(Answer::Parts { length: frames.length(), parts: frames.framed()? });
+    }
+    let answer = timed(edge, RequestType::Range, edge.backend.range(request)).await?;
+    Ok(Answer::Message(wire::encode(&answer)?))
 }
 
 pub(super) async fn put<B: Backend>(

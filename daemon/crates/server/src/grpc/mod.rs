@@ -8,9 +8,10 @@ mod kv;
 mod maintenance;
 pub(crate) mod method;
 mod range_stream;
+mod wide_range;
 pub(crate) mod wire;
 
-use std::{future::Future, pin::pin, sync::Arc, time::Instant};
+use std::{collections::VecDeque, future::Future, pin::pin, sync::Arc, time::Instant};
 
 use api::{error::EtcdError, etcdserverpb as pb};
 use bytes::Bytes;
@@ -59,6 +60,11 @@ pub(crate) async fn serve<B: Backend>(edge: Arc<Edge<B>>, request: Request<Incom
             call.end(Code::Ok);
             respond(Body::Message(frame))
         }
+        Ok(Answer::Parts { length, parts }) => {
+            call.metrics.message_sent(method, length);
+            call.end(Code::Ok);
+            respond(Body::Parts(parts))
+        }
         Ok(Answer::Messages(messages)) => respond(Body::Messages(Box::new(Counted { messages, call }))),
         Err(status) => {
             call.end(status.code());
@@ -70,6 +76,11 @@ pub(crate) async fn serve<B: Backend>(edge: Arc<Edge<B>>, request: Request<Incom
 enum Answer {
     /// Framed already.
     Message(Bytes),
+    /// One message in parts, framed already.
+    Parts {
+        length: usize,
+        parts: VecDeque<Bytes>,
+    },
     Messages(Box<dyn Messages>),
 }
 
@@ -97,7 +108,7 @@ pub(crate) struct Context<'a, B> {
 /// pay for the size of a rare one.
 async fn dispatch<B: Backend>(cx: &Context<'_, B>, body: Incoming) -> Result<Answer, Status> {
     match cx.method {
-        Method::Range => cx.unary(body, |request| kv::range(cx.edge, request)).await,
+        Method::Range => kv::range(cx.edge, cx.request(body).await?).await,
         Method::Put => cx.unary(body, |request| kv::put(cx.edge, request)).await,
         Method::Txn => cx.unary(body, |request| kv::txn(cx.edge, request)).await,
         _ => {
@@ -148,7 +159,7 @@ impl<B: Backend> Context<'_, B> {
     {
         let request = self.request(body).await?;
         let answer = answer(request).await?;
-        Ok(Answer::Message(wire::encode(&answer)))
+        Ok(Answer::Message(wire::encode(&answer)?))
     }
 
     async fn server_stream<Q, F>(

@@ -45,7 +45,7 @@ where
 {
     fn read(&mut self) -> Option<Result<Bytes, Status>> {
         let piece = self.pieces.next()?;
-        Some(piece.map_err(Status::from).map(|mut piece| {
+        Some(piece.map_err(Status::from).and_then(|mut piece| {
             let header = piece.range_response.as_mut().and_then(|response| response.header.as_mut());
             if let Some(header) = header {
                 *header = self.edge.backend.header(header.revision);

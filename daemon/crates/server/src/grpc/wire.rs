@@ -3,6 +3,7 @@
 //! A message that arrives in one HTTP/2 data frame, as nearly all do, is decoded where it lies; only larger ones are gathered.
 
 use std::{
+    collections::VecDeque,
     sync::atomic::{AtomicUsize, Ordering},
     time::Duration,
 };
@@ -170,15 +171,57 @@ pub(crate) fn decode<M: Message + Default>(message: Bytes) -> Result<M, Status> 
         .map_err(|error| Status::internal(format!("grpc: error unmarshalling request: {error}")))
 }
 
+/// Largest message sent, as in etcd: what clients of every language can hold.
+const SENT_BYTES_MAX: usize = i32::MAX as usize;
+
+fn frame_head(length: usize) -> Result<[u8; FRAME_HEAD_BYTES], Status> {
+    if length > SENT_BYTES_MAX {
+        let text = format!("trying to send message larger than max ({length} vs. {SENT_BYTES_MAX})");
+        return Err(Status::resource_exhausted(text));
+    }
+    let [a, b, c, d] = (length as u32).to_be_bytes();
+    Ok([0, a, b, c, d])
+}
+
 /// One framed message, in one allocation of the right size.
-pub(crate) fn encode<M: Message>(message: &M) -> Bytes {
+pub(crate) fn encode<M: Message>(message: &M) -> Result<Bytes, Status> {
     let length = message.encoded_len();
+    let head = frame_head(length)?;
     let mut frame = BytesMut::with_capacity(FRAME_HEAD_BYTES + length);
-    frame.put_u8(0);
-    frame
-        .put_u32(u32::try_from(length).expect("an answer is smaller than 4 GiB: chunks and limits bound it"));
+    frame.put_slice(&head);
     message.encode(&mut frame).expect("the buffer has room for the encoded length");
-    frame.freeze()
+    Ok(frame.freeze())
+}
+
+/// One message in several parts, whose encodings follow each other.
+#[derive(Debug, Default)]
+pub(crate) struct Frames {
+    parts: VecDeque<Bytes>,
+    length: usize,
+}
+
+impl Frames {
+    pub fn one(part: Bytes) -> Self {
+        let mut frames = Frames::default();
+        frames.push(part);
+        frames
+    }
+
+    pub fn push(&mut self, part: Bytes) {
+        self.length += part.len();
+        self.parts.push_back(part);
+    }
+
+    /// Length of the message.
+    pub fn length(&self) -> usize {
+        self.length
+    }
+
+    /// The bytes to send, in order.
+    pub fn framed(mut self) -> Result<VecDeque<Bytes>, Status> {
+        self.parts.push_front(Bytes::copy_from_slice(&frame_head(self.length)?));
+        Ok(self.parts)
+    }
 }
 
 /// Length of the message inside a frame that [`encode`] made.
@@ -259,6 +302,22 @@ mod tests {
         assert_eq!(first.take().len(), 60);
         drop(first);
         assert_eq!(held(), 0, "a complete message is no longer half-received");
+    }
+
+    #[test]
+    fn parts_of_a_message_are_framed_as_one() {
+        let mut frames = Frames::one(Bytes::from_static(b"ab"));
+        frames.push(Bytes::from_static(b"cde"));
+        assert_eq!(frames.length(), 5);
+        let bytes: Vec<u8> = frames.framed().unwrap().into_iter().flatten().collect();
+        assert_eq!(bytes, b"\0\0\0\0\x05abcde");
+    }
+
+    #[test]
+    fn a_message_no_client_can_hold_is_refused() {
+        assert_eq!(frame_head(i32::MAX as usize).unwrap(), [0, 0x7f, 0xff, 0xff, 0xff]);
+        let refusal = frame_head(i32::MAX as usize + 1).unwrap_err();
+        assert_eq!(refusal.message(), "trying to send message larger than max (2147483648 vs. 2147483647)");
     }
 
     #[test]

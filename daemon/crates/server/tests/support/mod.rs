@@ -42,6 +42,8 @@ pub struct Inner {
     /// Barriers do not come back.
     pub stuck: AtomicBool,
     pub extra_alarms: Mutex<Vec<pb::AlarmMember>>,
+    /// So many streams find after their first piece that the store moved on and compacted what they read.
+    pub overtake: AtomicUsize,
     /// While set, puts wait for a permit after they announced themselves.
     pub holding: AtomicBool,
     pub arrived: Semaphore,
@@ -63,6 +65,7 @@ impl Fake {
                 barriers: AtomicUsize::new(0),
                 stuck: AtomicBool::new(false),
                 extra_alarms: Mutex::new(Vec::new()),
+                overtake: AtomicUsize::new(0),
                 holding: AtomicBool::new(false),
                 arrived: Semaphore::new(0),
                 released: Semaphore::new(0),
@@ -82,6 +85,17 @@ impl Fake {
         let mut last = Last(None);
         machine.apply(&[entry], &mut last);
         last.0.expect("an applied entry has an outcome")
+    }
+
+    /// Every key the tests read changes, and the state before is compacted away.
+    fn put_and_compact(&self) {
+        let first = put("k00", "newer");
+        let again = put("k00", "newest");
+        for put in [first, again] {
+            self.propose(pb::InternalRaftRequest { put: Some(put), ..Default::default() }).unwrap();
+        }
+        let compaction = Some(pb::CompactionRequest { revision: self.header(0).revision, physical: false });
+        self.propose(pb::InternalRaftRequest { compaction, ..Default::default() }).unwrap();
     }
 
     fn stamp(&self, header: Option<pb::ResponseHeader>) -> Option<pb::ResponseHeader> {
@@ -156,7 +170,16 @@ impl Backend for Fake {
         piece_bytes: usize,
     ) -> Result<impl Iterator<Item = Result<pb::RangeStreamResponse, EtcdError>> + Send + 'static, EtcdError>
     {
-        self.inner.reader.range_stream(request, piece_bytes)
+        let pieces = self.inner.reader.range_stream(request, piece_bytes)?;
+        let fake = self.clone();
+        let mut number = 0;
+        Ok(pieces.inspect(move |_| {
+            number += 1;
+            let overtaken = |left: usize| left.checked_sub(1);
+            if number == 1 && fake.inner.overtake.fetch_update(SeqCst, SeqCst, overtaken).is_ok() {
+                fake.put_and_compact();
+            }
+        }))
     }
     async fn member_list(&self, _: pb::MemberListRequest) -> Result<pb::MemberListResponse, EtcdError> {
         let member = pb::Member { id: MEMBER, name: "m1".into(), ..Default::default() };
