@@ -86,8 +86,9 @@ pub struct StoreOptions {
     pub cache_bytes: u64,
     /// Size at which a memtable is flushed. Up to five exist under back-pressure.
     pub memtable_bytes: u64,
-    /// Batches waiting for the writer, by their size in memory. Past it `write` waits: the disk is then slower than apply, and more
-    /// queueing would only move the wait.
+    /// Batches waiting for the writer, by their size in memory. Past it `wait_for_room` waits, and `write` past twice of it. It must
+    /// hold what apply produces during one fsync of the journal, about a second on a busy disk; if it is full for other reasons, the
+    /// disk is slower than apply and more queueing would only move the wait.
     pub queue_bytes_max: usize,
     /// Called once when the store can no longer write.
     pub on_fatal: Option<FatalHook>,
@@ -98,7 +99,7 @@ impl Default for StoreOptions {
         StoreOptions {
             cache_bytes: 64 * 1024 * 1024,
             memtable_bytes: 16 * 1024 * 1024,
-            queue_bytes_max: 32 * 1024 * 1024,
+            queue_bytes_max: 64 * 1024 * 1024,
             on_fatal: None,
         }
     }
