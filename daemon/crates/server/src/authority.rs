@@ -12,6 +12,10 @@ const FRAME_HEAD_BYTES: usize = 9;
 const HEADERS: u8 = 1;
 const PADDED: u8 = 0x8;
 const PRIORITY: u8 = 0x20;
+/// The last kind that RFC 9113 defines, and the largest frame before our settings allow more: past either the bytes are garbage or
+/// nothing that a client begins with, and the library shall see them at once.
+const KIND_MAX: u8 = 9;
+const FRAME_BYTES_MAX: usize = 16 * 1024;
 /// Index of `:authority` in HPACK's static table (RFC 7541, appendix A).
 const AUTHORITY: u64 = 1;
 
@@ -41,6 +45,9 @@ pub(crate) fn mend(bytes: &mut [u8]) -> Look {
         let length = usize::from(head[0]) << 16 | usize::from(head[1]) << 8 | usize::from(head[2]);
         let (kind, flags) = (head[3], head[4]);
         let begin = at + FRAME_HEAD_BYTES;
+        if length > FRAME_BYTES_MAX || kind > KIND_MAX {
+            return Look::Done;
+        }
         if kind != HEADERS {
             if bytes.len() < begin + length {
                 return Look::Incomplete(at);
