@@ -11,7 +11,9 @@ use std::{
 };
 
 use anyhow::{Context, Result, bail};
-use api::etcdserverpb::{HashKvRequest, PutRequest, RangeRequest, kv_client::KvClient, maintenance_client::MaintenanceClient};
+use api::etcdserverpb::{
+    HashKvRequest, PutRequest, RangeRequest, kv_client::KvClient, maintenance_client::MaintenanceClient,
+};
 use tonic::transport::{Channel, Endpoint};
 
 /// What one key was promised.
@@ -86,12 +88,10 @@ async fn write(me: usize, endpoints: &[String], stop: &AtomicBool, record: &Mute
     while !stop.load(Ordering::Acquire) {
         number += 1;
         let key = format!("writer/{me}/{}", number % 7);
-        record.lock().expect("no writer panicked").promises.entry(key.clone()).or_default().attempted = number;
-        let request = PutRequest {
-            key: key.clone().into(),
-            value: number.to_string().into(),
-            ..Default::default()
-        };
+        record.lock().expect("no writer panicked").promises.entry(key.clone()).or_default().attempted =
+            number;
+        let request =
+            PutRequest { key: key.clone().into(), value: number.to_string().into(), ..Default::default() };
         let answer = KvClient::new(channels[at % channels.len()].clone()).put(request).await;
         let mut record = record.lock().expect("no writer panicked");
         match answer {
@@ -100,7 +100,12 @@ async fn write(me: usize, endpoints: &[String], stop: &AtomicBool, record: &Mute
                 record.acknowledged += 1;
                 let promise = record.promises.entry(key).or_default();
                 promise.acknowledged = number;
-                assert!(revision > promise.revision, "revision went back: {} after {}", revision, promise.revision);
+                assert!(
+                    revision > promise.revision,
+                    "revision went back: {} after {}",
+                    revision,
+                    promise.revision
+                );
                 promise.revision = revision;
             }
             Err(_) => {
@@ -127,11 +132,19 @@ impl Record {
                 if promise.acknowledged == 0 {
                     continue;
                 }
-                bail!("{key}: {} was acknowledged at revision {}, nothing is there", promise.acknowledged, promise.revision);
+                bail!(
+                    "{key}: {} was acknowledged at revision {}, nothing is there",
+                    promise.acknowledged,
+                    promise.revision
+                );
             };
             let found: u64 = std::str::from_utf8(&kv.value)?.parse()?;
             if found < promise.acknowledged || found > promise.attempted {
-                bail!("{key}: found {found}, acknowledged {}, attempted {}", promise.acknowledged, promise.attempted);
+                bail!(
+                    "{key}: found {found}, acknowledged {}, attempted {}",
+                    promise.acknowledged,
+                    promise.attempted
+                );
             }
             if kv.mod_revision < promise.revision {
                 bail!("{key}: revision {} is below the acknowledged {}", kv.mod_revision, promise.revision);

@@ -18,7 +18,11 @@ use serde_json::Value;
 type Transcript = Vec<(String, Value)>;
 
 /// Runs the script on a fresh single member of each kind and compares.
-fn compare(reference: &str, script: impl Fn(&Member) -> Result<Transcript>, expected: &[(&str, &str)]) -> Result<()> {
+fn compare(
+    reference: &str,
+    script: impl Fn(&Member) -> Result<Transcript>,
+    expected: &[(&str, &str)],
+) -> Result<()> {
     let ports = free_ports(2)?;
     let mut transcripts = Vec::new();
     for kind in [Kind::Etcd(reference.to_owned()), Kind::Cairn] {
@@ -48,7 +52,12 @@ fn compare(reference: &str, script: impl Fn(&Member) -> Result<Transcript>, expe
         }
     }
     if !differences.is_empty() {
-        bail!("{} of {} answers differ from etcd {reference}:\n{}", differences.len(), etcd.len(), differences.join("\n"));
+        bail!(
+            "{} of {} answers differ from etcd {reference}:\n{}",
+            differences.len(),
+            etcd.len(),
+            differences.join("\n")
+        );
     }
     println!("{} answers equal to those of etcd {reference}", etcd.len());
     Ok(())
@@ -182,7 +191,8 @@ fn etcdctl_script(version: &str, member: &Member) -> Result<Transcript> {
     let program = real_etcd(version)?.join("etcdctl");
     let mut transcript = Vec::new();
     for line in ETCDCTL_SCRIPT {
-        let (command, stdin) = line.split_once('<').filter(|(head, _)| head.starts_with("txn")).unwrap_or((line, ""));
+        let (command, stdin) =
+            line.split_once('<').filter(|(head, _)| head.starts_with("txn")).unwrap_or((line, ""));
         let mut child = Command::new(&program)
             .env("ETCDCTL_API", "3")
             .arg(format!("--endpoints={}", member.client_url))

@@ -173,6 +173,9 @@ fn without_a_quorum_reads_and_writes_end_in_an_error_and_health_says_so() -> Res
         http_get(&survivor, "/health").ok().filter(|answer| answer.status == 200)
     })?;
     let value = String::from_utf8(run(&["get", "a", "--print-value-only"])?.stdout)?;
-    assert!(value == "1\n" || value == "2\n", "the failed write may or may not be there, nothing else: {value:?}");
+    assert!(
+        value == "1\n" || value == "2\n",
+        "the failed write may or may not be there, nothing else: {value:?}"
+    );
     Ok(())
 }

@@ -23,7 +23,14 @@ const ALLOWED: &[(&str, &[&str])] = &[
     ("cairn-transport", &["cairn-types", "cairn-api"]),
     (
         "cairn-node",
-        &["cairn-types", "cairn-api", "cairn-state-machine", "cairn-consensus", "cairn-storage", "cairn-transport"],
+        &[
+            "cairn-types",
+            "cairn-api",
+            "cairn-state-machine",
+            "cairn-consensus",
+            "cairn-storage",
+            "cairn-transport",
+        ],
     ),
     ("cairn-server", &["cairn-types", "cairn-api", "cairn-state-machine", "cairn-node"]),
     (
@@ -44,7 +51,8 @@ const ALLOWED: &[(&str, &[&str])] = &[
 
 /// Crates whose every decision must replay from a seed: no runtime, no randomness, no network, no files.
 const PURE: &[&str] = &["cairn-types", "cairn-state-machine", "cairn-consensus"];
-const IMPURE: &[&str] = &["tokio", "hyper", "nix", "fjall", "getrandom", "socket2", "time", "tracing", "tempfile"];
+const IMPURE: &[&str] =
+    &["tokio", "hyper", "nix", "fjall", "getrandom", "socket2", "time", "tracing", "tempfile"];
 const IMPURE_WORDS: &[&str] =
     &["std::fs", "std::net", "std::thread", "std::process", "SystemTime", "Instant::now", "std::env::"];
 
@@ -60,7 +68,11 @@ fn dependencies_point_inwards_and_pure_crates_are_pure() {
     let packages = metadata["packages"].as_array().expect("packages");
     let ours: BTreeSet<&str> = packages.iter().filter_map(|package| package["name"].as_str()).collect();
     let allowed: BTreeMap<&str, &[&str]> = ALLOWED.iter().copied().collect();
-    assert_eq!(ours, allowed.keys().copied().collect(), "a package without a row in ALLOWED, or a row without one");
+    assert_eq!(
+        ours,
+        allowed.keys().copied().collect(),
+        "a package without a row in ALLOWED, or a row without one"
+    );
     for package in packages {
         let name = package["name"].as_str().expect("a name");
         for dependency in package["dependencies"].as_array().expect("dependencies") {
@@ -71,7 +83,10 @@ fn dependencies_point_inwards_and_pure_crates_are_pure() {
             if ours.contains(on) {
                 assert!(allowed[name].contains(&on), "{name} must not know {on}");
             }
-            assert!(!(PURE.contains(&name) && IMPURE.contains(&on)), "{name} is pure and must not depend on {on}");
+            assert!(
+                !(PURE.contains(&name) && IMPURE.contains(&on)),
+                "{name} is pure and must not depend on {on}"
+            );
         }
     }
 }
@@ -84,7 +99,8 @@ fn pure_crates_name_nothing_impure() {
             let text = fs::read_to_string(&file).expect("source file");
             let code = text.split("#[cfg(test)]").next().unwrap_or_default();
             for word in IMPURE_WORDS {
-                let used = code.lines().any(|line| !line.trim_start().starts_with("//") && line.contains(word));
+                let used =
+                    code.lines().any(|line| !line.trim_start().starts_with("//") && line.contains(word));
                 assert!(!used, "{}: {word} in a pure crate", file.display());
             }
         }
@@ -115,10 +131,20 @@ fn the_top_level_is_the_agreed_one() {
         .filter_map(|path| path.split('/').next().map(str::to_owned))
         .filter(|top| !top.starts_with('.'))
         .collect();
-    let agreed: BTreeSet<String> =
-        ["Cargo.toml", "Cargo.lock", "README.md", "LICENSE", "daemon", "ctl", "packaging", "etc", "tests", "docs"]
-            .map(str::to_owned)
-            .into();
+    let agreed: BTreeSet<String> = [
+        "Cargo.toml",
+        "Cargo.lock",
+        "README.md",
+        "LICENSE",
+        "daemon",
+        "ctl",
+        "packaging",
+        "etc",
+        "tests",
+        "docs",
+    ]
+    .map(str::to_owned)
+    .into();
     let extra: Vec<&String> = tops.difference(&agreed).collect();
     assert!(extra.is_empty(), "not part of the agreed layout: {extra:?}");
 }
@@ -134,7 +160,8 @@ fn links_between_documents_lead_somewhere() {
             if target.contains("://") || target.starts_with('#') {
                 continue;
             }
-            let path = document.parent().expect("a directory").join(target.split('#').next().unwrap_or_default());
+            let path =
+                document.parent().expect("a directory").join(target.split('#').next().unwrap_or_default());
             assert!(path.exists(), "{} links to {target}, which is not there", document.display());
             checked += 1;
         }

@@ -36,7 +36,8 @@ fn build() -> Result<PathBuf> {
     if !status.success() {
         bail!("the release build of cairnd and cairnctl failed");
     }
-    let target = std::env::var_os("CARGO_TARGET_DIR").map_or_else(|| workspace().join("target"), PathBuf::from);
+    let target =
+        std::env::var_os("CARGO_TARGET_DIR").map_or_else(|| workspace().join("target"), PathBuf::from);
     Ok(target.join("release"))
 }
 

@@ -86,8 +86,7 @@ impl Cluster {
             Kind::Etcd(version) => real_etcd(version).context("real etcd")?.join("etcd"),
         };
         let url = |port: u16| format!("http://127.0.0.1:{port}");
-        let initial: Vec<String> =
-            (0..size).map(|i| format!("m{}={}", i + 1, url(ports[2 * i]))).collect();
+        let initial: Vec<String> = (0..size).map(|i| format!("m{}={}", i + 1, url(ports[2 * i]))).collect();
         let members = (0..size)
             .map(|i| {
                 let name = format!("m{}", i + 1);
