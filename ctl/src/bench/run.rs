@@ -17,6 +17,9 @@ use tokio::task::JoinSet;
 
 /// The pacer sleeps at least so long: shorter sleeps cost more processor time than they make the pace more even.
 const PACE_QUANTUM: Duration = Duration::from_micros(100);
+/// How long opening a broken connection again may take before it is tried elsewhere: a member that starts accepts connections
+/// before it serves them, and waiting for it is time not measured.
+const REOPEN_MAX: Duration = Duration::from_millis(250);
 /// Pause before a broken connection is opened again.
 const REOPEN_PAUSE: Duration = Duration::from_millis(20);
 /// Different error texts that are kept apart; the rest is counted together.
@@ -48,7 +51,7 @@ pub struct Tally {
 pub struct Outcome {
     pub tallies: BTreeMap<Operation, Tally>,
     pub error_texts: BTreeMap<String, u64>,
-    /// From the end of the warm-up to the last answer.
+    /// From the end of the warm-up to the last answer, or to the end of a run of fixed length.
     pub elapsed: Duration,
     /// Requests of an open loop that were due and never sent, because the time was up first.
     pub unsent: u64,
@@ -262,7 +265,7 @@ struct Live {
 
 impl Slot {
     async fn open(plan: &Plan, number: usize) -> Result<Arc<Slot>> {
-        let live = Live::open(plan, number).await.map_err(|why| {
+        let live = Live::open(plan, number, plan.dial_timeout).await.map_err(|why| {
             Failure::new(
                 Exit::BadConnection,
                 format!("connect to {}: {why}", plan.endpoints[number % plan.endpoints.len()].name),
@@ -277,7 +280,10 @@ impl Slot {
         if current.0 == broken {
             tokio::time::sleep(REOPEN_PAUSE).await;
             // Another endpoint each time: the one that broke is the least likely to be there.
-            let live = Live::open(plan, self.number + current.0 as usize + 1).await.ok();
+            let live =
+                Live::open(plan, self.number + current.0 as usize + 1, plan.dial_timeout.min(REOPEN_MAX))
+                    .await
+                    .ok();
             current.0 += 1;
             if let Some(live) = live {
                 current.1 = live;
@@ -288,9 +294,9 @@ impl Slot {
 }
 
 impl Live {
-    async fn open(plan: &Plan, number: usize) -> Result<Live, String> {
+    async fn open(plan: &Plan, number: usize, patience: Duration) -> Result<Live, String> {
         let endpoint = &plan.endpoints[number % plan.endpoints.len()];
-        let opened = tokio::time::timeout(plan.dial_timeout, plan.dialer.open(endpoint)).await;
+        let opened = tokio::time::timeout(patience, plan.dialer.open(endpoint)).await;
         let connection = opened.unwrap_or_else(|_| Err("no answer in time".into()))?;
         let head =
             |path| connection.head(path, plan.token.as_deref(), None).map_err(|error| format!("{error:?}"));
@@ -351,8 +357,10 @@ impl Client {
             }
             self.last_answer = Some(now);
         }
+        // A run of fixed length lasted that long, also when the end of it had no answers.
+        let last = if self.shared.end().is_some() { Some(Instant::now()) } else { self.last_answer };
         self.result.elapsed =
-            self.last_answer.map_or(Duration::ZERO, |last| last.saturating_duration_since(measure_from));
+            last.map_or(Duration::ZERO, |last| last.saturating_duration_since(measure_from));
         self.shared.results().merge(self.result);
     }
 

@@ -4,7 +4,9 @@ use bytes::{BufMut, Bytes, BytesMut};
 use prost::Message;
 use std::collections::HashMap;
 use std::sync::{Arc, Mutex};
+use tokio::io::{AsyncRead, AsyncWrite};
 use tokio::net::TcpListener;
+use tokio_rustls::TlsAcceptor;
 
 /// What one method answers.
 #[derive(Clone)]
@@ -41,6 +43,21 @@ impl Drop for Fake {
 impl Fake {
     /// `answers` by method name (`Range`, `Status`, ...). A method that is not there is unimplemented.
     pub fn start(answers: impl IntoIterator<Item = (&'static str, Answer)>) -> Fake {
+        Self::start_with(None, answers)
+    }
+
+    /// The same behind TLS.
+    pub fn start_secure(
+        tls: tokio_rustls::rustls::ServerConfig,
+        answers: impl IntoIterator<Item = (&'static str, Answer)>,
+    ) -> Fake {
+        Self::start_with(Some(TlsAcceptor::from(Arc::new(tls))), answers)
+    }
+
+    fn start_with(
+        tls: Option<TlsAcceptor>,
+        answers: impl IntoIterator<Item = (&'static str, Answer)>,
+    ) -> Fake {
         let answers: Arc<HashMap<&'static str, Answer>> = Arc::new(answers.into_iter().collect());
         let runtime = tokio::runtime::Builder::new_multi_thread()
             .worker_threads(1)
@@ -53,22 +70,37 @@ impl Fake {
         let record = seen.clone();
         runtime.spawn(async move {
             while let Ok((stream, _)) = listener.accept().await {
-                let (answers, record) = (answers.clone(), record.clone());
+                let (answers, record, tls) = (answers.clone(), record.clone(), tls.clone());
                 tokio::spawn(async move {
-                    let Ok(mut connection) = h2::server::handshake(stream).await else { return };
-                    while let Some(Ok((request, reply))) = connection.accept().await {
-                        let method = request.uri().path().rsplit('/').next().unwrap_or_default().to_owned();
-                        record.lock().expect("nobody panics with it").push(method.clone());
-                        let answer = answers.get(method.as_str()).cloned();
-                        match answer.unwrap_or(Answer::Status(12, "unknown method")) {
-                            Answer::Hangup => return,
-                            answer => drop(tokio::spawn(respond(request.into_body(), reply, answer))),
+                    match tls {
+                        None => serve(stream, &answers, &record).await,
+                        Some(tls) => {
+                            if let Ok(stream) = tls.accept(stream).await {
+                                serve(stream, &answers, &record).await;
+                            }
                         }
                     }
                 });
             }
         });
         Fake { endpoint, seen, runtime: Some(runtime) }
+    }
+}
+
+async fn serve(
+    stream: impl AsyncRead + AsyncWrite + Unpin,
+    answers: &HashMap<&'static str, Answer>,
+    record: &Mutex<Vec<String>>,
+) {
+    let Ok(mut connection) = h2::server::handshake(stream).await else { return };
+    while let Some(Ok((request, reply))) = connection.accept().await {
+        let method = request.uri().path().rsplit('/').next().unwrap_or_default().to_owned();
+        record.lock().expect("nobody panics with it").push(method.clone());
+        let answer = answers.get(method.as_str()).cloned();
+        match answer.unwrap_or(Answer::Status(12, "unknown method")) {
+            Answer::Hangup => return,
+            answer => drop(tokio::spawn(respond(request.into_body(), reply, answer))),
+        }
     }
 }
 

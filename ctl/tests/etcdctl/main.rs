@@ -7,5 +7,6 @@
 mod crafted;
 mod differences;
 mod fake;
+mod secure;
 mod store;
 mod tools;
