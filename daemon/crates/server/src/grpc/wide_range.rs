@@ -48,9 +48,9 @@ pub(super) async fn range<B: Backend>(
 }
 
 async fn in_pieces<B: Backend>(edge: &Arc<Edge<B>>, request: &pb::RangeRequest) -> Result<Frames, EtcdError> {
-    let mut pieces = edge.backend.range_stream(request, PIECE_BYTES)?;
+    let pieces = edge.backend.range_stream(request, PIECE_BYTES)?;
     let mut frames = Frames::default();
-    while let Some(piece) = pieces.next() {
+    for piece in pieces {
         let Some(mut response) = piece?.range_response else { continue };
         let is_last = response.header.is_some();
         if let Some(header) = &mut response.header {
