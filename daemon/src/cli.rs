@@ -40,12 +40,22 @@ pub struct Command {
 
 const VERBS: &str = "config check, config explain [SETTING], identity show, help, version";
 
+/// Verbs of etcd's server that are other programs than a member.
+const OTHER_PROGRAMS: [&str; 2] = ["grpc-proxy", "gateway"];
+
 /// Reads the arguments after the program's name.
 pub fn parse(args: impl IntoIterator<Item = OsString>) -> Result<Command, Refusal> {
     let mut words: Vec<String> = Vec::new();
     let mut flags: Vec<GivenFlag> = Vec::new();
-    let mut args = args.into_iter();
+    let mut args = args.into_iter().peekable();
     let mut only_words = false;
+    if let Some(proxy) =
+        args.peek().and_then(|first| first.to_str()).filter(|first| OTHER_PROGRAMS.contains(first))
+    {
+        return Err(Refusal::new(Id::NotSupported, format!("{proxy} is not part of cairnd"))
+            .evidence("given", proxy)
+            .remedy("use any TCP or gRPC proxy: a member's client port needs nothing special from it"));
+    }
     while let Some(arg) = args.next() {
         let arg = text(arg)?;
         let Some(bare) = arg.strip_prefix('-').filter(|rest| !rest.is_empty() && !only_words) else {
@@ -194,5 +204,6 @@ mod tests {
         assert_eq!(parsed(&["--version"]).unwrap().verb, Verb::Version);
         assert!(parsed(&["confg", "check"]).unwrap_err().text().contains("cairnd config check"));
         assert!(parsed(&["--name"]).unwrap_err().text().contains("lacks its value"));
+        assert_eq!(parsed(&["grpc-proxy", "start", "--endpoints=x"]).unwrap_err().id, Id::NotSupported);
     }
 }

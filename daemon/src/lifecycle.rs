@@ -6,7 +6,7 @@ use std::{
     num::NonZeroUsize,
     path::Path,
     process,
-    time::Duration,
+    time::{Duration, Instant},
 };
 
 use nix::sys::resource::{Resource, getrlimit, setrlimit};
@@ -33,6 +33,9 @@ use crate::{
 
 /// How often a member that is not ready looks whether it is. The cluster's answer takes an election and two commits.
 const READY_CHECK: Duration = Duration::from_millis(10);
+
+/// How often a member that is not ready says what it waits for.
+const WAITING_TOLD: Duration = Duration::from_secs(5);
 
 /// A panic anywhere ends the process: a member with a dead thread must not look alive.
 pub fn install_panic_hook() {
@@ -249,8 +252,10 @@ pub async fn serve(member: &mut Member, signals: &mut Signals, surroundings: &Su
     let handle = member.node.handle();
     let mut leadership = handle.leadership();
     let mut ready = false;
+    let since = Instant::now();
     let mut check = interval(READY_CHECK);
     check.set_missed_tick_behavior(MissedTickBehavior::Delay);
+    let mut waiting = interval(WAITING_TOLD);
     let watchdog = systemd::watchdog_period();
     let mut pulse = interval(watchdog.unwrap_or(Duration::from_secs(3600)));
     leadership.mark_changed();
@@ -279,14 +284,33 @@ pub async fn serve(member: &mut Member, signals: &mut Signals, surroundings: &Su
                     become_ready(member);
                 }
             }
+            _ = waiting.tick(), if !ready && since.elapsed() >= WAITING_TOLD => {
+                say_what_is_awaited(member, &handle, since.elapsed());
+            }
             _ = pulse.tick(), if watchdog.is_some() => systemd::alive(),
         }
     }
 }
 
-/// The cluster knows this member's name: it has committed in a term with a leader, and this member has applied it.
+/// No start waits in silence: others may have to be started first.
+fn say_what_is_awaited(member: &Member, handle: &node::Handle, waited: Duration) {
+    let leader = handle.node_status().leader;
+    let others = handle.members().into_iter().filter(|other| other.id != member.id);
+    let others: Vec<String> =
+        others.map(|other| format!("{} ({}, {})", other.name, other.id, other.peer_urls.join(","))).collect();
+    let what = if leader.is_none() {
+        "a leader: a majority must be up"
+    } else {
+        "the cluster to take this member's URLs"
+    };
+    info!(waited_s = waited.as_secs(), for_what = what, others = ?others, "waiting for the cluster");
+}
+
+/// The cluster has settled its version and knows this member's client URLs: it has committed in a term with a leader, and this member
+/// has applied it. A name alone says nothing, since the first entries of the log carry it.
 fn is_published(handle: &node::Handle, id: MemberId) -> bool {
-    handle.members().iter().any(|member| member.id == id && !member.name.is_empty())
+    handle.cluster_version().is_some()
+        && handle.members().iter().any(|member| member.id == id && !member.client_urls.is_empty())
 }
 
 fn become_ready(member: &mut Member) {

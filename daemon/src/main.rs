@@ -45,7 +45,10 @@ fn life() -> Result<(), Refusal> {
         Verb::Help => print(config::generate::help()),
         Verb::Version => print(verbs::version()),
         Verb::ConfigCheck => print(verbs::config_check(&surroundings)?),
-        Verb::ConfigExplain(key) => print(verbs::config_explain(&surroundings, key.as_deref())?),
+        Verb::ConfigExplain(key) => {
+            let (values, verdict) = verbs::config_explain(&surroundings, key.as_deref());
+            print(values).and(verdict)
+        }
         Verb::IdentityShow => print(verbs::identity_show(&surroundings)?),
     }
 }

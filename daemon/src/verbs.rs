@@ -42,8 +42,9 @@ pub fn config_check(surroundings: &Surroundings) -> Result<String, Refusal> {
     Ok(out)
 }
 
-/// `config explain`: without a name every setting that somebody set, with one everything about it.
-pub fn config_explain(surroundings: &Surroundings, key: Option<&str>) -> Result<String, Refusal> {
+/// `config explain`: without a name every setting that somebody set, with one everything about it. The values are told also when they
+/// cannot be used, beside the refusal that says why.
+pub fn config_explain(surroundings: &Surroundings, key: Option<&str>) -> (String, Result<(), Refusal>) {
     let resolved = config::resolve(surroundings);
     let mut out = String::new();
     match key {
@@ -60,10 +61,13 @@ pub fn config_explain(surroundings: &Surroundings, key: Option<&str>) -> Result<
             let bare = key.trim_start_matches('-');
             let Some(setting) = table::find(bare) else {
                 let refusal = Refusal::new(Id::UnknownSetting, format!("there is no setting {bare}"));
-                return Err(match table::nearest_flag(bare) {
-                    Some(near) => refusal.remedy(format!("if you meant it: cairnd config explain {near}")),
+                let refusal = match table::nearest_flag(bare) {
+                    Some(near) => {
+                        refusal.evidence("nearest name", near).remedy(format!("cairnd config explain {near}"))
+                    }
                     None => refusal.remedy("see all of them: cairnd --help"),
-                });
+                };
+                return (out, Err(refusal));
             };
             let value = resolved.values.get(setting.name);
             let text = if setting.is_secret() { "(not shown)" } else { &value.text };
@@ -83,7 +87,8 @@ pub fn config_explain(surroundings: &Surroundings, key: Option<&str>) -> Result<
             let _ = writeln!(out, "  default {:?}", setting.default);
         }
     }
-    if resolved.problems.is_empty() { Ok(out) } else { Err(config::refuse(&resolved.problems)) }
+    let verdict = if resolved.problems.is_empty() { Ok(()) } else { Err(config::refuse(&resolved.problems)) };
+    (out, verdict)
 }
 
 /// `identity show`: the identity file, and whether the log agrees.

@@ -285,7 +285,9 @@ fn the_service_manager_is_told_and_a_hangup_changes_the_log_level() {
 #[test]
 fn the_start_is_told_in_the_words_that_others_wait_for() {
     let dir = tempfile::tempdir().unwrap();
-    let running = Running::ready(dir.path(), &["--data-dir=d"]);
+    let mut running = Running::ready(dir.path(), &["--data-dir=d"]);
+    running.signal(Signal::SIGTERM);
+    running.wait_for("\"msg\":\"stopped\"");
     for words in [
         "listening for peers",
         "listening for client requests",
@@ -303,5 +305,73 @@ fn the_start_is_told_in_the_words_that_others_wait_for() {
             assert!(record[key].is_string(), "{key} in {record}");
         }
     }
+    assert_eq!(running.wait().code(), Some(0));
+}
+
+#[test]
+fn a_member_without_a_majority_says_what_it_waits_for_and_stops_when_asked() {
+    let dir = tempfile::tempdir().unwrap();
+    let mut args = PORTS.to_vec();
+    let cluster = "--initial-cluster=n1=http://127.0.0.1:1,n2=http://127.0.0.1:2,n3=http://127.0.0.1:3";
+    args.extend(["--name=n1", "--data-dir=d", cluster]);
+    let mut running = Running::spawn(command(dir.path(), &args));
+    let line = running.wait_for("waiting for the cluster");
+    assert!(
+        line.contains("a majority must be up") && line.contains("n2 (") && line.contains("n3 ("),
+        "{line}"
+    );
+    assert!(!running.seen.iter().any(|line| line.contains(READY)));
     assert_eq!(running.stop().code(), Some(0));
+    let now = identity(&dir.path().join("d"));
+    assert_eq!((&now["state"], now["members"].as_array().map(Vec::len)), (&json!("formed"), Some(3)));
+    // From here on the list of first members is settled.
+    refused(dir.path(), &dir.path().join("d"), &["--name=n2", cluster], "WRONG_DIR", 78);
+}
+
+/// What a crash can leave at each step of a first start and of a change of the identity file.
+#[test]
+fn a_crash_at_any_step_of_the_first_start_is_resumed() {
+    let dir = tempfile::tempdir().unwrap();
+    let place = |name: &str| dir.path().join(name);
+    let whole = place("whole");
+    let (data, wal) =
+        (format!("--data-dir={}/data", whole.display()), format!("--wal-dir={}/wal", whole.display()));
+    assert_eq!(Running::ready(dir.path(), &[&data, &wal]).stop().code(), Some(0));
+    edit_identity(&whole.join("data"), "state", &json!("unborn"));
+    fs::copy(whole.join("data/member/identity.json"), whole.join("wal/identity.json")).unwrap();
+
+    type Crash<'a> = &'a dyn Fn(&Path);
+    let steps: [(&str, Crash); 5] = [
+        ("the log of its own directory is made, the member is not", &|at| {
+            fs::remove_dir_all(at.join("data/member")).unwrap()
+        }),
+        ("the member is built and has no name yet", &|at| {
+            fs::rename(at.join("data/member"), at.join("data/member.tmp")).unwrap();
+        }),
+        ("the replaced one is aside and the new one has no name yet", &|at| {
+            copy_tree(&at.join("data/member"), &at.join("data/member.unborn"));
+            fs::rename(at.join("data/member"), at.join("data/member.tmp")).unwrap();
+        }),
+        ("the replaced one is not cleared yet", &|at| {
+            copy_tree(&at.join("data/member"), &at.join("data/member.unborn"));
+        }),
+        ("a new identity file is written beside the old one", &|at| {
+            fs::write(at.join("data/member/identity.json.tmp"), b"{ half").unwrap();
+        }),
+    ];
+    for (number, (step, crash)) in steps.into_iter().enumerate() {
+        let at = place(&format!("step-{number}"));
+        copy_tree(&whole, &at);
+        crash(&at);
+        let (data, wal) =
+            (format!("--data-dir={}/data", at.display()), format!("--wal-dir={}/wal", at.display()));
+        let status = Running::ready(dir.path(), &[&data, &wal]).stop();
+        assert_eq!(status.code(), Some(0), "{step}");
+        let now = identity(&at.join("data"));
+        assert_eq!((&now["state"], &now["boot_seq"]), (&json!("born"), &json!(1)), "{step}");
+        let mut left: Vec<_> =
+            fs::read_dir(at.join("data")).unwrap().map(|entry| entry.unwrap().file_name()).collect();
+        left.sort();
+        assert_eq!(left, ["LOCK", "member"], "{step}");
+    }
 }

@@ -4,7 +4,7 @@ use storage::{
     data_dir::DataDir,
     wal::{Wal, WalContents},
 };
-use tracing::info;
+use tracing::{info, warn};
 
 use super::{
     execute, facts,
@@ -13,7 +13,7 @@ use super::{
 use crate::{
     announce,
     config::{Note, Settings},
-    identity::{Identity, Keeper, Unique},
+    identity::{Identity, Keeper, Unique, host},
     refusal::{Id, Refusal},
 };
 
@@ -55,6 +55,7 @@ pub fn prepare(settings: &Settings) -> Result<Prepared, Refusal> {
         }
         BootPlan::Restart(identity) => {
             let (wal, contents) = execute::open_log(&dir, &identity, settings)?;
+            say_if_moved(&identity, &dir);
             let member = dir.member();
             let refuse = |error: std::io::Error| Refusal::io("write the identity into", &member, &error);
             let mut keeper = Keeper::new(member.clone(), settings.storage.wal_dir.clone(), *identity);
@@ -65,6 +66,21 @@ pub fn prepare(settings: &Settings) -> Result<Prepared, Refusal> {
     };
     say_who(prepared.keeper.identity(), &prepared.dir);
     Ok(prepared)
+}
+
+/// A directory may be moved, but whoever did not move it should know that it was.
+fn say_if_moved(identity: &Identity, dir: &DataDir) {
+    let (before, now) = (&identity.host, host::here(dir.path()));
+    if before.machine_id_sha256.is_some() && before.machine_id_sha256 != now.machine_id_sha256 {
+        warn!(
+            before = before.name,
+            now = now.name,
+            path_before = before.path,
+            "this data directory was last used on another machine"
+        );
+    } else if before.path != now.path {
+        info!(before = before.path, now = now.path, "this data directory has moved");
+    }
 }
 
 /// Joining needs the peers' member list and their word for this member; neither is asked for by this version.

@@ -73,7 +73,7 @@ pub fn manual() -> String {
                 out,
                 "| `--{}` | {key} | {} | {default} | {} | {} |",
                 setting.name,
-                setting.kind.describe(),
+                setting.kind.describe().replace('|', "\\|"),
                 setting.meaning,
                 effect(setting),
             );

@@ -57,7 +57,7 @@ impl Kind {
             Kind::Members => "name=URL list".into(),
             Kind::List => "list".into(),
             Kind::Choice(of) => {
-                of.iter().filter(|one| !one.is_empty()).copied().collect::<Vec<_>>().join(" \\| ")
+                of.iter().filter(|one| !one.is_empty()).copied().collect::<Vec<_>>().join(" | ")
             }
             Kind::Gates => "Name=true list".into(),
             Kind::Retention => "number or duration".into(),
