@@ -99,6 +99,11 @@ impl Plan {
         kvs
     }
 
+    /// True for one key without filters, whose count is what is found.
+    pub fn is_plain_get(&self) -> bool {
+        matches!(self.range, KeyRange::One(_)) && self.filters.is_none() && !self.count_only
+    }
+
     /// True when values must be read.
     fn needs_values(&self) -> bool {
         !self.keys_only || matches!(self.sort, Some((SortTarget::Value, _)))

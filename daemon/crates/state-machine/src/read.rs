@@ -81,8 +81,16 @@ impl<S: Store> Reader<S> {
         if first.compacted > at {
             return Err(Overtaken);
         }
-        let count = self.count_if_cheap(&first, plan, at);
         let mut kvs = Vec::new();
+        if plan.is_plain_get() {
+            // By far the most frequent read: one descent answers both the key and the count.
+            let harvest = Harvest::gather(&first.index, plan, &[], None, at, Bounds::NONE);
+            drop(first);
+            let count = harvest.len() as u64;
+            harvest.resolve(plan, &mut kvs, |ids| fetch(&*self.shared.store, ids)).ok_or(Overtaken)?;
+            return Ok(plan.finish(kvs, count, header));
+        }
+        let count = self.count_if_cheap(&first, plan, at);
         if plan.count_only {
             drop(first);
         } else {

@@ -12,6 +12,7 @@ mod conf_change;
 mod decode;
 pub mod gates;
 mod lease;
+mod prefetch;
 mod step;
 pub(crate) mod txn;
 
@@ -113,10 +114,12 @@ impl<S: Store> StateMachine<S> {
         let quota = Quota { used: shared.store.size().total_bytes, max: shared.options.quota() };
         let last = entries.last().expect("a batch has an entry").position();
         shared.store.wait_for_room().unwrap_or_else(|error| store_failed(error));
+        let prefetched = prefetch::prefetch(shared, &commands);
         let mut notices = Vec::with_capacity(entries.len() * 2);
         {
             let mut state = shared.state.write();
-            let step = Step::new(&mut state, &*shared.store, WriteBatch::at(last), sink.wants_events());
+            let step =
+                Step::new(&mut state, &*shared.store, WriteBatch::at(last), prefetched, sink.wants_events());
             let mut run =
                 Run { step, quota, max_learners: shared.options.max_learners, notices: &mut notices };
             let mut position = run.step.state.applied;

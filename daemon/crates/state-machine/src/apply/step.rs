@@ -11,6 +11,7 @@ use api::mvccpb::{Event, KeyValue, event::EventType};
 use bytes::Bytes;
 use types::{KeyRange, Revision, RowId};
 
+use super::prefetch::Prefetched;
 use super::txn;
 use crate::index::{Record, SUB_MAX};
 use crate::range::{Plan, bounds};
@@ -26,6 +27,7 @@ pub(super) struct Step<'a, S> {
     pub batch: WriteBatch,
     /// Rows above this revision are in `batch` and not yet in the store.
     base: i64,
+    prefetched: Prefetched,
     /// Where the rows of `batch` lie in it, ascending.
     pending: Vec<(RowId, u32)>,
     main: i64,
@@ -39,10 +41,16 @@ pub(super) fn header(revision: i64) -> Option<ResponseHeader> {
 }
 
 impl<'a, S: Store> Step<'a, S> {
-    pub fn new(state: &'a mut State, store: &'a S, batch: WriteBatch, wants_events: bool) -> Step<'a, S> {
+    pub fn new(
+        state: &'a mut State,
+        store: &'a S,
+        batch: WriteBatch,
+        prefetched: Prefetched,
+        wants_events: bool,
+    ) -> Step<'a, S> {
         let base = state.revision;
         let events = wants_events.then(Vec::new);
-        Step { state, store, batch, base, pending: Vec::new(), main: base + 1, sub: 0, events }
+        Step { state, store, batch, base, prefetched, pending: Vec::new(), main: base + 1, sub: 0, events }
     }
 
     /// Opens the revision that the next request takes if it changes anything.
@@ -79,22 +87,28 @@ impl<'a, S: Store> Step<'a, S> {
         self.batch.put_row(id, row);
     }
 
-    /// Rows by coordinates, those of this batch included.
+    /// Rows by coordinates: from this batch, read ahead, or from the store.
     pub fn fetch(&self, ids: &[RowId]) -> Vec<Option<StoredRow>> {
-        if ids.iter().all(|id| id.main.0 <= self.base) {
-            return fetch(self.store, ids);
+        if let [id] = ids {
+            return vec![self.known(id).unwrap_or_else(|| fetch(self.store, ids).pop().flatten())];
         }
-        let row = |id: &RowId| {
-            if id.main.0 <= self.base {
-                return fetch(self.store, &[*id]).pop().flatten();
-            }
-            let at = self.pending.binary_search_by_key(id, |(pending, _)| *pending).ok()?;
-            match &self.batch.changes[self.pending[at].1 as usize] {
-                Change::PutRow { row, .. } => Some(row.clone()),
-                _ => None,
-            }
+        let mut rows: Vec<Option<Option<StoredRow>>> = ids.iter().map(|id| self.known(id)).collect();
+        let unknown: Vec<RowId> =
+            ids.iter().zip(&rows).filter(|(_, row)| row.is_none()).map(|(id, _)| *id).collect();
+        let mut read = fetch(self.store, &unknown).into_iter();
+        rows.iter_mut().map(|row| row.take().unwrap_or_else(|| read.next().flatten())).collect()
+    }
+
+    /// None when only the store can tell.
+    fn known(&self, id: &RowId) -> Option<Option<StoredRow>> {
+        if id.main.0 <= self.base {
+            return self.prefetched.get(id).cloned().map(Some);
+        }
+        let row = |at: usize| match &self.batch.changes[self.pending[at].1 as usize] {
+            Change::PutRow { row, .. } => Some(row.clone()),
+            _ => None,
         };
-        ids.iter().map(row).collect()
+        Some(self.pending.binary_search_by_key(id, |(pending, _)| *pending).ok().and_then(row))
     }
 
     /// The key-value of a live record.
