@@ -308,8 +308,9 @@ fn the_start_is_told_in_the_words_that_others_wait_for() {
     assert_eq!(running.wait().code(), Some(0));
 }
 
+/// Regression OP11. A member without a majority says what it waits for, and ends when asked.
 #[test]
-fn a_member_without_a_majority_says_what_it_waits_for_and_stops_when_asked() {
+fn stop_while_bootstrapping() {
     let dir = tempfile::tempdir().unwrap();
     let mut args = PORTS.to_vec();
     let cluster = "--initial-cluster=n1=http://127.0.0.1:1,n2=http://127.0.0.1:2,n3=http://127.0.0.1:3";
@@ -328,9 +329,9 @@ fn a_member_without_a_majority_says_what_it_waits_for_and_stops_when_asked() {
     refused(dir.path(), &dir.path().join("d"), &["--name=n2", cluster], "WRONG_DIR", 78);
 }
 
-/// What a crash can leave at each step of a first start and of a change of the identity file.
+/// Regression AP11. What a crash can leave at each step of a first start and of a change of the identity file is resumed.
 #[test]
-fn a_crash_at_any_step_of_the_first_start_is_resumed() {
+fn killed_right_after_log_creation() {
     let dir = tempfile::tempdir().unwrap();
     let place = |name: &str| dir.path().join(name);
     let whole = place("whole");

@@ -9,6 +9,8 @@ pub mod cluster;
 mod file;
 pub mod gates;
 pub mod generate;
+#[cfg(test)]
+mod honoured;
 mod rows;
 mod settings;
 pub mod source;

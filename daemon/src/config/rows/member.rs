@@ -362,7 +362,7 @@ pub static ROWS: &[Setting] = &[
         Kind::Choice(&["periodic", "revision"]),
         "periodic",
         Compaction,
-        Active,
+        NoEffect("automatic compaction is not supported by this version"),
         "How auto-compaction-retention is read.",
     ),
     row(
