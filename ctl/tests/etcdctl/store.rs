@@ -1,6 +1,6 @@
 //! Two equal stores, one for each tool: whatever is done, the answers stay equal, revisions included.
 
-use crate::tools::{Run, Server, Tool, real_etcd, run};
+use crate::tools::{Run, Server, Tool, another_server, real_etcd, run, skipped};
 
 const FORMATS: [&str; 5] = ["simple", "json", "fields", "protobuf", "table"];
 
@@ -230,6 +230,22 @@ fn without_times(text: &str) -> String {
     out + rest
 }
 
+/// etcdctl 3.5 does not know what later servers add to their status; cairnctl shows it in JSON.
+fn without_later_fields(text: String) -> String {
+    let Ok(mut value) = serde_json::from_str::<serde_json::Value>(&text) else { return text };
+    for item in value.as_array_mut().into_iter().flatten() {
+        for (part, later) in [
+            ("Status", &["storageVersion", "dbSizeQuota", "downgradeInfo"][..]),
+            ("HashKV", &["hash_revision"]),
+        ] {
+            if let Some(part) = item.get_mut(part).and_then(|part| part.as_object_mut()) {
+                later.iter().for_each(|name| drop(part.remove(*name)));
+            }
+        }
+    }
+    value.to_string()
+}
+
 #[test]
 fn endpoints_are_described_the_same_way() {
     if real_etcd("endpoints_are_described_the_same_way").is_none() {
@@ -252,7 +268,8 @@ fn endpoints_are_described_the_same_way() {
                     let out = if verb == "health" && format == "table" {
                         out.contains("│ HEALTH │").to_string()
                     } else {
-                        without_times(&out)
+                        let out = without_times(&out);
+                        if another_server() { without_later_fields(out) } else { out }
                     };
                     (out, code, error)
                 };
@@ -290,6 +307,10 @@ fn endpoints_are_described_the_same_way() {
 #[test]
 fn logging_in_works_and_fails_alike() {
     if real_etcd("logging_in_works_and_fails_alike").is_none() {
+        return;
+    }
+    if another_server() {
+        skipped("logging_in_works_and_fails_alike", "CAIRN_COMPAT_SERVER is not known to have users");
         return;
     }
     let mut twins = Twins::start();

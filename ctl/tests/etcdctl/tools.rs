@@ -13,13 +13,19 @@ const START_MAX: Duration = Duration::from_secs(60);
 pub fn real_etcd(test: &str) -> Option<PathBuf> {
     let directory = std::env::var_os("CAIRN_REAL_ETCD").map(PathBuf::from);
     if directory.is_none() {
-        // Not eprintln: the test harness would hide it.
-        let _ = writeln!(
-            std::io::stderr(),
-            "SKIPPED: {test}: set CAIRN_REAL_ETCD to the directory of etcd and etcdctl"
-        );
+        skipped(test, "set CAIRN_REAL_ETCD to the directory of etcd and etcdctl");
     }
     directory
+}
+
+/// Says so where it is seen: not with eprintln, which the test harness would hide.
+pub fn skipped(test: &str, why: &str) {
+    let _ = writeln!(std::io::stderr(), "SKIPPED: {test}: {why}");
+}
+
+/// Whether both tools run against another server than the real etcd.
+pub fn another_server() -> bool {
+    std::env::var_os("CAIRN_COMPAT_SERVER").is_some()
 }
 
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
