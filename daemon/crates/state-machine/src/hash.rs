@@ -9,6 +9,7 @@ use api::error::EtcdError;
 use bytes::Bytes;
 use types::{Revision, RowId};
 
+use crate::range::after;
 use crate::read::Reader;
 use crate::rows::{RowKey, meta};
 use crate::state::{State, decode_row, store_failed};
@@ -16,6 +17,8 @@ use crate::store::{Store, StoredRow, Table};
 
 /// Rows read from the store and then judged under one hold of the index lock.
 const ROWS_PER_HOLD: usize = 512;
+/// Keys looked at under one hold of the index lock.
+const KEYS_PER_HOLD: usize = 4096;
 /// Starts before a compaction that keeps coming in between is answered as such.
 const RESTARTS_MAX: usize = 8;
 /// The bucket of rows; its name enters both checksums.
@@ -40,7 +43,7 @@ impl<S: Store> Reader<S> {
     /// `Compacted` below the compact revision, `FutureRev` above the current one.
     pub fn hash_kv(&self, revision: i64) -> Result<HashKv, EtcdError> {
         for _ in 0..RESTARTS_MAX {
-            let (target, compacted, current, judged_at) = {
+            let (target, compacted, current) = {
                 let state = self.shared.state.read();
                 if revision > 0 && revision < state.compacted {
                     return Err(EtcdError::Compacted);
@@ -49,11 +52,11 @@ impl<S: Store> Reader<S> {
                     return Err(EtcdError::FutureRev);
                 }
                 let target = if revision > 0 { revision } else { state.revision };
-                // With nothing alive at the target etcd filters nothing, so that it hashes what the compaction left: the living
-                // newest of each key at the compact revision.
-                let judged_at = if lives_anything(&state, target) { target } else { state.compacted };
-                (target, state.compacted, state.revision, judged_at)
+                (target, state.compacted, state.revision)
             };
+            // With nothing alive at the target etcd filters nothing, so that it hashes what the compaction left: the living newest
+            // of each key at the compact revision.
+            let judged_at = if self.lives_anything(target) { target } else { compacted };
             let hash = self.hash_rows(crc32c::crc32c(ROWS_NAME), Some(Keep { target, compacted, judged_at }));
             if self.shared.state.read().compacted == compacted {
                 return Ok(HashKv {
@@ -85,6 +88,29 @@ impl<S: Store> Reader<S> {
             }
         }
         hash
+    }
+
+    fn lives_anything(&self, at: i64) -> bool {
+        let mut from = Vec::new();
+        loop {
+            let mut visited = 0;
+            let stopped = self.shared.state.read().index.walk(&from, None, |key, record| {
+                if record.at(at).is_some_and(|version| !version.is_dead()) {
+                    return ControlFlow::Break(None);
+                }
+                visited += 1;
+                if visited == KEYS_PER_HOLD {
+                    ControlFlow::Break(Some(after(key)))
+                } else {
+                    ControlFlow::Continue(())
+                }
+            });
+            match stopped {
+                ControlFlow::Break(None) => return true,
+                ControlFlow::Break(Some(next)) => from = next,
+                ControlFlow::Continue(()) => return false,
+            }
+        }
     }
 
     fn hash_rows(&self, mut hash: u32, keep: Option<Keep>) -> u32 {
@@ -119,17 +145,6 @@ impl<S: Store> Reader<S> {
             }
         }
     }
-}
-
-fn lives_anything(state: &State, at: i64) -> bool {
-    if at == state.revision {
-        return state.index.live() > 0;
-    }
-    let found = state.index.walk(b"", None, |_, record| match record.at(at) {
-        Some(version) if !version.is_dead() => ControlFlow::Break(()),
-        _ => ControlFlow::Continue(()),
-    });
-    found.is_break()
 }
 
 /// Which rows enter HashKV: all above the compact revision; at and below it those that are the living newest of their key, so that

@@ -417,6 +417,94 @@ fn over_quota_is_applied_and_told() {
     assert_eq!(bench.delete("k", "").deleted, 1, "deleting is always allowed");
 }
 
+/// The same log gives the same bytes and the same answers, however it is cut into batches, however much memory there is, and whether
+/// or not somebody listens and restarts happen.
+#[test]
+fn apply_is_a_function_of_the_log() {
+    let mut seed = 0x0123_4567_89ab_cdefu64;
+    let mut below = move |bound: u64| {
+        seed ^= seed << 13;
+        seed ^= seed >> 7;
+        seed ^= seed << 17;
+        seed % bound
+    };
+    let mut entries: Vec<Entry> = Vec::new();
+    for index in 1..=3_000u64 {
+        let key = format!("k{}", below(60));
+        let end = format!("k{}", below(60));
+        let put = PutRequest {
+            key: bytes(&key),
+            value: bytes(&end.repeat(3)),
+            prev_kv: true,
+            ..Default::default()
+        };
+        let request = match below(12) {
+            0 => InternalRaftRequest {
+                delete_range: Some(DeleteRangeRequest {
+                    key: bytes(&key),
+                    range_end: bytes(&end),
+                    prev_kv: true,
+                }),
+                ..Default::default()
+            },
+            1 | 2 => InternalRaftRequest {
+                txn: Some(TxnRequest {
+                    compare: vec![Compare { key: bytes(&end), target: 3, result: 1, ..Default::default() }],
+                    success: vec![op_delete(&end, ""), op_put(&key, &end), op_range(range("k", "l"))],
+                    failure: vec![op_range(range(&key, "")), op_put(&end, &key)],
+                }),
+                ..Default::default()
+            },
+            3 if below(9) == 0 => InternalRaftRequest {
+                compaction: Some(CompactionRequest { revision: index as i64 * 2 / 3, physical: false }),
+                ..Default::default()
+            },
+            4 if below(9) == 0 => InternalRaftRequest {
+                alarm: Some(AlarmRequest {
+                    action: below(3) as i32,
+                    member_id: below(2),
+                    alarm: below(2) as i32,
+                }),
+                ..Default::default()
+            },
+            _ => InternalRaftRequest { put: Some(put), ..Default::default() },
+        };
+        let data = encode(&request).into();
+        entries.push(Entry {
+            term: Term(1 + index / 900),
+            index: LogIndex(index),
+            kind: EntryKind::Normal,
+            data,
+        });
+    }
+    let outcomes = |told: &[Told]| {
+        told.iter().filter(|told| matches!(told, Told::Outcome(..))).cloned().collect::<Vec<Told>>()
+    };
+    let mut first: Option<(Vec<Told>, u32, u32)> = None;
+    for (batch, inline_value_bytes_max, deaf, restarts) in
+        [(1, u64::MAX, false, false), (3_000, 0, true, false), (7, 500, false, true), (100, 5, true, true)]
+    {
+        let mut bench = Bench::with(Options { inline_value_bytes_max, ..Options::default() });
+        bench.sink.deaf = deaf;
+        for (number, portion) in entries.chunks(batch).enumerate() {
+            bench.machine.apply(portion, &mut bench.sink);
+            if restarts && number % 20 == 0 {
+                bench.reopen(None);
+            }
+            if number % 5 == batch % 5 {
+                bench.machine.compact_step(batch % 13 + 1);
+            }
+        }
+        assert_eq!(bench.sink.told.iter().any(|told| matches!(told, Told::Events(..))), !deaf);
+        let hash_kv = bench.reader.hash_kv(0).unwrap().hash;
+        bench.compact_physically(50);
+        let this = (outcomes(&bench.sink.told), bench.reader.hash(), hash_kv);
+        let first = first.get_or_insert_with(|| this.clone());
+        assert_eq!(first.0.len(), this.0.len());
+        assert!(*first == this, "batches of {batch} with {inline_value_bytes_max} bytes inline differ");
+    }
+}
+
 /// A member that finds a damaged row says which, and does not start.
 #[test]
 fn a_damaged_row_is_named() {

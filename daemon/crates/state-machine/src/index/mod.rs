@@ -60,7 +60,11 @@ impl Index {
         let (inline_bytes, max) = (&mut self.inline_bytes, self.inline_bytes_max);
         self.tree.upsert(key, |record| {
             let facts = if record.is_live() {
-                Facts { created: record.facts().created, version: record.facts().version + 1, lease }
+                Facts {
+                    created: record.facts().created,
+                    version: record.facts().version.saturating_add(1),
+                    lease,
+                }
             } else {
                 Facts { created: id.main.0, version: 1, lease }
             };
