@@ -22,10 +22,11 @@ const AUTHORITY: u64 = 1;
 /// Bytes held back while the first HEADERS is incomplete. A client's is under 1 KiB; past this the bytes go on as they are.
 pub(crate) const HELD_BACK_BYTES_MAX: usize = 16 * 1024;
 
-/// `http://` in the Huffman code of RFC 7541, appendix B, and what it becomes: 41 bits, left-aligned.
+/// `http://` in the Huffman code of RFC 7541, appendix B, and what it becomes: 41 bits, left-aligned. The codes are 100111 (h), 01001
+/// (t, twice), 101011 (p), then 1011100 (:) or 1011101 (B), then twice 011000 (/) or 010110 (-).
 const SCHEME_BITS: u32 = 41;
-const SCHEME: u64 = 0b100111_01001_01001_101011_1011100_011000_011000 << (64 - SCHEME_BITS);
-const MENDED: u64 = 0b100111_01001_01001_101011_1011101_010110_010110 << (64 - SCHEME_BITS);
+const SCHEME: u64 = 0x13a535dc618 << (64 - SCHEME_BITS);
+const MENDED: u64 = 0x13a535dd596 << (64 - SCHEME_BITS);
 
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) enum Look {
