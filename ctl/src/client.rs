@@ -7,7 +7,9 @@ use crate::failure::{Details, Exit, Failure, Result};
 use crate::settings::{Identity, Settings};
 use crate::units::format_duration;
 use crate::wire::endpoint::Endpoint;
-use crate::wire::{self, Answers, CallError, Connection, Dialer, Status, UNAVAILABLE, tls};
+use crate::wire::{
+    self, Answers, CallError, Connection, DEADLINE_EXCEEDED, Dialer, Status, UNAVAILABLE, tls,
+};
 use api::error::EtcdError;
 use api::etcdserverpb::{AuthenticateRequest, AuthenticateResponse};
 use bytes::Bytes;
@@ -271,6 +273,10 @@ impl Client {
 
     fn failure(&self, method: &Method, error: CallError) -> Failure {
         match error {
+            // The server was told our deadline and may notice first that it has passed.
+            CallError::Status(status) if status.code == DEADLINE_EXCEEDED && !is_etcds(&status) => {
+                self.too_late(method)
+            }
             CallError::Status(status) => server_failure(&status),
             CallError::Broken { why, .. } => self.lost(method, why),
         }
@@ -361,8 +367,13 @@ fn decode<A: Message + Default>(message: Bytes) -> Result<A> {
 
 /// A server's refusal in etcdctl's words: known texts as they are, others with their gRPC code.
 fn server_failure(status: &Status) -> Failure {
-    if EtcdError::ALL.iter().any(|known| known.text() == status.message) {
+    if is_etcds(status) {
         return Failure::new(Exit::Error, status.message.clone());
     }
     Failure::new(Exit::Error, format!("rpc error: code = {} desc = {}", status.name(), status.message))
+}
+
+/// Whether the text is one of the API's own, which clients print without their gRPC code.
+fn is_etcds(status: &Status) -> bool {
+    EtcdError::ALL.iter().any(|known| known.text() == status.message)
 }

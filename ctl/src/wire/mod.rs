@@ -39,6 +39,8 @@ pub struct Status {
 
 /// The status code of a member that cannot serve now.
 pub const UNAVAILABLE: i32 = 14;
+/// The status code of a server that ran out of the time it was given.
+pub const DEADLINE_EXCEEDED: i32 = 4;
 const INTERNAL: i32 = 13;
 
 impl Status {

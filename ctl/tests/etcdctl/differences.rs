@@ -131,6 +131,13 @@ fn no_answer_in_time_is_a_deadline_exceeded() {
     assert!(run.stderr.contains("may or may not have been executed"), "{}", run.stderr);
 }
 
+#[test]
+fn a_server_that_notices_the_deadline_first_is_reported_alike() {
+    let fake = Fake::start([("Put", Answer::Status(4, "context deadline exceeded"))]);
+    let run = ours(&fake.endpoint, "put k v");
+    assert_eq!((run.code, run.stderr.lines().next()), (1, Some("Error: context deadline exceeded")));
+}
+
 /// etcdctl refuses a setting that is given twice. The flag is what the person at the keyboard meant.
 #[test]
 fn a_flag_wins_over_a_variable() {
