@@ -32,7 +32,7 @@ const MEMBERS_MAX: u64 = 6;
 const HISTORY_SHOWN: usize = 400;
 
 enum Event {
-    Tick(u64),
+    Tick(u64, u64),
     Arrive(Box<raftpb::Message>),
     Written(u64, u64),
     Worked(u64, u64),
@@ -195,12 +195,10 @@ impl World {
 
     fn event(&mut self, event: Event) {
         match event {
-            Event::Tick(id) => {
-                let Some(member) = self.members.get(&id) else { return };
-                let tick = member.tick;
-                if self.input(id, Input::Tick) {
-                    self.at(tick, Event::Tick(id));
-                }
+            Event::Tick(id, life) => {
+                let Some(tick) = self.alive(id, life).map(|member| member.tick) else { return };
+                self.input(id, Input::Tick);
+                self.at(tick, Event::Tick(id, life));
             }
             Event::Arrive(message) => self.arrive(*message),
             Event::Written(id, life) => {
@@ -264,26 +262,25 @@ impl World {
             return;
         }
         member.start(self.config.clone());
-        let tick = member.tick;
+        let (tick, life) = (member.tick, member.life);
         self.note(|| format!("{id} starts"));
-        self.at(tick, Event::Tick(id));
+        self.at(tick, Event::Tick(id, life));
         self.flush(id);
     }
 
     /// Mostly at once; sometimes with what comes next, as a busy driver would.
-    fn input(&mut self, id: u64, input: Input) -> bool {
+    fn input(&mut self, id: u64, input: Input) {
         let late = self.rng.random_bool(0.2);
         let pause = self.rng.random_range(1..20);
-        let Some(member) = self.members.get_mut(&id) else { return false };
+        let Some(member) = self.members.get_mut(&id) else { return };
         let life = member.life;
-        let Some(running) = &mut member.running else { return false };
+        let Some(running) = &mut member.running else { return };
         running.inbox.push(input);
         if late {
             self.at(pause, Event::Flush(id, life));
         } else {
             self.flush(id);
         }
-        true
     }
 
     fn flush(&mut self, id: u64) {
@@ -412,7 +409,9 @@ impl World {
         self.tell(id, told);
         self.finish_reads(id);
         self.flush(id);
-        self.leave_if_removed(id);
+        for id in self.members.keys().copied().collect::<Vec<_>>() {
+            self.leave_if_removed(id);
+        }
         // The disk and the worker go on with what waits.
         self.begin_work(id, life);
         self.begin_write(id, life);
@@ -457,11 +456,20 @@ impl World {
         }
     }
 
+    /// A member that was removed leaves when all others know. Until then it is needed: with two members the one that stays learns of the
+    /// removal only from the one that goes, by its commit or by its vote.
     fn leave_if_removed(&mut self, id: u64) {
-        let Some(member) = self.members.get_mut(&id) else { return };
-        let gone =
-            member.running.as_ref().is_some_and(|running| running.machine.reader().is_removed(MemberId(id)));
-        if gone {
+        let knows = |member: &Member| {
+            member.removed
+                || member
+                    .running
+                    .as_ref()
+                    .is_some_and(|running| running.machine.reader().is_removed(MemberId(id)))
+        };
+        if self.members[&id].removed || !self.members.values().all(knows) {
+            return;
+        }
+        if let Some(member) = self.members.get_mut(&id) {
             member.removed = true;
             member.crash(usize::MAX, true);
             self.note(|| format!("{id} was removed and leaves"));
