@@ -212,3 +212,71 @@ impl Reads {
         !self.parked.is_empty()
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn reads() -> Reads {
+        Reads::new(MemberId(1), 1, 10)
+    }
+
+    fn tick(reads: &mut Reads) -> (Vec<Output>, usize) {
+        let mut outputs = Vec::new();
+        let questions = reads.tick(Authority::Ready, true, &mut |output| outputs.push(output));
+        (outputs, questions.len())
+    }
+
+    #[test]
+    fn a_round_that_nobody_answers_is_given_back_after_all_its_questions() {
+        let mut reads = reads();
+        reads.add(ReadTicket(7));
+        reads.start();
+        let (mut questions, mut ticks) = (1, 0);
+        loop {
+            ticks += 1;
+            let (outputs, asked) = tick(&mut reads);
+            questions += asked;
+            if let [Output::ReadRetry { tickets, reason }] = outputs.as_slice() {
+                assert_eq!((tickets.as_slice(), *reason), ([ReadTicket(7)].as_slice(), RetryReason::Dropped));
+                break;
+            }
+            assert!(ticks < 1000, "the round ends");
+        }
+        assert_eq!(
+            (questions, ticks),
+            (ROUND_QUESTIONS_MAX, ROUND_REPEAT_TICKS * ROUND_QUESTIONS_MAX as u64)
+        );
+    }
+
+    #[test]
+    fn no_context_is_used_twice_and_answers_to_former_lives_confirm_nothing() {
+        let mut reads = reads();
+        let mut contexts = Vec::new();
+        for ticket in 0..3 {
+            reads.add(ReadTicket(ticket));
+            let context = reads.start();
+            contexts.push(context.clone());
+            assert!(reads.confirmed(&context, LogIndex(1)).is_some());
+            assert!(reads.confirmed(&context, LogIndex(1)).is_none(), "an answer counts once");
+        }
+        contexts.dedup();
+        assert_eq!(contexts.len(), 3);
+
+        let mut next_life = Reads::new(MemberId(1), 2, 10);
+        next_life.add(ReadTicket(9));
+        next_life.start();
+        assert!(next_life.confirmed(&contexts[0], LogIndex(1)).is_none());
+    }
+
+    #[test]
+    fn what_followers_forward_is_bounded() {
+        let mut reads = reads();
+        let forwarded = || Forwarded { from: MemberId(2), context: Bytes::from_static(b"theirs") };
+        let contexts: Vec<Bytes> = (0..FORWARDED_MAX).map_while(|_| reads.forward(forwarded())).collect();
+        assert_eq!(contexts.len(), FORWARDED_MAX);
+        assert!(reads.forward(forwarded()).is_none());
+        assert_eq!(reads.answer(&contexts[0]), Some(Bytes::from_static(b"theirs")));
+        assert!(reads.forward(forwarded()).is_some(), "an answer makes room");
+    }
+}
