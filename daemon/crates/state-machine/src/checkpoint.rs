@@ -15,14 +15,12 @@
 //! its pinned version from the store, as a patch. A checkpoint is trusted only if checksum, position, compaction and the newest row
 //! fit the store it is loaded beside; anything else means a full scan, never a guess.
 
-use std::collections::HashMap;
 use std::ops::ControlFlow;
 
-use bytes::Bytes;
 use types::{LogIndex, LogPosition, Revision, RowId, Term};
 
 use crate::index::{Facts, Index, Record, RecordBuilder, Version};
-use crate::machine::{Marks, OpenError, scan_rows};
+use crate::machine::Marks;
 use crate::range::after;
 use crate::read::Reader;
 use crate::state::{decode_row, fetch, store_failed};
@@ -395,64 +393,4 @@ impl Iterator for &mut Keys<'_> {
             }
         }
     }
-}
-
-/// The index from all rows, and the revision of the newest. Rows come by revision; keys are gathered in a hash map and sorted once,
-/// which is several times faster than inserting each row into the tree. The map's order of iteration does not matter.
-pub(crate) fn rebuild<S: Store>(store: &S, inline_bytes_max: u64) -> Result<(Index, i64), OpenError> {
-    let mut places: HashMap<Box<[u8]>, u32> = HashMap::new();
-    let mut records: Vec<Record> = Vec::new();
-    // The newest value of each key, still in its row's memory: a value that is overwritten later is never copied.
-    let mut values: Vec<Bytes> = Vec::new();
-    let mut kept_bytes = 0;
-    let mut newest = 0;
-    scan_rows(store, 0, &mut |row| {
-        newest = row.id.main.0;
-        let at = match places.get(row.key()) {
-            Some(at) => *at as usize,
-            None => {
-                let at = u32::try_from(records.len()).expect("an index in memory has fewer than 2^32 keys");
-                places.insert(Box::from(row.key()), at);
-                records.push(RecordBuilder::vacant());
-                values.push(Bytes::new());
-                records.len() - 1
-            }
-        };
-        let value_len = row.value().len();
-        RecordBuilder::push(&mut records[at], row.id, row.facts, value_len);
-        kept_bytes -= values[at].len() as u64;
-        let fits = kept_bytes + value_len as u64 <= inline_bytes_max;
-        values[at] = if fits { row.into_value() } else { Bytes::new() };
-        kept_bytes += values[at].len() as u64;
-    })?;
-    let sorted = sort(places.into_iter().collect());
-    let record = |(key, at): (Box<[u8]>, u32)| {
-        let mut record = std::mem::take(&mut records[at as usize]);
-        RecordBuilder::fill(&mut record, &std::mem::take(&mut values[at as usize]));
-        (key.into_vec(), record)
-    };
-    let index = Index::from_sorted(inline_bytes_max, sorted.into_iter().map(record));
-    Ok((index, newest))
-}
-
-/// Sorts by key. Most comparisons are decided by eight bytes behind the prefix that all keys share, kept beside the place, so that
-/// they do not follow a pointer.
-fn sort(mut keys: Vec<(Box<[u8]>, u32)>) -> Vec<(Box<[u8]>, u32)> {
-    let Some((first, _)) = keys.first() else { return keys };
-    let mut shared = first.len();
-    for (key, _) in &keys {
-        shared = key.iter().zip(first.iter()).take(shared).take_while(|(a, b)| a == b).count();
-    }
-    let head = |key: &[u8]| {
-        let mut bytes = [0; 8];
-        let rest = &key[shared..key.len().min(shared + 8)];
-        bytes[..rest.len()].copy_from_slice(rest);
-        u64::from_be_bytes(bytes)
-    };
-    let mut order: Vec<(u64, u32)> =
-        keys.iter().enumerate().map(|(at, (key, _))| (head(key), at as u32)).collect();
-    order.sort_unstable_by(|(a, i), (b, j)| {
-        a.cmp(b).then_with(|| keys[*i as usize].0.cmp(&keys[*j as usize].0))
-    });
-    order.into_iter().map(|(_, at)| std::mem::take(&mut keys[at as usize])).collect()
 }

@@ -20,6 +20,7 @@ pub mod membership;
 pub mod memory;
 mod range;
 mod read;
+mod rebuild;
 mod recent;
 pub mod rows;
 mod state;

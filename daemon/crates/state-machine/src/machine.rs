@@ -16,6 +16,7 @@ use crate::compaction::Compactor;
 use crate::index::{Facts, SUB_MAX};
 use crate::membership::{Member, Membership};
 use crate::read::Reader;
+use crate::rebuild::rebuild;
 use crate::recent::RecentChanges;
 use crate::rows::{meta, parse_conf_state, parse_coordinate, parse_row};
 use crate::state::{NEVER_COMPACTED, Options, Shared, State};
@@ -194,7 +195,7 @@ impl<S: Store> StateMachine<S> {
                 })?;
                 (index, newest)
             }
-            None => checkpoint::rebuild(&*store, inline_bytes_max)?,
+            None => rebuild(&*store, inline_bytes_max)?,
         };
         // Compaction never lowers the revision, not even when it removed the newest row and the process died in it (AP07).
         let revision = newest.max(marks.scheduled).max(marks.finished).max(1);

@@ -181,16 +181,6 @@ pub struct RecordBuilder {
 }
 
 impl RecordBuilder {
-    /// A record without any version, to be given its versions with [`RecordBuilder::push`].
-    pub fn vacant() -> Record {
-        Record::vacant()
-    }
-
-    /// A newer version, its value left out.
-    pub fn push(record: &mut Record, id: RowId, facts: Option<Facts>, value_len: usize) {
-        record.push(id, facts, value_len, None);
-    }
-
     /// Brings the newest value inline, if this is it.
     pub fn fill(record: &mut Record, value: &[u8]) {
         if record.is_live() && record.value_len() as usize == value.len() {
