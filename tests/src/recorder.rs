@@ -12,7 +12,8 @@ use std::{
 
 use anyhow::{Context, Result, bail};
 use api::etcdserverpb::{
-    HashKvRequest, PutRequest, RangeRequest, kv_client::KvClient, maintenance_client::MaintenanceClient,
+    HashKvRequest, PutRequest, PutResponse, RangeRequest, kv_client::KvClient,
+    maintenance_client::MaintenanceClient,
 };
 use tonic::transport::{Channel, Endpoint};
 
@@ -93,29 +94,27 @@ async fn write(me: usize, endpoints: &[String], stop: &AtomicBool, record: &Mute
         let request =
             PutRequest { key: key.clone().into(), value: number.to_string().into(), ..Default::default() };
         let answer = KvClient::new(channels[at % channels.len()].clone()).put(request).await;
-        let mut record = record.lock().expect("no writer panicked");
-        match answer {
-            Ok(answer) => {
-                let revision = answer.into_inner().header.map_or(0, |header| header.revision);
-                record.acknowledged += 1;
-                let promise = record.promises.entry(key).or_default();
-                promise.acknowledged = number;
-                assert!(
-                    revision > promise.revision,
-                    "revision went back: {} after {}",
-                    revision,
-                    promise.revision
-                );
-                promise.revision = revision;
-            }
-            Err(_) => {
-                record.failed += 1;
-                at += 1;
-                drop(record);
-                tokio::time::sleep(Duration::from_millis(20)).await;
-            }
+        if !note(record, key, number, answer.ok().map(|answer| answer.into_inner())) {
+            at += 1;
+            tokio::time::sleep(Duration::from_millis(20)).await;
         }
     }
+}
+
+/// Remembers what came of one put; false when nothing was promised.
+fn note(record: &Mutex<Record>, key: String, number: u64, answer: Option<PutResponse>) -> bool {
+    let mut record = record.lock().expect("no writer panicked");
+    let Some(answer) = answer else {
+        record.failed += 1;
+        return false;
+    };
+    let revision = answer.header.map_or(0, |header| header.revision);
+    record.acknowledged += 1;
+    let promise = record.promises.entry(key).or_default();
+    promise.acknowledged = number;
+    assert!(revision > promise.revision, "revision went back: {} after {}", revision, promise.revision);
+    promise.revision = revision;
+    true
 }
 
 impl Record {

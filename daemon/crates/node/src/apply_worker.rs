@@ -52,7 +52,14 @@ pub(crate) struct ApplyWorker {
 
 impl ApplyWorker {
     pub(crate) fn new(shared: Arc<Shared>, machine: StateMachine<FjallStore>, transport: Transport) -> Self {
-        ApplyWorker { shared, machine, transport, compaction_next: Instant::now(), compacting: true, warming: true }
+        ApplyWorker {
+            shared,
+            machine,
+            transport,
+            compaction_next: Instant::now(),
+            compacting: true,
+            warming: true,
+        }
     }
 
     /// Returns the machine when the queue is closed and empty, so that it can be checkpointed.
@@ -110,7 +117,7 @@ impl ApplyWorker {
         shared.gate.advance(last.index);
         shared
             .raft
-            .push(ToRaft::Input(Input::Applied { index: last.index, conf_changes: told.conf_changes }));
+            .push(ToRaft::input(Input::Applied { index: last.index, conf_changes: told.conf_changes }));
         for (id, outcome) in told.outcomes {
             shared.waiters.complete(id, outcome);
         }
@@ -150,7 +157,7 @@ impl ApplyWorker {
                 peers::follow_members(&self.transport, &shared.config, &self.machine.reader());
                 shared.applied.store(position.index.0, Ordering::Release);
                 shared.gate.advance(position.index);
-                shared.raft.push(ToRaft::Input(Input::SnapshotInstalled { position }));
+                shared.raft.push(ToRaft::input(Input::SnapshotInstalled { position }));
                 self.warming = true;
                 shared.metrics.snapshots_installed.add(1);
                 info!(index = position.index.0, "installed snapshot");

@@ -254,7 +254,7 @@ impl Handle {
         if target == me {
             return Ok(pb::MoveLeaderResponse { header: Some(self.header_of_cluster()) });
         }
-        self.shared.raft.push(ToRaft::Input(Input::TransferLeader(target)));
+        self.shared.raft.push(ToRaft::input(Input::TransferLeader(target)));
         let limit = self.shared.config.request_timeout();
         let moved = leadership.wait_for(|now| now.leader == target);
         match tokio::time::timeout(limit, moved).await {

@@ -82,7 +82,7 @@ fn persist(shared: &Shared, noted: LogIndex) -> LogIndex {
     }
     forget_old_conf_states(shared, through.index);
     shared.log.push(ToLog::Release { through, conf_state: conf_state.clone() });
-    shared.raft.push(ToRaft::Input(Input::Compact { through, conf_state }));
+    shared.raft.push(ToRaft::input(Input::Compact { through, conf_state }));
     through.index
 }
 

@@ -48,7 +48,7 @@ impl PeerFace {
 impl Handler for PeerFace {
     fn receive(&self, message: raftpb::Message) {
         let Some(shared) = self.shared() else { return };
-        if shared.raft.try_push(ToRaft::Input(Input::Message(message)), MESSAGES_QUEUED_MAX).is_err() {
+        if shared.raft.try_push(ToRaft::input(Input::Message(message)), MESSAGES_QUEUED_MAX).is_err() {
             shared.metrics.messages_dropped.add(1);
         }
     }
@@ -85,13 +85,13 @@ impl Handler for PeerFace {
     fn unreachable(&self, peer: MemberId) {
         let Some(shared) = self.shared() else { return };
         // Losing one of these costs raft a little speed, nothing else.
-        let _ = shared.raft.try_push(ToRaft::Input(Input::Unreachable(peer)), MESSAGES_QUEUED_MAX);
+        let _ = shared.raft.try_push(ToRaft::input(Input::Unreachable(peer)), MESSAGES_QUEUED_MAX);
     }
 
     fn snapshot_status(&self, peer: MemberId, ok: bool) {
         let Some(shared) = self.shared() else { return };
         info!(peer = %peer, ok, "snapshot transfer ended");
-        shared.raft.push(ToRaft::Input(Input::SnapshotStatus { to: peer, ok }));
+        shared.raft.push(ToRaft::input(Input::SnapshotStatus { to: peer, ok }));
     }
 
     fn receive_snapshot(&self, message: raftpb::Message) -> io::Result<Box<dyn SnapshotSink>> {

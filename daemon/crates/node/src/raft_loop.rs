@@ -111,7 +111,7 @@ impl RaftLoop {
                 ToRaft::Propose(proposal) => proposals.push(proposal),
                 ToRaft::ReadersWait => readers = true,
                 ToRaft::Persisted(seq) => persisted = persisted.max(Some(seq)),
-                ToRaft::Input(input) => self.core.handle(input),
+                ToRaft::Input(input) => self.core.handle(*input),
                 ToRaft::SnapshotReady(outgoing) => {
                     snapshots::stream(&self.shared, &mut self.core, &self.transport, outgoing);
                 }

@@ -30,11 +30,18 @@ pub(crate) enum ToRaft {
     /// Readers gather at the gate; at most one of these is queued.
     ReadersWait,
     /// From peers ([`MESSAGES_QUEUED_MAX`]) and from the member's own threads (a handful each).
-    Input(Input),
+    Input(Box<Input>),
     Persisted(PersistSeq),
     /// A snapshot file for a peer is ready to be streamed.
     SnapshotReady(Outgoing),
     Stop,
+}
+
+impl ToRaft {
+    /// Boxed, since a message is many times larger than a proposal, of which most of the queue consists.
+    pub(crate) fn input(input: Input) -> ToRaft {
+        ToRaft::Input(Box::new(input))
+    }
 }
 
 /// Proposals queued before the raft loop has seen them. The loop empties the queue on each turn, so reaching this means that it is

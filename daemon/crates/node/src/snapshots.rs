@@ -58,12 +58,12 @@ pub(crate) fn begin(shared: &Arc<Shared>, to: MemberId) {
             Ok(outgoing) => worker.raft.push(ToRaft::SnapshotReady(outgoing)),
             Err(error) => {
                 warn!(peer = %to, %error, "snapshot for a peer could not be made");
-                worker.raft.push(ToRaft::Input(Input::SnapshotStatus { to, ok: false }));
+                worker.raft.push(ToRaft::input(Input::SnapshotStatus { to, ok: false }));
             }
         });
     if let Err(error) = spawned {
         warn!(peer = %to, %error, "no thread for a snapshot");
-        shared.raft.push(ToRaft::Input(Input::SnapshotStatus { to, ok: false }));
+        shared.raft.push(ToRaft::input(Input::SnapshotStatus { to, ok: false }));
     }
 }
 
@@ -87,7 +87,7 @@ pub(crate) fn stream(shared: &Shared, core: &mut Core, transport: &Transport, ou
         Ok(message) => transport.send_snapshot(to, message, SnapshotSource::new(file)),
         Err(reason) => {
             info!(peer = %to, %reason, "snapshot is not sent");
-            shared.raft.push(ToRaft::Input(Input::SnapshotStatus { to, ok: false }));
+            shared.raft.push(ToRaft::input(Input::SnapshotStatus { to, ok: false }));
         }
     }
 }
@@ -132,7 +132,7 @@ impl SnapshotSink for Incoming {
         partial.persist(&path)?;
         File::open(&shared.config.snap_dir)?.sync_all()?;
         info!(path = %path.display(), "received a snapshot");
-        shared.raft.push(ToRaft::Input(Input::Message(message)));
+        shared.raft.push(ToRaft::input(Input::Message(message)));
         Ok(())
     }
 }
