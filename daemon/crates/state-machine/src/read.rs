@@ -27,6 +27,8 @@ use crate::store::{Store, StoreSize};
 
 /// One hold of the index lock: some tens of microseconds, which is what apply may wait for a reader.
 const CHUNK: Bounds = Bounds { keys: 1024, bytes: 256 * 1024, visited: 4096 };
+/// Key-values for which room is made at once: filters may leave less of a range than its count says.
+const EXPECTED_MAX: usize = 256 * 1024;
 /// Starts of a read at the current revision before it gives up reading beside apply.
 const OVERTAKEN_MAX: usize = 3;
 
@@ -95,7 +97,8 @@ impl<S: Store> Reader<S> {
             drop(first);
         } else {
             let from = skip(&first, first.revision, plan, at, count).unwrap_or_else(|| plan.bounds().0);
-            kvs = self.gather(plan, at, from, plan.fetch, Some(first))?;
+            let expected = usize::try_from(count.unwrap_or(0)).map_or(0, |count| count.min(plan.fetch));
+            kvs = self.gather(plan, at, from, plan.fetch, expected, Some(first))?;
         }
         let count = match count {
             Some(count) => count,
@@ -104,17 +107,19 @@ impl<S: Store> Reader<S> {
         Ok(plan.finish(kvs, count, header))
     }
 
-    /// Up to `keys` key-values of the plan's range at revision `at`, beginning at `from`, in bounded holds.
+    /// Up to `keys` key-values of the plan's range at revision `at`, beginning at `from`, in bounded holds. `expected` of them, as far
+    /// as that is known, spares moving them while the list grows.
     pub(crate) fn gather(
         &self,
         plan: &Plan,
         at: i64,
         mut from: Vec<u8>,
         keys: usize,
+        expected: usize,
         mut hold: Option<RwLockReadGuard<'_, State>>,
     ) -> Result<Vec<KeyValue>, Overtaken> {
         let end = plan.bounds().1;
-        let mut kvs = Vec::new();
+        let mut kvs = Vec::with_capacity(expected.min(EXPECTED_MAX));
         loop {
             let state = hold.take().unwrap_or_else(|| self.shared.state.read());
             if state.compacted > at {

@@ -78,7 +78,8 @@ impl<S: Store> RangeStream<S> {
         }
         let keys = self.piece_keys.min(self.remaining);
         // One more than the piece tells whether it is the last.
-        let read = self.reader.gather(&self.plan, self.at, self.from.clone(), keys.saturating_add(1), None);
+        let read =
+            self.reader.gather(&self.plan, self.at, self.from.clone(), keys.saturating_add(1), 0, None);
         let mut kvs = read.map_err(|Overtaken| EtcdError::Compacted)?;
         let more = kvs.len() > keys;
         kvs.truncate(keys);
