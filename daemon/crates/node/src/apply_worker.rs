@@ -73,7 +73,7 @@ impl ApplyWorker {
             if self.warming {
                 deadline = deadline.min(now + WARM_INTERVAL);
             }
-            if !shared.apply.take(&mut batch, Some(deadline)) {
+            if !shared.apply.take(&mut batch, Some(deadline), true) {
                 return self.machine;
             }
             if batch.is_empty() && self.warming {

@@ -377,7 +377,7 @@ impl Handle {
         }
         let told = shared.waiters.register(id);
         let proposal = Proposal { id: ProposalId(id), kind: EntryKind::Normal, data };
-        match shared.raft.try_push(ToRaft::Propose(proposal), PROPOSALS_QUEUED_MAX) {
+        match shared.raft.try_push_patient(ToRaft::Propose(proposal), PROPOSALS_QUEUED_MAX) {
             Ok(()) => Ok(told),
             Err(refused) => {
                 let error = match refused {

@@ -22,7 +22,7 @@ pub(crate) enum ToLog {
 
 pub(crate) fn run(shared: Arc<Shared>, mut wal: Wal) {
     let mut batch = VecDeque::new();
-    while shared.log.take(&mut batch, None) {
+    while shared.log.take(&mut batch, None, true) {
         if let Err(error) = write(&shared, &mut wal, &mut batch) {
             (shared.config.fatal)(Fatal::Log(error.to_string()));
         }

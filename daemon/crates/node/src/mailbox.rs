@@ -18,6 +18,9 @@ pub(crate) struct Mailbox<T> {
 
 struct State<T> {
     items: VecDeque<T>,
+    /// Items that can wait: they neither wake the receiver nor are taken while it does not admit them.
+    patient: VecDeque<T>,
+    admits: bool,
     sleeping: bool,
     closed: bool,
 }
@@ -32,7 +35,13 @@ pub(crate) enum PushError<T> {
 impl<T> Mailbox<T> {
     pub(crate) fn new() -> Self {
         Mailbox {
-            state: Mutex::new(State { items: VecDeque::new(), sleeping: false, closed: false }),
+            state: Mutex::new(State {
+                items: VecDeque::new(),
+                patient: VecDeque::new(),
+                admits: true,
+                sleeping: false,
+                closed: false,
+            }),
             wake: Condvar::new(),
         }
     }
@@ -53,6 +62,23 @@ impl<T> Mailbox<T> {
         Ok(())
     }
 
+    /// For an item that waits while the receiver does not admit any. What gathers meanwhile is taken in one go.
+    pub(crate) fn try_push_patient(&self, item: T, limit: usize) -> Result<(), PushError<T>> {
+        let mut state = self.state.lock();
+        if state.closed {
+            return Err(PushError::Closed(item));
+        }
+        if state.patient.len() >= limit {
+            return Err(PushError::Full(item));
+        }
+        state.patient.push_back(item);
+        if state.sleeping && state.admits {
+            state.sleeping = false;
+            self.wake.notify_one();
+        }
+        Ok(())
+    }
+
     /// Without a limit. After [`Mailbox::close`] the item is dropped: the process is on its way out.
     pub(crate) fn push(&self, item: T) {
         let mut state = self.state.lock();
@@ -67,10 +93,11 @@ impl<T> Mailbox<T> {
     }
 
     /// Moves everything queued into `batch`, waiting until there is something, the deadline passes, or the mailbox is closed.
-    /// False when it is closed and empty: nothing will ever come.
-    pub(crate) fn take(&self, batch: &mut VecDeque<T>, deadline: Option<Instant>) -> bool {
+    /// False when it is closed and empty: nothing will ever come. `admit` says whether patient items are taken too.
+    pub(crate) fn take(&self, batch: &mut VecDeque<T>, deadline: Option<Instant>, admit: bool) -> bool {
         let mut state = self.state.lock();
-        while state.items.is_empty() {
+        state.admits = admit;
+        while state.items.is_empty() && (state.patient.is_empty() || !admit) {
             if state.closed {
                 return false;
             }
@@ -89,6 +116,9 @@ impl<T> Mailbox<T> {
             std::mem::swap(batch, &mut state.items);
         } else {
             batch.append(&mut state.items);
+        }
+        if admit {
+            batch.append(&mut state.patient);
         }
         true
     }
@@ -129,17 +159,32 @@ mod tests {
         mailbox.close();
         assert!(matches!(mailbox.try_push(5, 2), Err(PushError::Closed(5))));
         let mut batch = VecDeque::new();
-        assert!(mailbox.take(&mut batch, None));
+        assert!(mailbox.take(&mut batch, None, true));
         assert_eq!(batch, [1, 2, 4]);
         batch.clear();
-        assert!(!mailbox.take(&mut batch, None), "closed and empty");
+        assert!(!mailbox.take(&mut batch, None, true), "closed and empty");
+    }
+
+    #[test]
+    fn patient_items_wait_until_they_are_admitted() {
+        let mailbox = Mailbox::new();
+        mailbox.try_push_patient(1, 2).expect("room");
+        mailbox.try_push_patient(2, 2).expect("room");
+        assert!(matches!(mailbox.try_push_patient(3, 2), Err(PushError::Full(3))));
+        mailbox.push(4);
+        let mut batch = VecDeque::new();
+        assert!(mailbox.take(&mut batch, None, false));
+        assert_eq!(batch, [4]);
+        batch.clear();
+        assert!(mailbox.take(&mut batch, None, true));
+        assert_eq!(batch, [1, 2]);
     }
 
     #[test]
     fn a_deadline_ends_the_wait_with_an_empty_batch() {
         let mailbox: Mailbox<u8> = Mailbox::new();
         let mut batch = VecDeque::new();
-        assert!(mailbox.take(&mut batch, Some(Instant::now())));
+        assert!(mailbox.take(&mut batch, Some(Instant::now()), true));
         assert!(batch.is_empty());
     }
 }

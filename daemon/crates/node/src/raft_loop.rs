@@ -43,6 +43,8 @@ pub(crate) struct RaftLoop {
     /// First index of this member's own term as a leader, once applied there `sole_leader` may be set.
     leads_since: Option<LogIndex>,
     next_expiry: Instant,
+    /// The newest persist that waits for the disk.
+    syncing: Option<PersistSeq>,
     transferring: bool,
     campaigned: bool,
     stop: bool,
@@ -61,6 +63,7 @@ pub(crate) fn run(shared: Arc<Shared>, core: Core, transport: Transport) {
         leadership,
         leads_since: None,
         next_expiry: now + EXPIRY_INTERVAL,
+        syncing: None,
         transferring: false,
         campaigned: false,
         stop: false,
@@ -83,7 +86,7 @@ impl RaftLoop {
         }
         // What the disk already holds may need work before anything arrives.
         self.obey();
-        while !self.stop && shared.raft.take(&mut batch, Some(next_tick)) {
+        while !self.stop && shared.raft.take(&mut batch, Some(next_tick), self.admits_proposals()) {
             let now = Instant::now();
             self.feed(&mut batch, &mut proposals, now);
             if now >= next_tick {
@@ -103,6 +106,12 @@ impl RaftLoop {
         shared.sole_leader.store(false, Ordering::Release);
     }
 
+    /// While a leader's own sync runs, proposals gather: they become one raft message, one write and one sync, and followers get
+    /// them in one append. A lone client never waits for this.
+    fn admits_proposals(&self) -> bool {
+        self.syncing.is_none() || self.leadership.role != Role::Leader
+    }
+
     fn feed(&mut self, batch: &mut VecDeque<ToRaft>, proposals: &mut Vec<Proposal>, now: Instant) {
         let mut persisted: Option<PersistSeq> = None;
         let mut readers = false;
@@ -119,6 +128,9 @@ impl RaftLoop {
             }
         }
         if let Some(seq) = persisted {
+            if self.syncing.is_some_and(|syncing| syncing <= seq) {
+                self.syncing = None;
+            }
             self.core.handle(Input::Persisted(seq));
         }
         if !proposals.is_empty() {
@@ -189,7 +201,12 @@ impl RaftLoop {
     fn obey(&mut self) {
         while let Some(output) = self.core.poll() {
             match output {
-                Output::Persist(persist) => self.shared.log.push(ToLog::Persist(persist)),
+                Output::Persist(persist) => {
+                    if persist.must_sync {
+                        self.syncing = Some(persist.seq);
+                    }
+                    self.shared.log.push(ToLog::Persist(persist));
+                }
                 Output::Send(messages) => self.transport.send(messages),
                 Output::Apply(entries) => self.shared.apply.push(ToApply::Entries(entries)),
                 Output::ReadReady { tickets, index } => {
