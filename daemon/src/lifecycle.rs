@@ -10,7 +10,7 @@ use std::{
 };
 
 use nix::sys::resource::{Resource, getrlimit, setrlimit};
-use node::{Fatal, Node, NodeConfig, Parts};
+use node::{Fatal, LoadError, Node, NodeConfig, Parts};
 use serde_json::{Map, Value, json};
 use server::{Bound, Running, Server, ServerConfig};
 use tokio::{
@@ -237,6 +237,28 @@ fn node_refusal(error: node::StartError, state_dir: &Path) -> Refusal {
                 .evidence(dir.to_string(), error.to_string())
                 .remedy("start the version that wrote it")
         }
+        // Not damage, but an older copy. Moving the state aside would let the member come back with less than it promised.
+        node::StartError::Load(LoadError::AppliedBeyondLog { applied, last }) => Refusal::new(
+            Id::RolledBackLocally,
+            "the write-ahead log is older than the state that was made from it",
+        )
+        .evidence("state", format!("applied through index {applied} ({dir})"))
+        .evidence("log", format!("ends at index {last}"))
+        .remedy("if a newer copy of the log exists, put it back and start again")
+        .remedy(
+            "else replace this member: cairnctl member remove, then member add, with an empty data directory",
+        )
+        .never("do not move the state aside: the member would come back with less than it promised"),
+        node::StartError::Load(error) => Refusal::new(
+            Id::LogDamaged,
+            "the write-ahead log cannot have been left behind by a member",
+        )
+        .evidence("log and state", error.to_string())
+        .remedy("restore log and state together from one backup of this very directory")
+        .remedy(
+            "else replace this member: cairnctl member remove, then member add, with an empty data directory",
+        )
+        .never("do not move the state aside: the log alone is not whole"),
         node::StartError::Thread(error) => Refusal::io("start a thread for", state_dir, &error),
         other => damaged(other.to_string()),
     }
@@ -378,9 +400,10 @@ fn take_apart(member: Member, limit: Duration) {
     if drained.cut_count > 0 {
         info!(connections = drained.cut_count, "connections were cut");
     }
-    // Taken before the node is gone: what is applied is committed and on disk, so the log will reach at least here.
-    let status = node.handle().node_status();
+    let handle = node.handle();
     node.stop();
+    // What is applied is committed and on disk, so the log reaches at least here.
+    let status = handle.node_status();
     let stop = CleanStop {
         last_index: status.applied.0,
         last_term: status.term.0,

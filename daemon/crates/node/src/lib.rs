@@ -39,7 +39,7 @@ use std::{
 };
 
 use consensus::{
-    Core, LoadError, Recovered,
+    Core, Recovered,
     io::{Input, Role},
 };
 use parking_lot::{Mutex, RwLock};
@@ -55,6 +55,8 @@ use types::{ConfState, MemberId, limits};
 
 pub use announce::*;
 pub use config::{Fatal, NodeConfig};
+/// Part of [`StartError`]: the daemon tells a log that is older than the state from other damage.
+pub use consensus::LoadError;
 pub use handle::{Handle, NodeStatus};
 pub use shared::Leadership;
 
@@ -213,7 +215,7 @@ fn hand_over(shared: &Shared) {
         .max_by_key(|peer| peer.matched);
     let Some(best) = best else { return };
     info!(to = %best.id, "handing leadership over before stopping");
-    shared.raft.push(ToRaft::Input(Input::TransferLeader(best.id)));
+    shared.raft.push(ToRaft::input(Input::TransferLeader(best.id)));
     let limit = shared.config.election_timeout() * 3 / 2;
     let moved =
         wait_until(limit, Duration::from_millis(5), || shared.leadership.borrow().role != Role::Leader);
