@@ -123,6 +123,11 @@ impl<T> Mailbox<T> {
         true
     }
 
+    /// Patient items that wait to be admitted.
+    pub(crate) fn patient_len(&self) -> usize {
+        self.state.lock().patient.len()
+    }
+
     /// What is queued is still delivered; nothing new is accepted.
     pub(crate) fn close(&self) {
         let mut state = self.state.lock();
