@@ -35,8 +35,9 @@ pub struct Config {
 const INFLIGHT_MESSAGES_MAX_DEFAULT: usize = 512;
 /// Past this much a leader without quorum only piles up memory; etcd has no such bound and grows.
 const UNCOMMITTED_BYTES_MAX_DEFAULT: u64 = 256 * 1024 * 1024;
-/// Enough for a follower that was away for seconds at full speed; past it a snapshot is cheaper than the memory.
-const LOG_TAIL_BYTES_MAX_DEFAULT: u64 = 128 * 1024 * 1024;
+/// Enough for a follower that was away for four seconds at fifty thousand puts of 300 bytes a second; past it a snapshot is cheaper than
+/// the memory.
+const LOG_TAIL_BYTES_MAX_DEFAULT: u64 = 64 * 1024 * 1024;
 /// etcd's `snapshot-catchup-entries`.
 const LOG_TAIL_ENTRIES_KEEP_DEFAULT: u64 = 5000;
 
