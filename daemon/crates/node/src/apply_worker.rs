@@ -110,7 +110,7 @@ impl ApplyWorker {
         let shared = &self.shared;
         let Some(last) = entries.last() else { return };
         if !told.conf_changes.is_empty() {
-            shared.note_conf_state(last.index, self.machine.conf_state());
+            shared.note_conf_state(self.machine.conf_state());
             peers::follow_members(&self.transport, &shared.config, &self.machine.reader());
         }
         shared.applied.store(last.index.0, Ordering::Release);
@@ -153,12 +153,16 @@ impl ApplyWorker {
         match snapshots::install(&self.shared, &mut self.machine, position) {
             Ok(()) => {
                 let shared = &self.shared;
-                shared.note_conf_state(position.index, conf_state);
+                shared.note_conf_state(conf_state);
                 peers::follow_members(&self.transport, &shared.config, &self.machine.reader());
                 shared.applied.store(position.index.0, Ordering::Release);
                 shared.gate.advance(position.index);
                 shared.raft.push(ToRaft::input(Input::SnapshotInstalled { position }));
                 self.warming = true;
+                // The state that came may be amid a compaction of its own, and a waiter may wait for one that it has done.
+                self.compacting = true;
+                self.compaction_next = Instant::now();
+                shared.compacted.send_replace(self.machine.reader().compact_revision().0);
                 shared.metrics.snapshots_installed.add(1);
                 info!(index = position.index.0, "installed snapshot");
             }

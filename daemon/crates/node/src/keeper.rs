@@ -11,7 +11,7 @@ use std::{
 
 use consensus::io::Input;
 use state_machine::Reader;
-use storage::state_store::FjallStore;
+use storage::{snapshot::View, state_store::FjallStore};
 use tracing::warn;
 use types::{LogIndex, LogPosition};
 
@@ -19,6 +19,7 @@ use crate::{
     config::{Fatal, NodeConfig},
     log_writer::ToLog,
     shared::{Shared, ToRaft},
+    snapshots,
 };
 
 /// How often the keeper looks.
@@ -26,6 +27,11 @@ const LOOK_INTERVAL: Duration = Duration::from_millis(200);
 
 /// The store is made durable at least this often while anything changes, so that a restart has little log to replay.
 const PERSIST_INTERVAL: Duration = Duration::from_secs(30);
+
+/// Log in memory past which the store is made durable however few the entries: what is not durable elsewhere cannot be forgotten, and
+/// ten thousand entries of a megabyte are more than a member has room for. The core forgets down to 128 MiB as soon as it may, so this
+/// leaves 64 MiB between two times.
+const LOG_TAIL_BYTES_MAX: u64 = 192 * 1024 * 1024;
 
 /// Entries between two checkpoints of the index. Reading as many rows at a start takes about a second; writing a checkpoint of a large
 /// index takes as long, on this thread.
@@ -39,8 +45,9 @@ pub(crate) fn run(shared: Arc<Shared>) {
         std::thread::park_timeout(LOOK_INTERVAL);
         let applied = shared.applied();
         let entries = applied.0.saturating_sub(noted.0);
-        let due =
-            entries >= shared.config.snapshot_count || (entries > 0 && last.elapsed() >= PERSIST_INTERVAL);
+        let due = entries >= shared.config.snapshot_count
+            || (entries > 0 && last.elapsed() >= PERSIST_INTERVAL)
+            || (entries > 0 && shared.raft_status.lock().log_tail_bytes >= LOG_TAIL_BYTES_MAX);
         if due {
             let checkpoint = (applied.0.saturating_sub(checkpointed.0) >= CHECKPOINT_ENTRIES)
                 .then(|| take_checkpoint(&shared.reader()))
@@ -70,25 +77,19 @@ pub(crate) fn save_checkpoint(config: &NodeConfig, bytes: &[u8]) {
     }
 }
 
+/// Position and configuration are read from one view: the configuration that other threads know of may be older or newer by then.
 fn persist(shared: &Shared, noted: LogIndex) -> LogIndex {
-    let through = match shared.store().persist() {
-        Ok(position) => position,
+    let store = shared.store();
+    let seen = store.view().and_then(|view| Ok((view.position(), snapshots::conf_state(&view)?)));
+    let (through, conf_state) = match seen.and_then(|seen| store.persist().map(|_| seen)) {
+        Ok(seen) => seen,
         Err(error) => (shared.config.fatal)(Fatal::Store(error.to_string())),
     };
     // A snapshot record without its conf state could not be started from; the next round has it.
-    let Some(conf_state) = shared.conf_state_at(through) else { return noted };
     if through.index <= noted || conf_state.voters.is_empty() {
         return noted;
     }
-    forget_old_conf_states(shared, through.index);
     shared.log.push(ToLog::Release { through, conf_state: conf_state.clone() });
     shared.raft.push(ToRaft::input(Input::Compact { through, conf_state }));
     through.index
-}
-
-fn forget_old_conf_states(shared: &Shared, through: LogIndex) {
-    let mut history = shared.conf_states.lock();
-    if let Some(current) = history.iter().rposition(|(since, _)| *since <= through) {
-        history.drain(..current);
-    }
 }

@@ -188,6 +188,7 @@ impl Node {
         let machine = apply.join().ok();
         transport.stop();
         shared.waiters.expire(Instant::now() + Duration::from_secs(1), api::error::EtcdError::Stopped);
+        shared.gate.close();
         if let Some(machine) = machine {
             let checkpoint = keeper::take_checkpoint(&machine.reader());
             if let Err(error) = shared.store().persist() {
@@ -324,7 +325,7 @@ impl Shared {
             raft_status: Mutex::new(status),
             applied: AtomicU64::new(applied.index.0),
             compacted: watch::Sender::new(machine.reader().compact_revision().0),
-            conf_states: Mutex::new(vec![(applied.index, machine.conf_state())]),
+            conf_state: Mutex::new(machine.conf_state()),
             leader: AtomicU64::new(MemberId::NONE.0),
             is_leader: AtomicBool::new(false),
             is_learner: AtomicBool::new(is_learner(config.member, &machine.conf_state())),

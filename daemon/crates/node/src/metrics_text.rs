@@ -148,5 +148,11 @@ pub(crate) fn render(handle: &Handle) -> String {
         "Whole states received from a leader and installed.",
         metrics.snapshots_installed.get(),
     );
+    gauge(
+        &mut out,
+        "cairn_raft_log_memory_bytes",
+        "Log that is kept in memory, for followers and until the state store has it.",
+        shared.raft_status.lock().log_tail_bytes as f64,
+    );
     out
 }

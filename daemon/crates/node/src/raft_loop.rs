@@ -16,7 +16,7 @@ use consensus::{
 };
 use tracing::{info, warn};
 use transport::Transport;
-use types::{LogIndex, MemberId};
+use types::{EntryKind, LogIndex, MemberId};
 
 use crate::{
     apply_worker::ToApply,
@@ -30,6 +30,10 @@ const EXPIRY_INTERVAL: Duration = Duration::from_millis(500);
 
 /// Reports of one kind about one peer are logged at most once in this time, with a count of those kept back.
 const REPORT_INTERVAL: Duration = Duration::from_secs(60);
+
+/// Kinds and peers remembered for that. A cluster has some tens of such pairs; more are made up by whoever invents senders, and neither
+/// memory nor log is theirs to fill.
+const REPORTS_KEPT_MAX: usize = 1024;
 
 /// With this many requests under way a group may wait for more of them; with fewer nobody waits for anybody.
 const GATHER_WAITERS_MIN: usize = 16;
@@ -46,7 +50,8 @@ pub(crate) struct RaftLoop {
     retry_reads: Vec<ReadTicket>,
     reports: HashMap<(&'static str, MemberId), (Instant, u64)>,
     leadership: Leadership,
-    /// First index of this member's own term as a leader, once applied there `sole_leader` may be set.
+    /// A leader's: once everything up to here is applied, `sole_leader` may be set. The first entry of its own term, or where the log
+    /// ended when it became the only voter.
     leads_since: Option<LogIndex>,
     next_expiry: Instant,
     /// The newest persist that waits for the disk.
@@ -171,7 +176,7 @@ impl RaftLoop {
             self.core.handle(Input::Read(ticket));
         }
         if !self.parked.is_empty() && !self.leadership.leader.is_none() && !self.transferring {
-            self.unpark(now);
+            self.unpark();
         }
     }
 
@@ -185,15 +190,11 @@ impl RaftLoop {
         }
     }
 
-    /// Those whose client has given up are left out: a write must not happen after its caller was told "no leader".
-    fn unpark(&mut self, now: Instant) {
-        let limit = self.shared.config.request_timeout();
-        let proposals: Vec<Proposal> = self
-            .parked
-            .drain(..)
-            .filter(|(since, _)| now.duration_since(*since) < limit)
-            .map(|(_, proposal)| proposal)
-            .collect();
+    /// Those whose client was told or has gone are left out: a write must not happen after its caller was told "no leader".
+    fn unpark(&mut self) {
+        let waiters = &self.shared.waiters;
+        let parked = self.parked.drain(..).map(|(_, proposal)| proposal);
+        let proposals: Vec<Proposal> = parked.filter(|proposal| waiters.waits(proposal.id.0)).collect();
         if !proposals.is_empty() {
             self.core.handle(Input::Propose(proposals));
         }
@@ -231,6 +232,9 @@ impl RaftLoop {
                 Output::Persist(persist) => {
                     if persist.must_sync {
                         self.syncing = Some(persist.seq);
+                    }
+                    if persist.entries.iter().any(|entry| entry.kind != EntryKind::Normal) {
+                        self.doubt_sole_leader();
                     }
                     self.shared.log.push(ToLog::Persist(persist));
                 }
@@ -312,15 +316,24 @@ impl RaftLoop {
         self.transferring = status.lead_transferee.is_some();
         self.shared.committed.store(status.committed.0, Ordering::Release);
         self.shared.term.store(status.term.0, Ordering::Release);
+        let is_sole_voter = self.core.is_sole_voter();
+        if status.role == Role::Leader && !is_sole_voter {
+            // Whoever was a voter may have acknowledged what it learnt to be committed, up to the moment when it is none any more.
+            self.leads_since = Some(status.last_index);
+            self.shared.sole_leader.store(false, Ordering::Release);
+        }
+        // A conf change is part of the state first and of raft's configuration later: both must say so. The state is asked after the
+        // applied index, which it is never behind.
         if let Some(since) = self.leads_since
+            && is_sole_voter
             && !self.shared.sole_leader.load(Ordering::Relaxed)
             && self.shared.applied() >= since
-            && self.is_sole_voter()
+            && self.shared.conf_state.lock().voters == [self.shared.config.member]
         {
             self.shared.sole_leader.store(true, Ordering::Release);
         }
         // Nobody else can lead a cluster of one, so there is nothing to wait for.
-        let alone = !self.campaigned && status.voter && status.leader.is_none() && self.is_sole_voter();
+        let alone = !self.campaigned && status.voter && status.leader.is_none() && is_sole_voter;
         *self.shared.raft_status.lock() = status;
         if alone {
             self.campaigned = true;
@@ -329,15 +342,24 @@ impl RaftLoop {
         }
     }
 
-    fn is_sole_voter(&self) -> bool {
-        let history = self.shared.conf_states.lock();
-        history.last().is_some_and(|(_, state)| {
-            state.voters == [self.shared.config.member] && state.voters_outgoing.is_empty()
-        })
+    /// A conf change goes into the log. A member that it makes a voter may learn that it is committed, take a write and acknowledge it
+    /// before this member has applied either. So reads need rounds from now on, before the change can leave for anyone as committed, and
+    /// until it is applied here and this member is still the only voter.
+    fn doubt_sole_leader(&mut self) {
+        self.shared.sole_leader.store(false, Ordering::Release);
+        if self.leads_since.is_some() {
+            self.leads_since = Some(self.core.status().last_index);
+        }
     }
 
     fn report(&mut self, report: Report) {
         let now = Instant::now();
+        if self.reports.len() >= REPORTS_KEPT_MAX {
+            self.reports.retain(|_, (last, _)| now.duration_since(*last) < REPORT_INTERVAL);
+            if self.reports.len() >= REPORTS_KEPT_MAX {
+                return;
+            }
+        }
         let (last, kept_back) =
             self.reports.entry((report.kind, report.from)).or_insert((now - REPORT_INTERVAL, 0));
         if now.duration_since(*last) < REPORT_INTERVAL {

@@ -36,8 +36,10 @@ struct State {
     /// In a round, by its ticket.
     rounds: HashMap<ReadTicket, Group>,
     /// Confirmed, waiting for apply.
-    confirmed: BTreeMap<LogIndex, Vec<Readers>>,
+    confirmed: BTreeMap<LogIndex, Vec<Group>>,
     waiting: usize,
+    /// Nobody is let through any more.
+    closed: bool,
 }
 
 struct Group {
@@ -50,6 +52,7 @@ pub(crate) enum Joined {
     First(oneshot::Receiver<Passed>),
     Another(oneshot::Receiver<Passed>),
     Full,
+    Closed,
 }
 
 impl ReadGate {
@@ -60,6 +63,9 @@ impl ReadGate {
     pub(crate) fn join(&self) -> Joined {
         let (tell, told) = oneshot::channel();
         let mut state = self.state.lock();
+        if state.closed {
+            return Joined::Closed;
+        }
         if state.waiting >= READERS_MAX {
             return Joined::Full;
         }
@@ -92,7 +98,7 @@ impl ReadGate {
                 state.waiting -= group.readers.len();
                 pass.push(group.readers);
             } else {
-                state.confirmed.entry(index).or_default().push(group.readers);
+                state.confirmed.entry(index).or_default().push(group);
             }
         }
         drop(state);
@@ -107,7 +113,7 @@ impl ReadGate {
             if *first.key() > applied {
                 break;
             }
-            pass.extend(first.remove());
+            pass.extend(first.remove().into_iter().map(|group| group.readers));
         }
         state.waiting -= pass.iter().map(Vec::len).sum::<usize>();
         drop(state);
@@ -137,7 +143,8 @@ impl ReadGate {
         again
     }
 
-    /// Ends every round that began before `deadline`: its answer is lost for ever or comes too late.
+    /// Ends every round that began before `deadline`: its answer is lost for ever or comes too late. So does a confirmed group that
+    /// apply has not reached by then: a member whose state store hangs must not keep its readers for ever.
     pub(crate) fn expire(&self, deadline: Instant, error: EtcdError) {
         let mut state = self.state.lock();
         let late: Vec<ReadTicket> = state
@@ -146,11 +153,25 @@ impl ReadGate {
             .filter(|(_, group)| group.since < deadline)
             .map(|(ticket, _)| *ticket)
             .collect();
-        let over: Vec<_> =
+        let mut over: Vec<_> =
             late.iter().filter_map(|ticket| state.rounds.remove(ticket)).map(|group| group.readers).collect();
+        state.confirmed.retain(|_, groups| {
+            over.extend(groups.extract_if(.., |group| group.since < deadline).map(|group| group.readers));
+            !groups.is_empty()
+        });
         state.waiting -= over.iter().map(Vec::len).sum::<usize>();
         drop(state);
         tell(over, Err(error));
+    }
+
+    /// The member stops: whoever waits is told so, and nobody joins any more.
+    pub(crate) fn close(&self) {
+        let mut state = self.state.lock();
+        let all = std::mem::replace(&mut *state, State { closed: true, ..State::default() });
+        drop(state);
+        let groups = all.rounds.into_values().chain(all.confirmed.into_values().flatten());
+        let over = groups.map(|group| group.readers).chain([all.gathering]).collect();
+        tell(over, Err(EtcdError::Stopped));
     }
 }
 
@@ -176,5 +197,41 @@ mod tests {
         gate.advance(LogIndex(7));
         assert_eq!(early.try_recv(), Ok(Ok(())));
         assert!(late.try_recv().is_err(), "a round in flight is never joined");
+    }
+
+    #[test]
+    fn a_confirmed_reader_that_apply_does_not_reach_is_told_in_the_end() {
+        let gate = ReadGate::new();
+        let Joined::First(mut stuck) = gate.join() else { panic!("the first reader asks for a round") };
+        let began = Instant::now();
+        let ticket = gate.seal(began).expect("one reader gathered");
+        gate.confirm(&[ticket], LogIndex(7), || LogIndex(6));
+        gate.expire(began, EtcdError::Timeout);
+        assert!(stuck.try_recv().is_err(), "it has waited for no time yet");
+        gate.expire(began + std::time::Duration::from_secs(1), EtcdError::Timeout);
+        assert_eq!(stuck.try_recv(), Ok(Err(EtcdError::Timeout)));
+        gate.advance(LogIndex(7));
+        assert_eq!(gate.state.lock().waiting, 0);
+    }
+
+    #[test]
+    fn every_reader_is_told_when_the_member_stops_and_none_joins_after_it() {
+        let gate = ReadGate::new();
+        let join_and_seal = |confirmed: Option<LogIndex>| {
+            let Joined::First(told) = gate.join() else { panic!("a new round is needed") };
+            let ticket = gate.seal(Instant::now()).expect("one reader gathered");
+            if let Some(index) = confirmed {
+                gate.confirm(&[ticket], index, || LogIndex(0));
+            }
+            told
+        };
+        let mut readers = vec![join_and_seal(None), join_and_seal(Some(LogIndex(3)))];
+        let Joined::First(gathering) = gate.join() else { panic!("a new round is needed") };
+        readers.push(gathering);
+        gate.close();
+        for mut reader in readers {
+            assert_eq!(reader.try_recv(), Ok(Err(EtcdError::Stopped)));
+        }
+        assert!(matches!(gate.join(), Joined::Closed));
     }
 }

@@ -16,7 +16,7 @@ use parking_lot::{Mutex, RwLock};
 use state_machine::Reader;
 use storage::state_store::FjallStore;
 use tokio::sync::watch;
-use types::{ConfState, LogIndex, LogPosition, MemberId, Term};
+use types::{ConfState, LogIndex, MemberId, Term};
 
 use crate::{
     apply_worker::ToApply, config::NodeConfig, log_writer::ToLog, mailbox::Mailbox, metrics::Metrics,
@@ -87,8 +87,8 @@ pub(crate) struct Shared {
     pub(crate) applied: AtomicU64,
     pub(crate) is_learner: AtomicBool,
     pub(crate) compacted: watch::Sender<i64>,
-    /// Who votes since which index; the last is current. Grows by one with each membership change, trimmed by the keeper.
-    pub(crate) conf_states: Mutex<Vec<(LogIndex, ConfState)>>,
+    /// Who votes and who learns as of `applied`. For a position other than that ask the state itself ([`crate::snapshots::conf_state`]).
+    pub(crate) conf_state: Mutex<ConfState>,
     /// A NOSPACE alarm of this member is on its way into the log.
     pub(crate) raising_alarm: AtomicBool,
     pub(crate) stopping: AtomicBool,
@@ -116,16 +116,10 @@ impl Shared {
         self.store.read().clone()
     }
 
-    /// The voters and learners that were in force at this index.
-    pub(crate) fn conf_state_at(&self, position: LogPosition) -> Option<ConfState> {
-        let history = self.conf_states.lock();
-        history.iter().rev().find(|(since, _)| *since <= position.index).map(|(_, state)| state.clone())
-    }
-
-    /// Who votes and who learns from `index` on. By the apply worker, when it is in force.
-    pub(crate) fn note_conf_state(&self, index: LogIndex, state: ConfState) {
+    /// Who votes and who learns from now on. By the apply worker, when it is in force.
+    pub(crate) fn note_conf_state(&self, state: ConfState) {
         self.is_learner.store(crate::is_learner(self.config.member, &state), Ordering::Release);
-        self.conf_states.lock().push((index, state));
+        *self.conf_state.lock() = state;
     }
 
     pub(crate) fn is_learner(&self) -> bool {

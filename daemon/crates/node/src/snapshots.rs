@@ -7,6 +7,7 @@
 use std::{
     fs::{self, File},
     io::{self, Write},
+    ops::ControlFlow,
     path::{Path, PathBuf},
     sync::Arc,
 };
@@ -14,10 +15,15 @@ use std::{
 use api::raftpb;
 use bytes::Bytes;
 use consensus::{Core, io::Input};
-use state_machine::StateMachine;
+use state_machine::{
+    StateMachine,
+    membership::Member,
+    rows::{self, meta},
+    store::{StoreError, Table},
+};
 use storage::{
     snapshot::{self, DbFile, View},
-    state_store::FjallStore,
+    state_store::{FjallStore, TABLE_KEY_BYTES_MAX},
 };
 use tracing::{info, warn};
 use transport::{SnapshotSink, SnapshotSource, Transport};
@@ -70,14 +76,27 @@ pub(crate) fn begin(shared: &Arc<Shared>, to: MemberId) {
 fn write(shared: &Shared, to: MemberId) -> Result<Outgoing, SnapshotError> {
     let view = shared.store().view().map_err(failed("take a view of the state"))?;
     let position = view.position();
-    let conf_state = shared
-        .conf_state_at(position)
-        .ok_or_else(|| io::Error::other(format!("the configuration at {position} is not known here")))
-        .map_err(failed("look up the configuration"))?;
+    let conf_state = conf_state(&view).map_err(failed("read the configuration"))?;
+    if conf_state.voters.is_empty() {
+        return Err(failed("read the configuration")(io::Error::other(format!(
+            "none is known at {position}"
+        ))));
+    }
     let written =
         snapshot::write(&view, &shared.config.snap_dir).map_err(failed("write the snapshot file"))?;
     info!(peer = %to, index = position.index.0, bytes = written.bytes, "made a snapshot for a peer");
     Ok(Outgoing { to, position, conf_state, file: written.file })
+}
+
+/// Who votes and who learns at the view's position. From the view itself: the configuration of another moment, sent along with it, would
+/// leave the receiver with one that no later entry corrects.
+pub(crate) fn conf_state(view: &impl View) -> Result<ConfState, StoreError> {
+    let meta = view.table(Table::Meta)?;
+    let Some((_, json)) = meta.iter().find(|(key, _)| key == meta::CONF_STATE) else {
+        return Ok(ConfState::default());
+    };
+    rows::parse_conf_state(json)
+        .map_err(|error| StoreError { operation: "read the configuration", source: error.into() })
 }
 
 /// Raft loop: the file is there; enters raft's snapshot state for the peer and streams.
@@ -127,14 +146,54 @@ impl SnapshotSink for Incoming {
     fn finish(self: Box<Self>) -> io::Result<()> {
         let Incoming { shared, message, partial, path } = *self;
         partial.as_file().sync_all()?;
-        // Before raft hears of it: a file that cannot be read would leave raft waiting for a state that never comes.
-        DbFile::open(partial.reopen()?).map_err(io::Error::other)?;
+        // Before raft hears of it: once it is noted in the log there is no way back, and a file that cannot be installed would end this
+        // member at every start. Whatever a peer sends must not.
+        let metadata = message.snapshot.as_ref().and_then(|snapshot| snapshot.metadata.as_ref());
+        let announced = metadata.and_then(|metadata| metadata.index).unwrap_or_default();
+        check_content(&partial.reopen()?, LogIndex(announced))?;
         partial.persist(&path)?;
         File::open(&shared.config.snap_dir)?.sync_all()?;
         info!(path = %path.display(), "received a snapshot");
         shared.raft.push(ToRaft::input(Input::Message(message)));
         Ok(())
     }
+}
+
+/// Reads all of a received database, as installing and opening it will.
+fn check_content(file: &File, announced: LogIndex) -> io::Result<()> {
+    let bad = |what: String| io::Error::new(io::ErrorKind::InvalidData, what);
+    if snapshot::check_digest(file)? == Some(false) {
+        return Err(bad("the SHA-256 at the end of the snapshot does not match".to_owned()));
+    }
+    let db = DbFile::open(file.try_clone()?).map_err(io::Error::other)?;
+    if db.position().index < announced {
+        return Err(bad(format!("the snapshot is at {}, announced as {announced}", db.position())));
+    }
+    let mut fault = None;
+    db.each_row(&mut |id, _, value| {
+        if rows::is_row(id, value) {
+            return ControlFlow::Continue(());
+        }
+        fault = Some(format!("row {id} of the snapshot is no key-value"));
+        ControlFlow::Break(())
+    })
+    .map_err(io::Error::other)?;
+    for table in Table::ALL {
+        db.each_pair(table, &mut |key, value| {
+            let good = match table {
+                Table::Members => Member::from_row(value).is_ok(),
+                Table::Meta if key == meta::CONF_STATE => rows::parse_conf_state(value).is_ok(),
+                _ => key.len() <= TABLE_KEY_BYTES_MAX,
+            };
+            if good {
+                return ControlFlow::Continue(());
+            }
+            fault = Some(format!("a pair of the snapshot's bucket {} cannot be read", table.name()));
+            ControlFlow::Break(())
+        })
+        .map_err(io::Error::other)?;
+    }
+    fault.map_or(Ok(()), |what| Err(bad(what)))
 }
 
 /// Apply worker: replaces the state by the received one. The old state stays until the new one is complete and durable.

@@ -68,6 +68,11 @@ impl Waiters {
         }
     }
 
+    /// Whether somebody still wants to know: false once the waiter was told, or has hung up.
+    pub(crate) fn waits(&self, id: u64) -> bool {
+        self.shard(id).lock().get(&id).is_some_and(|waiter| !waiter.tell.is_closed())
+    }
+
     /// Ends every wait that began before `deadline`.
     pub(crate) fn expire(&self, deadline: Instant, error: EtcdError) -> usize {
         let mut expired = Vec::new();
@@ -104,9 +109,14 @@ mod tests {
         let id = waiters.next_id();
         assert_eq!(id >> 48, 0x1234, "ids begin with the member");
         let mut told = waiters.register(id);
+        assert!(waiters.waits(id));
         assert_eq!(waiters.expire(Instant::now() + std::time::Duration::from_secs(1), EtcdError::Timeout), 1);
         assert!(matches!(told.try_recv(), Ok(Err(EtcdError::Timeout))));
+        assert!(!waiters.waits(id), "told");
         waiters.complete(id, Ok(Outcome::Nothing));
         assert_eq!(waiters.count(), 0);
+        let gone = waiters.next_id();
+        drop(waiters.register(gone));
+        assert!(!waiters.waits(gone), "hung up");
     }
 }

@@ -81,7 +81,18 @@ fn genesis(members: &[Member]) -> (Vec<Entry>, HardState) {
 }
 
 fn boot(directory: &Path, member: &Member, members: &[Member], listener: TcpListener) -> Running {
-    let config = config(directory, member, members);
+    boot_with(directory, member, members, listener, |_| ())
+}
+
+fn boot_with(
+    directory: &Path,
+    member: &Member,
+    members: &[Member],
+    listener: TcpListener,
+    adjust: impl FnOnce(&mut NodeConfig),
+) -> Running {
+    let mut config = config(directory, member, members);
+    adjust(&mut config);
     std::fs::create_dir_all(directory).expect("the member's directory");
     let wal_dir = directory.join("wal");
     if !Wal::exists(&wal_dir).expect("look for a log") {
@@ -257,4 +268,61 @@ fn a_follower_that_fell_behind_the_log_catches_up_by_snapshot() {
     for running in two {
         running.node.stop();
     }
+}
+
+/// A member whose majority is gone can confirm no read; when it stops, whoever waits is told, and so is whoever comes later.
+#[test]
+fn no_reader_is_forgotten_when_the_member_stops() {
+    let directory = tempfile::tempdir().expect("a directory");
+    let (members, listeners) = plan(3);
+    let mut listeners = listeners.into_iter();
+    let listener = listeners.next().expect("three listeners");
+    let alone = boot(&directory.path().join("m1"), &members[0], &members, listener);
+    let handle = alone.node.handle();
+    block_on(async {
+        let waiting = handle.clone();
+        let reader = tokio::spawn(async move { get(&waiting, "k").await });
+        // Polled once, so that it waits at the gate.
+        tokio::task::yield_now().await;
+        tokio::task::spawn_blocking(move || alone.node.stop()).await.expect("the member stops");
+        let told = tokio::time::timeout(Duration::from_secs(60), reader).await;
+        let told = told.expect("the reader is told within a minute").expect("the reader did not panic");
+        assert!(told.is_err(), "{told:?}");
+        assert_eq!(get(&handle, "k").await, Err(EtcdError::Stopped));
+        assert_eq!(put(&handle, "k", "v").await, Err(EtcdError::Stopped));
+    });
+}
+
+/// Ten thousand entries would be due before the log in memory may shrink, and they may be of a megabyte each.
+#[test]
+fn large_entries_do_not_pile_up_in_memory() {
+    const ENTRY: usize = 1024 * 1024;
+    let directory = tempfile::tempdir().expect("a directory");
+    let (members, listeners) = plan(1);
+    let listener = listeners.into_iter().next().expect("one listener");
+    let running = boot_with(directory.path(), &members[0], &members, listener, |config| {
+        config.snapshot_count = 1_000_000;
+        config.snapshot_catchup_entries = 5000;
+    });
+    let handle = running.node.handle();
+    let value = "x".repeat(ENTRY);
+    block_on(async {
+        for i in 0..224 {
+            put(&handle, &format!("k{}", i % 4), &value).await.expect("a put");
+        }
+        // 128 MiB are kept for slow followers; 224 MiB were written.
+        let in_memory = || {
+            let text = handle.metrics_text();
+            let line = text.lines().find_map(|line| line.strip_prefix("cairn_raft_log_memory_bytes "));
+            line.and_then(|bytes| bytes.parse::<f64>().ok()).expect("the metric")
+        };
+        // Less than the half minute after which the store is made durable in any case.
+        let shrunk = tokio::time::timeout(
+            Duration::from_secs(20),
+            wait("the log in memory to shrink", || in_memory() <= 160.0 * ENTRY as f64),
+        );
+        shrunk.await.expect("the log in memory shrinks when it is large");
+    });
+    drop(handle);
+    running.node.stop();
 }

@@ -90,6 +90,11 @@ pub(crate) struct RowParts {
     pub lease: i64,
 }
 
+/// Whether the index can take this version: what opening a state asks of every row.
+pub fn is_row(id: RowId, bytes: &[u8]) -> bool {
+    id.main.0 > 0 && (0..=crate::index::SUB_MAX).contains(&id.sub) && parse_row(bytes).is_some()
+}
+
 /// Finds the parts without copying: a start reads every row. None for bytes that are no KeyValue; unknown fields are skipped as the
 /// general decoder does.
 pub(crate) fn parse_row(bytes: &[u8]) -> Option<RowParts> {

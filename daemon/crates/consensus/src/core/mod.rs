@@ -167,6 +167,12 @@ impl Core {
         codec::conf_state_from_raft(&self.node.raft.prs().conf().to_conf_state())
     }
 
+    /// By raft's configuration now, this member votes and nobody else does.
+    pub fn is_sole_voter(&self) -> bool {
+        let raft = &self.node.raft;
+        raft.promotable() && raft.prs().is_singleton()
+    }
+
     /// For simulators: raft draws its election time-out from the thread's random numbers at each change of role or term; this replaces
     /// the current one. Brought into the range that raft itself draws from.
     pub fn set_randomized_election_timeout(&mut self, ticks: usize) {
