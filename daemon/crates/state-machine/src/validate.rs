@@ -54,15 +54,21 @@ pub fn delete_range(request: &DeleteRangeRequest) -> Result<(), EtcdError> {
     if request.key.is_empty() { Err(EtcdError::EmptyKey) } else { Ok(()) }
 }
 
+/// Txns within txns, the outermost included. A decoder of protobuf stops at 100 messages within each other; a level is two of them (the
+/// txn and its operation), and the form in the log adds one around all. A txn that clients could send and members could not read from
+/// the log would never be answered. With etcd's budget of operations, which every level takes at least one of, the limit is 128.
+pub const TXN_LEVELS_MAX: usize = 48;
+
 /// A txn with everything nested in it: sizes and fields first, then keys that one branch changes twice.
 pub fn txn(request: &TxnRequest, max_txn_ops: usize) -> Result<(), EtcdError> {
-    txn_fields(request, max_txn_ops)?;
+    txn_fields(request, max_txn_ops, TXN_LEVELS_MAX)?;
     branch_changes(&request.success)?;
     branch_changes(&request.failure)?;
     Ok(())
 }
 
-fn txn_fields(request: &TxnRequest, budget: usize) -> Result<(), EtcdError> {
+fn txn_fields(request: &TxnRequest, budget: usize, levels: usize) -> Result<(), EtcdError> {
+    let levels = levels.checked_sub(1).ok_or(EtcdError::TooManyOps)?;
     let widest = request.compare.len().max(request.success.len()).max(request.failure.len());
     // What is nested gets the rest of the budget.
     let rest = budget.checked_sub(widest).ok_or(EtcdError::TooManyOps)?;
@@ -74,7 +80,7 @@ fn txn_fields(request: &TxnRequest, budget: usize) -> Result<(), EtcdError> {
             Some(Request::RequestRange(request)) => range(request)?,
             Some(Request::RequestPut(request)) => put(request)?,
             Some(Request::RequestDeleteRange(request)) => delete_range(request)?,
-            Some(Request::RequestTxn(request)) => txn_fields(request, rest)?,
+            Some(Request::RequestTxn(request)) => txn_fields(request, rest, levels)?,
             // Surprising, but this is what clients of etcd get.
             None => return Err(EtcdError::KeyNotFound),
         }
@@ -228,6 +234,26 @@ mod tests {
                 }
             }
         }
+    }
+
+    /// Whatever is let in can be read from the log again.
+    #[test]
+    fn the_deepest_txn_survives_its_form_in_the_log() {
+        use api::etcdserverpb::InternalRaftRequest;
+        use prost::Message as _;
+
+        let leaf = || op(Request::RequestRange(RangeRequest { key: Bytes::from("k"), ..Default::default() }));
+        let nested = |levels: usize| {
+            (1..levels).fold(TxnRequest { success: vec![leaf()], ..Default::default() }, |inner, _| {
+                TxnRequest { success: vec![op(Request::RequestTxn(inner))], ..Default::default() }
+            })
+        };
+        let deepest = nested(TXN_LEVELS_MAX);
+        assert_eq!(txn(&deepest, 128), Ok(()));
+        let logged = InternalRaftRequest { txn: Some(deepest), ..Default::default() };
+        let read = InternalRaftRequest::decode(logged.encode_to_vec().as_slice());
+        assert_eq!(read.as_ref(), Ok(&logged));
+        assert_eq!(txn(&nested(TXN_LEVELS_MAX + 1), 128), Err(EtcdError::TooManyOps));
     }
 
     #[test]

@@ -167,8 +167,21 @@ fn compressed(headers: &HeaderMap) -> Status {
 
 /// Decodes a request; wrong bytes are the client's, and said so.
 pub(crate) fn decode<M: Message + Default>(message: Bytes) -> Result<M, Status> {
-    M::decode(message)
-        .map_err(|error| Status::internal(format!("grpc: error unmarshalling request: {error}")))
+    M::decode(message).map_err(|error| {
+        Status::internal(format!("grpc: error unmarshalling request: {}", shortened(&error.to_string())))
+    })
+}
+
+/// The text travels in a header, and an error within messages within messages names them all: its ends say enough.
+fn shortened(text: &str) -> String {
+    const END_CHARS: usize = 120;
+    let count = text.chars().count();
+    if count <= 2 * END_CHARS {
+        return text.to_owned();
+    }
+    let head: String = text.chars().take(END_CHARS).collect();
+    let tail: String = text.chars().skip(count - END_CHARS).collect();
+    format!("{head} … {tail}")
 }
 
 /// Largest message sent, as in etcd: what clients of every language can hold.
