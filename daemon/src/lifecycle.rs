@@ -43,6 +43,9 @@ pub fn install_panic_hook() {
         let place =
             panic.location().map_or("unknown".to_owned(), |at| format!("{}:{}", at.file(), at.line()));
         let payload = panic.payload();
+        if let Some(failure) = payload.downcast_ref::<state_machine::StoreFailure>() {
+            fatal(Fatal::Store(failure.to_string()));
+        }
         let text = payload.downcast_ref::<&str>().copied();
         let text = text.or_else(|| payload.downcast_ref::<String>().map(String::as_str)).unwrap_or("no text");
         let thread = std::thread::current().name().unwrap_or("unnamed").to_owned();

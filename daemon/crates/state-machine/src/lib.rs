@@ -39,5 +39,7 @@ pub use index::IndexSize;
 pub use machine::{OpenError, StateMachine};
 pub use memory::Memory;
 pub use read::{Reader, is_read_only, is_serializable};
-pub use state::{INLINE_VALUE_BYTES_MAX_DEFAULT, NEVER_COMPACTED, Options, QUOTA_BACKEND_BYTES_DEFAULT};
+pub use state::{
+    INLINE_VALUE_BYTES_MAX_DEFAULT, NEVER_COMPACTED, Options, QUOTA_BACKEND_BYTES_DEFAULT, StoreFailure,
+};
 pub use stream::RangeStream;

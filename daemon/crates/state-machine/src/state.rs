@@ -77,9 +77,14 @@ pub(crate) struct Shared<S> {
     pub state: RwLock<State>,
 }
 
+/// What [`store_failed`] panics with, so that the process can tell a disk that failed from a mistake of ours.
+#[derive(Debug, thiserror::Error)]
+#[error("state store: {0}")]
+pub struct StoreFailure(StoreError);
+
 /// A disk that fails is not an answer to anybody: the member ends here rather than guess.
 pub(crate) fn store_failed(error: StoreError) -> ! {
-    panic!("state store: {error}")
+    std::panic::panic_any(StoreFailure(error))
 }
 
 pub(crate) fn fetch<S: Store>(store: &S, ids: &[RowId]) -> Vec<Option<StoredRow>> {

@@ -42,6 +42,9 @@ const POISON_PROBE: Duration = Duration::from_secs(1);
 /// Only whoever asked for a flush waits like this.
 const FLUSH_POLL: Duration = Duration::from_millis(10);
 
+/// A file system with less room than this may be too full for fjall: a flush writes a table of a whole memtable, a compaction several.
+const ROOM_BYTES_MIN: u64 = 64 << 20;
+
 /// Called once, with the reason, when the store cannot write any more. The daemon ends the process in it.
 pub type FatalHook = Arc<dyn Fn(&str) + Send + Sync>;
 
@@ -126,6 +129,8 @@ pub struct Shared {
     committed: Condvar,
     queue_bytes_max: usize,
     on_fatal: Option<FatalHook>,
+    /// Held by whoever found the failure until the hook knows of it.
+    failing: Mutex<()>,
     pub total_bytes: AtomicU64,
     pub in_use_bytes: AtomicU64,
 }
@@ -158,6 +163,7 @@ impl Shared {
             committed: Condvar::new(),
             queue_bytes_max,
             on_fatal,
+            failing: Mutex::new(()),
             total_bytes: AtomicU64::new(0),
             in_use_bytes: AtomicU64::new(0),
         }
@@ -269,7 +275,7 @@ impl Shared {
     /// Seals the memtable and waits until it is in a table.
     pub fn flush(&self) -> Result<(), Failed> {
         if let Err(error) = self.keyspace.rotate_memtable() {
-            return Err(self.fail(format!("flush: {error}")));
+            return Err(self.fail(format!("flush: {}", self.explain(&error))));
         }
         // fjall tells nobody when a flush ends; and one that failed would be waited for for ever without the probe.
         while self.keyspace.sealed_memtable_count() > 0 {
@@ -285,25 +291,44 @@ impl Shared {
     /// Finds out whether fjall has given up behind the writer's back. A healthy database only flushes a small buffer here.
     fn probe(&self) {
         if let Err(error) = self.db.persist(PersistMode::Buffer) {
-            self.fail(format!("commit: {error}"));
+            self.fail(format!("commit: {}", self.explain(&error)));
         }
     }
 
+    /// fjall gives up without saying why when one of its own threads failed first. A full disk is the cause that an operator can mend,
+    /// so look for that.
+    fn explain(&self, error: &fjall::Error) -> String {
+        let place = self.keyspace.path().display();
+        if !matches!(error, fjall::Error::Poisoned) {
+            return format!("{place}: {error}");
+        }
+        let room = nix::sys::statvfs::statvfs(self.keyspace.path())
+            .map(|disk| u64::from(disk.blocks_available()).saturating_mul(disk.fragment_size()));
+        match room {
+            Ok(room) if room < ROOM_BYTES_MIN => format!(
+                "{place}: a background write failed, most likely because there is no space left on the device: {} KiB are free",
+                room >> 10
+            ),
+            _ => format!("{place}: a background write failed earlier ({error})"),
+        }
+    }
+
+    /// The hook comes first: it ends the process with the reason, and a thread that saw the failure before that would end it with a
+    /// worse one.
     pub fn fail(&self, reason: String) -> Failed {
-        let mut queue = self.queue.lock();
-        if let Some(failed) = &queue.failed {
+        let _failing = self.failing.lock();
+        if let Some(failed) = &self.queue.lock().failed {
             return failed.clone();
         }
         let failed = Failed { reason };
-        queue.failed = Some(failed.clone());
-        drop(queue);
-        self.work.notify_all();
-        self.room.notify_all();
-        self.committed.notify_all();
         tracing::error!(reason = failed.reason, "state store failed");
         if let Some(hook) = &self.on_fatal {
             hook(&failed.reason);
         }
+        self.queue.lock().failed = Some(failed.clone());
+        self.work.notify_all();
+        self.room.notify_all();
+        self.committed.notify_all();
         failed
     }
 
@@ -319,7 +344,7 @@ impl Shared {
         self.publish_size(counters);
         while let Some(group) = self.next_group() {
             if let Err(error) = self.commit(&group, &mut counters) {
-                self.fail(format!("commit: {error}"));
+                self.fail(format!("commit: {}", self.explain(&error)));
                 return;
             }
             self.release(group);
