@@ -13,7 +13,7 @@ use time::{OffsetDateTime, format_description::well_known::Rfc3339};
 
 use super::{
     facts::{MEMBER_BUILT_ASIDE, MEMBER_DIR, REPLACED},
-    plan::NewMember,
+    plan::{self, NewMember},
 };
 use crate::{
     config::Settings,
@@ -151,6 +151,11 @@ pub fn open_log(
     let options = WalOptions { segments_kept: settings.storage.max_wals as usize, ..WalOptions::default() };
     let log_dir = dir.wal().display().to_string();
     let (wal, contents) = Wal::open(dir.wal(), options).map_err(|error| log_refusal(dir.wal(), &error))?;
+    // Entries up to a snapshot record are never read again, whether their segment is still there or not: the state stands for them.
+    if contents.snapshot.index.0 > 0 && is_empty(&dir.state()) {
+        let begins = contents.snapshot.index.0 + 1;
+        return Err(plan::state_missing(identity, &dir.path().display().to_string(), &log_dir, begins));
+    }
     let last = contents.entries.last().map_or(contents.snapshot.index, |entry| entry.index);
     compare::check_clean_stop(identity, last.0, &log_dir)?;
     Ok((wal, contents))
@@ -190,6 +195,14 @@ fn log_refusal(dir: &Path, error: &WalError) -> Refusal {
                 .remedy("name an empty --wal-dir")
                 .never("do not delete a log before it is clear whose it is")
         }
+    }
+}
+
+/// Missing counts as empty; what cannot be listed does not.
+fn is_empty(dir: &Path) -> bool {
+    match std::fs::read_dir(dir) {
+        Ok(mut entries) => entries.next().is_none(),
+        Err(error) => error.kind() == io::ErrorKind::NotFound,
     }
 }
 

@@ -141,20 +141,8 @@ fn whole_directory(facts: &DiskFacts, identity: &Identity) -> Result<compare::Lo
         }
     };
     if !facts.state_present && facts.log.first_index != Some(0) {
-        return Err(Refusal::new(
-            Id::StateMissing,
-            "the state store is missing, and the log no longer reaches back to the first entry",
-        )
-        .evidence("state", format!("nothing in {dir}/member/state"))
-        .evidence(
-            "log",
-            format!("begins at index {} in {log_dir}", facts.log.first_index.unwrap_or_default()),
-        )
-        .remedy(format!("if it is elsewhere, put it back at {dir}/member/state"))
-        .remedy(format!(
-            "else replace the member: cairnctl member remove {}, then member add {}",
-            identity.member_id, identity.name
-        )));
+        let begins = facts.log.first_index.unwrap_or_default();
+        return Err(state_missing(identity, &dir, &log_dir, begins));
     }
     if let IdentityFact::Present(copy) = &facts.wal_identity
         && copy.dir_uuid != identity.dir_uuid
@@ -168,6 +156,21 @@ fn whole_directory(facts: &DiskFacts, identity: &Identity) -> Result<compare::Lo
             .remedy("put the two directories of one member together again: check --wal-dir and the mounts"));
     }
     Ok(owner)
+}
+
+/// The state store is gone, and the log does not say everything that it was made from.
+pub fn state_missing(identity: &Identity, dir: &str, log_dir: &str, begins: u64) -> Refusal {
+    Refusal::new(
+        Id::StateMissing,
+        "the state store is missing, and the log no longer reaches back to the first entry",
+    )
+    .evidence("state", format!("nothing in {dir}/member/state"))
+    .evidence("log", format!("begins at index {begins} in {log_dir}"))
+    .remedy(format!("if it is elsewhere, put it back at {dir}/member/state"))
+    .remedy(format!(
+        "else replace the member: cairnctl member remove {}, then member add {}",
+        identity.member_id, identity.name
+    ))
 }
 
 fn first_start(
