@@ -1,5 +1,7 @@
 //! What the workspace's tests share.
 
 pub mod harness;
+pub mod namespace;
+pub mod proxy;
 pub mod recorder;
 pub mod simulation;

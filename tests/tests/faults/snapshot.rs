@@ -1,0 +1,127 @@
+//! Followers that fall behind the log, and are killed while they catch up.
+
+use std::{fs, time::Duration};
+
+use anyhow::{Context, Result};
+use api::etcdserverpb::{PutRequest, kv_client::KvClient};
+use cairn_tests::{
+    harness::{Cluster, Kind, Member, wait_for},
+    recorder::{Writers, channel, verify_equal},
+};
+use nix::sys::signal::Signal;
+use rand::Rng;
+
+use crate::{block_on, disk::expect_refused, endpoints, let_write, metric, random, verify, wait_metric};
+
+/// Little log is kept, so that a follower is soon beyond it.
+const SHORT_LOG: [&str; 2] = ["--snapshot-count=100", "--snapshot-catchup-entries=50"];
+
+const MIB: u64 = 1 << 20;
+
+/// `count` puts of `bytes` each, sixteen at a time, over sixteen keys: history grows, the newest values do not.
+pub fn fill(endpoint: &str, count: usize, bytes: usize) -> Result<()> {
+    const CLIENTS: usize = 16;
+    let value = bytes::Bytes::from(vec![b'v'; bytes]);
+    block_on(async {
+        let channel = channel(endpoint)?;
+        let mut tasks = tokio::task::JoinSet::new();
+        for client in 0..CLIENTS {
+            let (mut kv, value) = (KvClient::new(channel.clone()), value.clone());
+            tasks.spawn(async move {
+                for _ in (client..count).step_by(CLIENTS) {
+                    let key = format!("fill/{client}").into();
+                    kv.put(PutRequest { key, value: value.clone(), ..Default::default() }).await?;
+                }
+                Ok::<_, tonic::Status>(())
+            });
+        }
+        while let Some(ended) = tasks.join_next().await {
+            ended?.context("fill")?;
+        }
+        Ok(())
+    })
+}
+
+/// Resident memory in bytes.
+fn memory(member: &Member) -> Result<u64> {
+    let pid = member.pid().context("it runs")?;
+    let status = fs::read_to_string(format!("/proc/{pid}/status"))?;
+    let line = status.lines().find_map(|line| line.strip_prefix("VmRSS:")).context("VmRSS")?;
+    Ok(line.trim().trim_end_matches(" kB").trim().parse::<u64>()? * 1024)
+}
+
+#[test]
+fn a_stopped_follower_costs_the_leader_no_memory_and_catches_up() -> Result<()> {
+    let mut flags = SHORT_LOG.to_vec();
+    flags.push("--inline-value-bytes-max=8MiB");
+    let mut cluster = Cluster::start_with(Kind::Cairn, 3, &flags)?;
+    let leader = cluster.wait_leader()?;
+    let url = cluster.members[leader].client_url.clone();
+    // The state store takes its share of memory with the first.
+    let bytes = 64 << 10;
+    fill(&url, 1536, bytes)?;
+    let before = memory(&cluster.members[leader])?;
+    let follower = (leader + 1) % 3;
+    cluster.members[follower].signal(Signal::SIGSTOP)?;
+    fill(&url, 5120, bytes)?;
+    let after = memory(&cluster.members[leader])?;
+    cluster.members[follower].signal(Signal::SIGCONT)?;
+    println!("leader: {} MiB before, {} MiB after", before / MIB, after / MIB);
+    // The queue of a stream holds 64 MiB, the state store's buffers come and go.
+    assert!(
+        after < before + 192 * MIB,
+        "the leader keeps what the follower did not take: {} MiB before 320 MiB of writes, {} MiB after",
+        before / MIB,
+        after / MIB
+    );
+    cluster.wait_healthy()?;
+    wait_for("equal members", || block_on(verify_equal(&endpoints(&cluster))).ok())?;
+    Ok(())
+}
+
+#[test]
+fn a_follower_killed_while_a_snapshot_arrives_comes_back() -> Result<()> {
+    let mut random = random("a_follower_killed_while_a_snapshot_arrives_comes_back");
+    let mut cluster = Cluster::start_with(Kind::Cairn, 3, &SHORT_LOG)?;
+    let all = endpoints(&cluster);
+    let leader = cluster.wait_leader()?;
+    let follower = (leader + 1) % 3;
+    // Enough state that a snapshot takes a while.
+    fill(&all[leader], 400, 64 << 10)?;
+    let writers = Writers::start(vec![all[leader].clone(), all[(leader + 2) % 3].clone()], 4);
+    let mut installed = 0.0;
+    for _ in 0..5 {
+        cluster.members[follower].kill()?;
+        let_write(&writers, 400)?;
+        cluster.members[follower].spawn()?;
+        for _ in 0..random.random_range(1..4) {
+            std::thread::sleep(Duration::from_millis(random.random_range(0..500)));
+            cluster.members[follower].kill()?;
+            cluster.members[follower].spawn()?;
+        }
+        cluster.wait_healthy()?;
+        installed += metric(&cluster.members[follower], "cairn_snapshots_installed_total").unwrap_or(0.0);
+    }
+    println!("{installed} snapshots were installed by the last start of each round");
+    // Once without a kill in between, so that the way through a snapshot was gone for certain.
+    cluster.members[follower].kill()?;
+    let_write(&writers, 400)?;
+    cluster.members[follower].spawn()?;
+    wait_metric(&cluster.members[follower], "cairn_snapshots_installed_total", |count| count >= 1.0)?;
+    cluster.wait_healthy()?;
+    let record = writers.finish();
+    verify(&cluster, &record)?;
+
+    // All three at once, then the one that came by a snapshot without its state: its log begins behind the snapshot.
+    for member in &mut cluster.members {
+        member.kill()?;
+    }
+    for member in &mut cluster.members {
+        member.spawn()?;
+    }
+    cluster.wait_healthy()?;
+    verify(&cluster, &record)?;
+    assert!(cluster.members[follower].terminate()?.success());
+    fs::remove_dir_all(cluster.members[follower].data_dir.join("member/state"))?;
+    expect_refused(&mut cluster.members[follower], 66, "STATE_MISSING", &[])
+}
