@@ -23,6 +23,9 @@ pub struct Config {
     pub inflight_messages_max: usize,
     /// Bytes of entries proposed and not yet committed, past which proposals are dropped.
     pub uncommitted_bytes_max: u64,
+    /// Bytes of entries handed out to be written and not yet confirmed, past which neither proposals nor appends are taken. The log in
+    /// memory can forget nothing of them.
+    pub unpersisted_bytes_max: u64,
     /// The log in memory forgets what Compact allows when it is larger than this, even for slow peers.
     pub log_tail_bytes_max: u64,
     /// Entries kept below the compacted position, for slow peers.
@@ -35,6 +38,9 @@ pub struct Config {
 const INFLIGHT_MESSAGES_MAX_DEFAULT: usize = 512;
 /// Past this much a leader without quorum only piles up memory; etcd has no such bound and grows.
 const UNCOMMITTED_BYTES_MAX_DEFAULT: u64 = 256 * 1024 * 1024;
+/// As much as a leader has on the way to one peer, so that only a disk that hangs gets here. Without it a leader whose disk hangs would
+/// go on to commit with the others and keep all of it in memory.
+const UNPERSISTED_BYTES_MAX_DEFAULT: u64 = 512 * 1024 * 1024;
 /// Enough for a follower that was away for four seconds at fifty thousand puts of 300 bytes a second; past it a snapshot is cheaper than
 /// the memory.
 const LOG_TAIL_BYTES_MAX_DEFAULT: u64 = 64 * 1024 * 1024;
@@ -52,6 +58,7 @@ impl Config {
             append_bytes_max: types::limits::APPEND_BYTES_MAX,
             inflight_messages_max: INFLIGHT_MESSAGES_MAX_DEFAULT,
             uncommitted_bytes_max: UNCOMMITTED_BYTES_MAX_DEFAULT,
+            unpersisted_bytes_max: UNPERSISTED_BYTES_MAX_DEFAULT,
             log_tail_bytes_max: LOG_TAIL_BYTES_MAX_DEFAULT,
             log_tail_entries_keep: LOG_TAIL_ENTRIES_KEEP_DEFAULT,
             boot,

@@ -44,19 +44,22 @@ pub(crate) struct Flight {
     pub term: bool,
     /// Must be synced; a commit alone need not.
     pub sync: bool,
+    /// Of its entries.
+    pub bytes: u64,
     pub install: Option<(LogPosition, ConfState)>,
     held: Vec<raftpb::Message>,
 }
 
 impl Flight {
     pub fn new(seq: PersistSeq, ready: u64) -> Flight {
-        Flight { seq, ready, log: false, term: false, sync: false, install: None, held: Vec::new() }
+        Flight { seq, ready, log: false, term: false, sync: false, bytes: 0, install: None, held: Vec::new() }
     }
 }
 
 #[derive(Default)]
 pub(crate) struct Flights {
     queue: VecDeque<Flight>,
+    bytes: u64,
 }
 
 /// What a confirmation set free.
@@ -70,6 +73,7 @@ pub(crate) struct Landed {
 
 impl Flights {
     pub fn push(&mut self, flight: Flight) {
+        self.bytes += flight.bytes;
         self.queue.push_back(flight);
     }
 
@@ -82,6 +86,11 @@ impl Flights {
             }
             None => false,
         }
+    }
+
+    /// Bytes of entries that are on their way to the disk.
+    pub fn bytes(&self) -> u64 {
+        self.bytes
     }
 
     pub fn log_in_flight(&self) -> bool {
@@ -109,6 +118,7 @@ impl Flights {
         let mut landed = Landed::default();
         while self.queue.front().is_some_and(|flight| flight.seq <= seq) {
             let Some(flight) = self.queue.pop_front() else { break };
+            self.bytes -= flight.bytes;
             landed.ready = landed.ready.max(flight.ready);
             landed.messages.extend(flight.held);
             landed.installs.extend(flight.install);

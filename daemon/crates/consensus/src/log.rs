@@ -24,7 +24,8 @@ pub(crate) struct Tail {
     wishes: RefCell<Vec<MemberId>>,
 }
 
-fn cost(entry: &eraftpb::Entry) -> u64 {
+/// What an entry takes in memory.
+pub(crate) fn cost(entry: &eraftpb::Entry) -> u64 {
     entry.data.len() as u64 + ENTRY_OVERHEAD_BYTES
 }
 

@@ -30,6 +30,14 @@ impl Core {
             let context = message.entries.into_iter().next().and_then(|entry| entry.data).unwrap_or_default();
             return self.serve_forwarded(Forwarded { from, context });
         }
+        if kind == MessageType::MsgApp && !message.entries.is_empty() && self.disk_is_behind() {
+            // As if it were lost: the leader sends it again.
+            return self.report(
+                "disk_behind",
+                from,
+                "entries are not taken while this member's disk does not keep up",
+            );
+        }
         let mut message = match codec::message_to_raft(message) {
             Ok(message) => message,
             Err(error) => return self.report("message", from, error.to_string()),
@@ -129,8 +137,9 @@ impl Core {
     /// its own schema, where a learner (3) does not exist, and drop it. As in raft, a conf change while another may be unapplied becomes an
     /// empty entry; ours were sorted out before, so this happens to forwarded ones only. False when nothing was appended.
     fn append_as_leader(&mut self, mut entries: Vec<eraftpb::Entry>) -> bool {
+        let behind = self.disk_is_behind();
         let raft = &mut self.node.raft;
-        if raft.lead_transferee.is_some() || raft.prs().get(raft.id).is_none() {
+        if raft.lead_transferee.is_some() || raft.prs().get(raft.id).is_none() || behind {
             return false;
         }
         let mut pending = raft.pending_conf_index;
@@ -150,6 +159,10 @@ impl Core {
         raft.pending_conf_index = pending;
         raft.bcast_append();
         true
+    }
+
+    fn disk_is_behind(&self) -> bool {
+        self.flights.bytes() >= self.config.unpersisted_bytes_max
     }
 
     fn drop_proposals(&mut self, ids: Vec<ProposalId>, reason: DropReason) {

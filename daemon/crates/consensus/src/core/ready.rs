@@ -50,6 +50,7 @@ impl Core {
             flight.sync = true;
             flight.term = term_changed;
             flight.log = snapshot.is_some() || !entries.is_empty();
+            flight.bytes = entries.iter().map(crate::log::cost).sum();
             flight.install = snapshot.clone();
             write = Some(Persist {
                 seq: flight.seq,

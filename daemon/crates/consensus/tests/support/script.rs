@@ -110,6 +110,9 @@ fn run_command(cluster: &mut Cluster, command: &str, out: &mut String) -> Done {
                 config.log_tail_bytes_max = setting("tail").map_or(Ok(u64::MAX), |word| number(&word))?;
                 config.uncommitted_bytes_max =
                     setting("uncommitted").map_or(Ok(1 << 30), |word| number(&word))?;
+                if let Some(word) = setting("unpersisted") {
+                    config.unpersisted_bytes_max = number(&word)?;
+                }
                 if let Some(word) = setting("append") {
                     config.append_bytes_max = number(&word)?;
                 }
