@@ -376,11 +376,16 @@ impl Handle {
         if shared.stopping.load(Ordering::Relaxed) {
             return Err(EtcdError::Stopped);
         }
+        let bytes = data.len() as u64;
+        if !shared.reserve_proposal(bytes) {
+            return Err(EtcdError::RequestTooManyRequests);
+        }
         let told = shared.waiters.register(id);
         let proposal = Proposal { id: ProposalId(id), kind: EntryKind::Normal, data };
         match shared.raft.try_push_patient(ToRaft::Propose(proposal), PROPOSALS_QUEUED_MAX) {
             Ok(()) => Ok(told),
             Err(refused) => {
+                shared.release_proposals(bytes);
                 let error = match refused {
                     PushError::Full(_) => EtcdError::RequestTooManyRequests,
                     PushError::Closed(_) => EtcdError::Stopped,
@@ -423,6 +428,12 @@ fn saturate(bytes: u64) -> i64 {
 /// An entry with this request's id was applied and is of another kind. Ids are unique among members that make them as we do, but
 /// whoever forwards an entry chooses its id, so this is no bug of ours to end the process for. What became of the request is unknown.
 fn unexpected<T>(asked: &str, outcome: &Outcome) -> Result<T, EtcdError> {
-    warn!(asked, ?outcome, "another member used the id of a request of ours");
+    let answered = match outcome {
+        Outcome::Put(_) => "put",
+        Outcome::DeleteRange(_) => "delete range",
+        Outcome::Txn(_) => "txn",
+        _ => "something else",
+    };
+    warn!(asked, answered, "another member used the id of a request of ours");
     Err(EtcdError::Timeout)
 }

@@ -313,6 +313,7 @@ impl Shared {
             log: Mailbox::new(),
             apply: Mailbox::new(),
             waiters: Waiters::new(config.member, unix_ms),
+            proposal_bytes: AtomicU64::new(0),
             gate: ReadGate::new(),
             metrics: Metrics::new(),
             reader: RwLock::new(machine.reader()),

@@ -169,7 +169,7 @@ impl RaftLoop {
             if self.leadership.leader.is_none() || self.transferring {
                 self.park(proposals, now);
             } else {
-                self.core.handle(Input::Propose(std::mem::take(proposals)));
+                self.propose(std::mem::take(proposals));
             }
         }
         if readers && let Some(ticket) = self.shared.gate.seal(now) {
@@ -185,18 +185,31 @@ impl RaftLoop {
             if self.parked.len() < PROPOSALS_QUEUED_MAX {
                 self.parked.push_back((now, proposal));
             } else {
+                self.shared.release_proposals(proposal.data.len() as u64);
                 self.shared.waiters.complete(proposal.id.0, Err(EtcdError::NoLeader));
             }
         }
     }
 
+    fn propose(&mut self, proposals: Vec<Proposal>) {
+        self.shared.release_proposals(proposals.iter().map(|proposal| proposal.data.len() as u64).sum());
+        self.core.handle(Input::Propose(proposals));
+    }
+
     /// Those whose client was told or has gone are left out: a write must not happen after its caller was told "no leader".
     fn unpark(&mut self) {
-        let waiters = &self.shared.waiters;
+        let shared = &self.shared;
         let parked = self.parked.drain(..).map(|(_, proposal)| proposal);
-        let proposals: Vec<Proposal> = parked.filter(|proposal| waiters.waits(proposal.id.0)).collect();
+        let is_wanted = |proposal: &Proposal| {
+            let wanted = shared.waiters.waits(proposal.id.0);
+            if !wanted {
+                shared.release_proposals(proposal.data.len() as u64);
+            }
+            wanted
+        };
+        let proposals: Vec<Proposal> = parked.filter(is_wanted).collect();
         if !proposals.is_empty() {
-            self.core.handle(Input::Propose(proposals));
+            self.propose(proposals);
         }
     }
 
@@ -210,6 +223,7 @@ impl RaftLoop {
                 break;
             }
             if let Some((_, proposal)) = self.parked.pop_front() {
+                shared.release_proposals(proposal.data.len() as u64);
                 shared.waiters.complete(proposal.id.0, Err(EtcdError::NoLeader));
                 shared.metrics.proposals_failed.add(1);
             }

@@ -48,6 +48,10 @@ impl ToRaft {
 /// stalled, and "too many requests" is the honest answer.
 pub(crate) const PROPOSALS_QUEUED_MAX: usize = 16 * 1024;
 
+/// Bytes of proposals that the core has not taken yet: queued while a sync runs or hangs, or parked without a leader. As much as the core
+/// itself takes uncommitted; by their number alone they could be 24 GiB.
+pub(crate) const PROPOSAL_BYTES_QUEUED_MAX: u64 = 256 * 1024 * 1024;
+
 /// Things queued for the raft loop before messages from peers are dropped, which raft tolerates. Twice the proposals' bound, so that a
 /// burst of clients never silences the peers.
 pub(crate) const MESSAGES_QUEUED_MAX: usize = 32 * 1024;
@@ -66,6 +70,8 @@ pub(crate) struct Shared {
     pub(crate) log: Mailbox<ToLog>,
     pub(crate) apply: Mailbox<ToApply>,
     pub(crate) waiters: Waiters,
+    /// Added by clients' threads, taken off by the raft loop; limited by [`PROPOSAL_BYTES_QUEUED_MAX`].
+    pub(crate) proposal_bytes: AtomicU64,
     pub(crate) gate: ReadGate,
     pub(crate) metrics: Metrics,
     /// Swapped by the apply worker when a snapshot is installed.
@@ -96,6 +102,20 @@ pub(crate) struct Shared {
 }
 
 impl Shared {
+    /// Room in the queue for a proposal of so many bytes. One that is larger than all the room fits when nothing else is queued.
+    pub(crate) fn reserve_proposal(&self, bytes: u64) -> bool {
+        let before = self.proposal_bytes.fetch_add(bytes, Ordering::Relaxed);
+        let fits = before == 0 || before.saturating_add(bytes) <= PROPOSAL_BYTES_QUEUED_MAX;
+        if !fits {
+            self.release_proposals(bytes);
+        }
+        fits
+    }
+
+    pub(crate) fn release_proposals(&self, bytes: u64) {
+        self.proposal_bytes.fetch_sub(bytes, Ordering::Relaxed);
+    }
+
     pub(crate) fn applied(&self) -> LogIndex {
         LogIndex(self.applied.load(Ordering::Acquire))
     }

@@ -326,3 +326,36 @@ fn large_entries_do_not_pile_up_in_memory() {
     drop(handle);
     running.node.stop();
 }
+
+/// While nobody leads, proposals wait; sixteen thousand of the largest would be more than a member has room for.
+#[test]
+fn proposals_without_a_leader_are_bounded_by_their_bytes() {
+    const VALUE: usize = 1024 * 1024;
+    let directory = tempfile::tempdir().expect("a directory");
+    let (members, listeners) = plan(3);
+    let listener = listeners.into_iter().next().expect("three listeners");
+    let alone = boot(&directory.path().join("m1"), &members[0], &members, listener);
+    let handle = alone.node.handle();
+    let value = "x".repeat(VALUE);
+    block_on(async {
+        let mut puts = tokio::task::JoinSet::new();
+        for i in 0..300 {
+            let (handle, value) = (handle.clone(), value.clone());
+            puts.spawn(async move { put(&handle, &format!("k{i}"), &value).await });
+        }
+        let first = puts.join_next().await.expect("a put").expect("no panic");
+        assert_eq!(
+            first,
+            Err(EtcdError::RequestTooManyRequests),
+            "256 MiB wait, the rest is refused at once"
+        );
+        // Whoever waited in vain makes room again.
+        while let Some(put) = puts.join_next().await {
+            assert!(put.expect("no panic").is_err());
+        }
+        let late = put(&handle, "late", &value).await;
+        assert_eq!(late, Err(EtcdError::NoLeader), "it was queued and waited");
+    });
+    drop(handle);
+    alone.node.stop();
+}
