@@ -183,6 +183,7 @@ fn node_config(settings: &Settings, prepared: &Prepared) -> NodeConfig {
         inline_value_bytes_max: settings.storage.inline_value_bytes_max,
         compaction_batch: settings.storage.compaction_batch_limit,
         compaction_sleep: settings.storage.compaction_sleep_interval,
+        auto_compaction: settings.storage.auto_compaction,
         max_learners: settings.membership.max_learners,
         initial_election_tick_advance: settings.raft.initial_election_tick_advance,
         state_dir: prepared.dir.state(),

@@ -148,7 +148,11 @@ pub fn open_log(
     identity: &Identity,
     settings: &Settings,
 ) -> Result<(Wal, WalContents), Refusal> {
-    let options = WalOptions { segments_kept: settings.storage.max_wals as usize, ..WalOptions::default() };
+    let options = WalOptions {
+        segments_kept: settings.storage.max_wals as usize,
+        unsafe_no_fsync: settings.storage.unsafe_no_fsync,
+        ..WalOptions::default()
+    };
     let log_dir = dir.wal().display().to_string();
     let (wal, contents) = Wal::open(dir.wal(), options).map_err(|error| log_refusal(dir.wal(), &error))?;
     // Entries up to a snapshot record are never read again, whether their segment is still there or not: the state stands for them.

@@ -2,12 +2,14 @@
 
 use std::{path::PathBuf, time::Duration};
 
+use node::AutoCompaction;
+
 use super::{
     Note, Problem,
     cluster::{self, InitialCluster, MemberName},
     source::Values,
     urls::{self, Scheme, Url},
-    value,
+    value::{self, Retention},
 };
 use crate::refusal::Id;
 
@@ -70,6 +72,9 @@ pub struct Storage {
     pub inline_value_bytes_max: u64,
     pub compaction_batch_limit: usize,
     pub compaction_sleep_interval: Duration,
+    /// None: off.
+    pub auto_compaction: Option<AutoCompaction>,
+    pub unsafe_no_fsync: bool,
 }
 
 #[derive(Clone, Debug)]
@@ -419,6 +424,14 @@ impl Builder<'_> {
             let fields = vec![("quota-backend-bytes", quota.to_string())];
             self.notes.push(Note { message: "the quota is above the usual maximum of 8 GiB", fields });
         }
+        let unsafe_no_fsync = values.bool("unsafe-no-fsync");
+        if unsafe_no_fsync {
+            self.notes.push(Note {
+                message: "the log is not synced: writes that were acknowledged are lost when this machine crashes or loses power, and \
+                          the member may then refuse to start",
+                fields: vec![("setting", values.place("unsafe-no-fsync"))],
+            });
+        }
         let batch: usize = values.count("compaction-batch-limit");
         let sleep = values.duration("compaction-sleep-interval");
         Storage {
@@ -430,6 +443,47 @@ impl Builder<'_> {
             inline_value_bytes_max: values.bytes("inline-value-bytes-max").unsigned_abs(),
             compaction_batch_limit: if batch == 0 { COMPACTION_BATCH } else { batch },
             compaction_sleep_interval: if sleep.is_zero() { COMPACTION_SLEEP } else { sleep },
+            auto_compaction: self.auto_compaction(),
+            unsafe_no_fsync,
+        }
+    }
+
+    fn auto_compaction(&mut self) -> Option<AutoCompaction> {
+        let by_revision = self.values.text("auto-compaction-mode") == "revision";
+        let retention = self.values.text("auto-compaction-retention");
+        let policy = match (value::parse_retention(retention), by_revision) {
+            (Ok(Retention::Number(0) | Retention::Duration(Duration::ZERO)), _) => {
+                if by_revision {
+                    self.notes.push(Note {
+                        message: "automatic compaction is off: no retention is set",
+                        fields: vec![("set", "auto-compaction-retention".into())],
+                    });
+                }
+                return None;
+            }
+            (Ok(Retention::Number(kept)), true) => Ok(AutoCompaction::Revisions(kept)),
+            (Ok(Retention::Duration(_)), true) => Err((
+                Id::SettingsConflict,
+                format!(
+                    "auto-compaction-retention is a time ({retention}), and auto-compaction-mode is revision"
+                ),
+                "give a number of revisions, or --auto-compaction-mode=periodic",
+            )),
+            // etcd's own reading of a number without a unit.
+            (Ok(Retention::Number(hours)), false) => {
+                value::parse_duration(&format!("{hours}h")).map(AutoCompaction::Periodic).map_err(|why| {
+                    (Id::BadValue, why.0, "a number is hours here; give fewer, or a duration such as 30m")
+                })
+            }
+            (Ok(Retention::Duration(kept)), false) => Ok(AutoCompaction::Periodic(kept)),
+            (Err(why), _) => Err((Id::BadValue, why.0, "give a number or a duration such as 30m")),
+        };
+        match policy {
+            Ok(policy) => Some(policy),
+            Err((id, what, remedy)) => {
+                self.problem(id, "auto-compaction-retention", what, remedy);
+                None
+            }
         }
     }
 

@@ -4,6 +4,8 @@ use std::{path::PathBuf, time::Duration};
 
 use types::{ClusterId, MemberId};
 
+use crate::auto_compaction::AutoCompaction;
+
 #[derive(Clone)]
 pub struct NodeConfig {
     pub member: MemberId,
@@ -30,6 +32,8 @@ pub struct NodeConfig {
     /// `compaction-batch-limit` and `compaction-sleep-interval`.
     pub compaction_batch: usize,
     pub compaction_sleep: Duration,
+    /// None: history is forgotten only when a client asks.
+    pub auto_compaction: Option<AutoCompaction>,
     pub max_learners: usize,
     /// The first election comes sooner: a fresh process has nothing to wait for.
     pub initial_election_tick_advance: bool,

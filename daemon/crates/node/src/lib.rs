@@ -14,6 +14,7 @@
 
 mod announce;
 mod apply_worker;
+mod auto_compaction;
 mod config;
 mod handle;
 mod keeper;
@@ -54,6 +55,7 @@ use transport::{Limits, Timeouts, Transport, TransportConfig, frame_bytes_max};
 use types::{ConfState, MemberId, limits};
 
 pub use announce::*;
+pub use auto_compaction::AutoCompaction;
 pub use config::{Fatal, NodeConfig};
 /// Part of [`StartError`]: the daemon tells a log that is older than the state from other damage.
 pub use consensus::LoadError;
@@ -164,6 +166,7 @@ impl Node {
         })?;
         runtime.spawn(peers::publish(Arc::downgrade(&shared)));
         runtime.spawn(peers::watch_versions(Arc::downgrade(&shared)));
+        runtime.spawn(auto_compaction::run(Arc::downgrade(&shared)));
         Ok(Node { shared, transport, raft, log, apply, keeper, runtime })
     }
 
@@ -194,7 +197,7 @@ impl Node {
             if let Err(error) = shared.store().persist() {
                 (shared.config.fatal)(Fatal::Store(error.to_string()));
             }
-            if let Some((_, bytes)) = checkpoint {
+            if let Some(bytes) = checkpoint {
                 keeper::save_checkpoint(&shared.config, &bytes);
             }
         }

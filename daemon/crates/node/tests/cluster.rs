@@ -42,6 +42,7 @@ fn config(directory: &Path, member: &Member, members: &[Member]) -> NodeConfig {
         inline_value_bytes_max: 1 << 20,
         compaction_batch: 1000,
         compaction_sleep: Duration::from_millis(1),
+        auto_compaction: None,
         max_learners: 1,
         initial_election_tick_advance: true,
         state_dir: directory.join("state"),

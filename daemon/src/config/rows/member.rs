@@ -362,7 +362,7 @@ pub static ROWS: &[Setting] = &[
         Kind::Choice(&["periodic", "revision"]),
         "periodic",
         Compaction,
-        NoEffect("automatic compaction is not supported by this version"),
+        Active,
         "How auto-compaction-retention is read.",
     ),
     row(
@@ -370,10 +370,7 @@ pub static ROWS: &[Setting] = &[
         Kind::Retention,
         "0",
         Compaction,
-        Refused {
-            harmless: &["0", "0s", "0m", "0h"],
-            instead: "run `etcdctl compaction` from a timer: automatic compaction is not supported by this version",
-        },
+        Active,
         "History to keep: hours or a duration (periodic), or revisions (revision); 0: all.",
     ),
     row(

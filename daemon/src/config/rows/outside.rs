@@ -291,11 +291,8 @@ pub static ROWS: &[Setting] = &[
         Kind::Bool,
         "false",
         Unsafe,
-        Refused {
-            harmless: &[],
-            instead: "put --data-dir on a tmpfs if the data may be lost: the log is always synced",
-        },
-        "Do not wait for the disk.",
+        Active,
+        "Acknowledge before the disk has it: fast, and a crash of the machine loses acknowledged writes.",
     ),
     row(
         "accept-identity-change",
