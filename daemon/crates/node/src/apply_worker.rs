@@ -13,7 +13,7 @@ use state_machine::{CompactProgress, Outcome, Sink, StateMachine};
 use storage::state_store::FjallStore;
 use tracing::{info, warn};
 use transport::Transport;
-use types::{ConfState, Entry, LogIndex, LogPosition, Revision};
+use types::{ConfState, Entry, LogIndex, LogPosition, Revision, Term};
 
 use crate::{
     peers,
@@ -46,16 +46,20 @@ pub(crate) struct ApplyWorker {
     pub(crate) transport: Transport,
     compaction_next: Instant,
     compacting: bool,
+    /// Of the newest entry applied.
+    term: Term,
     /// Newest values are still to be read from the store into memory.
     warming: bool,
 }
 
 impl ApplyWorker {
     pub(crate) fn new(shared: Arc<Shared>, machine: StateMachine<FjallStore>, transport: Transport) -> Self {
+        let term = machine.applied().term;
         ApplyWorker {
             shared,
             machine,
             transport,
+            term,
             compaction_next: Instant::now(),
             compacting: true,
             warming: true,
@@ -120,6 +124,14 @@ impl ApplyWorker {
             .push(ToRaft::input(Input::Applied { index: last.index, conf_changes: told.conf_changes }));
         for (id, outcome) in told.outcomes {
             shared.waiters.complete(id, outcome);
+        }
+        if last.term > self.term {
+            self.term = last.term;
+            // What a former leader was given and put into the log stands before the first entry of this term, so it was just answered.
+            // The rest is lost, or will be heard of by nobody in time: saying so now beats seconds of silence. It means unknown.
+            let change = *shared.last_leader_change.lock();
+            let lost = shared.waiters.expire_given_before(change, EtcdError::TimeoutDueToLeaderFail);
+            shared.metrics.proposals_failed.add(lost as u64);
         }
         if told.compacted {
             self.compacting = true;

@@ -10,10 +10,10 @@ use std::{
 };
 
 use consensus::io::Input;
-use state_machine::Reader;
+use state_machine::{Reader, store::Store};
 use storage::{snapshot::View, state_store::FjallStore};
 use tracing::warn;
-use types::{LogIndex, LogPosition};
+use types::LogIndex;
 
 use crate::{
     config::{Fatal, NodeConfig},
@@ -29,17 +29,38 @@ const LOOK_INTERVAL: Duration = Duration::from_millis(200);
 const PERSIST_INTERVAL: Duration = Duration::from_secs(30);
 
 /// Log in memory past which the store is made durable however few the entries: what is not durable elsewhere cannot be forgotten, and
-/// ten thousand entries of a megabyte are more than a member has room for. The core forgets down to 128 MiB as soon as it may, so this
-/// leaves 64 MiB between two times.
-const LOG_TAIL_BYTES_MAX: u64 = 192 * 1024 * 1024;
+/// ten thousand entries of a megabyte are more than a member has room for. The core forgets down to 64 MiB as soon as it may, so this
+/// leaves 48 MiB between two times.
+const LOG_TAIL_BYTES_MAX: u64 = 112 * 1024 * 1024;
 
-/// Entries between two checkpoints of the index. Reading as many rows at a start takes about a second; writing a checkpoint of a large
-/// index takes as long, on this thread.
-const CHECKPOINT_ENTRIES: u64 = 1_000_000;
+/// The index is checkpointed again when the store has grown by this much, or by a fifth if that is more. Reading 64 MiB of rows at a
+/// start takes a third of a second; a fifth bounds what checkpoints write to a small part of what the store writes.
+const CHECKPOINT_GROWTH_BYTES: u64 = 64 * 1024 * 1024;
+
+/// Below this a start reads all rows about as fast as a checkpoint.
+const CHECKPOINT_STORE_BYTES_MIN: u64 = 16 * 1024 * 1024;
+
+/// What the last checkpoint saw. A start ignores one that is older than a compaction.
+struct Checkpointed {
+    bytes: u64,
+    compacted: i64,
+}
+
+impl Checkpointed {
+    fn is_due(&self, shared: &Shared) -> bool {
+        let bytes = shared.store().size().total_bytes;
+        let compacted = shared.reader().compact_revision().0;
+        // While rows are still being dropped a checkpoint would be overtaken; it comes when that is over.
+        let at_rest = *shared.compacted.borrow() >= compacted;
+        let grown = bytes.saturating_sub(self.bytes) >= CHECKPOINT_GROWTH_BYTES.max(bytes / 5);
+        bytes >= CHECKPOINT_STORE_BYTES_MIN && at_rest && (grown || compacted > self.compacted)
+    }
+}
 
 pub(crate) fn run(shared: Arc<Shared>) {
     let mut noted = shared.store().durable().index;
-    let mut checkpointed = noted;
+    // Whether a checkpoint was found at this start is not asked: one too many costs a second of this thread.
+    let mut checkpointed = Checkpointed { bytes: 0, compacted: shared.reader().compact_revision().0 };
     let mut last = Instant::now();
     while !shared.stopping.load(Ordering::Acquire) {
         std::thread::park_timeout(LOOK_INTERVAL);
@@ -49,25 +70,28 @@ pub(crate) fn run(shared: Arc<Shared>) {
             || (entries > 0 && last.elapsed() >= PERSIST_INTERVAL)
             || (entries > 0 && shared.raft_status.lock().log_tail_bytes >= LOG_TAIL_BYTES_MAX);
         if due {
-            let checkpoint = (applied.0.saturating_sub(checkpointed.0) >= CHECKPOINT_ENTRIES)
-                .then(|| take_checkpoint(&shared.reader()))
-                .flatten();
+            let seen = Checkpointed {
+                bytes: shared.store().size().total_bytes,
+                compacted: shared.reader().compact_revision().0,
+            };
+            let checkpoint =
+                checkpointed.is_due(&shared).then(|| take_checkpoint(&shared.reader())).flatten();
             noted = persist(&shared, noted);
             last = Instant::now();
-            if let Some((position, bytes)) = checkpoint {
+            if let Some(bytes) = checkpoint {
                 save_checkpoint(&shared.config, &bytes);
-                checkpointed = position.index;
+                checkpointed = seen;
             }
         }
     }
 }
 
 /// Before the store is made durable, so that the store is never behind it.
-pub(crate) fn take_checkpoint(reader: &Reader<FjallStore>) -> Option<(LogPosition, Vec<u8>)> {
+pub(crate) fn take_checkpoint(reader: &Reader<FjallStore>) -> Option<Vec<u8>> {
     let mut bytes = Vec::new();
     // None: compaction was changing the index meanwhile; the next time will do.
-    let position = reader.checkpoint(&mut bytes)?;
-    Some((position, bytes))
+    reader.checkpoint(&mut bytes)?;
+    Some(bytes)
 }
 
 /// Failing costs the next start some time and nothing else.

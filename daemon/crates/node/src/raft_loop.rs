@@ -176,7 +176,7 @@ impl RaftLoop {
             self.core.handle(Input::Read(ticket));
         }
         if !self.parked.is_empty() && !self.leadership.leader.is_none() && !self.transferring {
-            self.unpark();
+            self.unpark(now);
         }
     }
 
@@ -197,7 +197,7 @@ impl RaftLoop {
     }
 
     /// Those whose client was told or has gone are left out: a write must not happen after its caller was told "no leader".
-    fn unpark(&mut self) {
+    fn unpark(&mut self, now: Instant) {
         let shared = &self.shared;
         let parked = self.parked.drain(..).map(|(_, proposal)| proposal);
         let is_wanted = |proposal: &Proposal| {
@@ -208,6 +208,9 @@ impl RaftLoop {
             wanted
         };
         let proposals: Vec<Proposal> = parked.filter(is_wanted).collect();
+        for proposal in &proposals {
+            shared.waiters.given_anew(proposal.id.0, now);
+        }
         if !proposals.is_empty() {
             self.propose(proposals);
         }

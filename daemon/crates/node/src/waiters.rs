@@ -29,6 +29,8 @@ pub(crate) struct Waiters {
 struct Waiter {
     tell: oneshot::Sender<Answer>,
     since: Instant,
+    /// When the proposal was last given to whoever led; parked proposals are given anew.
+    given: Instant,
 }
 
 impl Waiters {
@@ -52,7 +54,8 @@ impl Waiters {
 
     pub(crate) fn register(&self, id: u64) -> oneshot::Receiver<Answer> {
         let (tell, told) = oneshot::channel();
-        let former = self.shard(id).lock().insert(id, Waiter { tell, since: Instant::now() });
+        let now = Instant::now();
+        let former = self.shard(id).lock().insert(id, Waiter { tell, since: now, given: now });
         assert!(former.is_none(), "request id {id:x} given out twice");
         self.count.fetch_add(1, Ordering::Relaxed);
         told
@@ -73,13 +76,28 @@ impl Waiters {
         self.shard(id).lock().get(&id).is_some_and(|waiter| !waiter.tell.is_closed())
     }
 
+    /// A parked proposal goes to the leader that there is now.
+    pub(crate) fn given_anew(&self, id: u64, now: Instant) {
+        if let Some(waiter) = self.shard(id).lock().get_mut(&id) {
+            waiter.given = now;
+        }
+    }
+
     /// Ends every wait that began before `deadline`.
     pub(crate) fn expire(&self, deadline: Instant, error: EtcdError) -> usize {
+        self.end(error, |waiter| waiter.since < deadline)
+    }
+
+    /// Ends every wait for a proposal that was given to a former leader, before `since`.
+    pub(crate) fn expire_given_before(&self, since: Instant, error: EtcdError) -> usize {
+        self.end(error, |waiter| waiter.given < since)
+    }
+
+    fn end(&self, error: EtcdError, over: impl Fn(&Waiter) -> bool) -> usize {
         let mut expired = Vec::new();
         for shard in &self.shards {
             let mut shard = shard.lock();
-            let ids: Vec<u64> =
-                shard.iter().filter(|(_, waiter)| waiter.since < deadline).map(|(id, _)| *id).collect();
+            let ids: Vec<u64> = shard.iter().filter(|(_, waiter)| over(waiter)).map(|(id, _)| *id).collect();
             expired.extend(ids.into_iter().filter_map(|id| shard.remove(&id)));
         }
         self.count.fetch_sub(expired.len(), Ordering::Relaxed);
@@ -115,6 +133,15 @@ mod tests {
         assert!(!waiters.waits(id), "told");
         waiters.complete(id, Ok(Outcome::Nothing));
         assert_eq!(waiters.count(), 0);
+        let (old, parked) = (waiters.next_id(), waiters.next_id());
+        let mut lost = waiters.register(old);
+        let mut kept = waiters.register(parked);
+        let change = Instant::now() + std::time::Duration::from_secs(1);
+        waiters.given_anew(parked, change);
+        assert_eq!(waiters.expire_given_before(change, EtcdError::TimeoutDueToLeaderFail), 1);
+        assert!(matches!(lost.try_recv(), Ok(Err(EtcdError::TimeoutDueToLeaderFail))));
+        assert!(kept.try_recv().is_err(), "given to the new leader");
+        waiters.complete(parked, Ok(Outcome::Nothing));
         let gone = waiters.next_id();
         drop(waiters.register(gone));
         assert!(!waiters.waits(gone), "hung up");
