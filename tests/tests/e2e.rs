@@ -179,3 +179,40 @@ fn without_a_quorum_reads_and_writes_end_in_an_error_and_health_says_so() -> Res
     );
     Ok(())
 }
+
+#[test]
+fn automatic_compaction_forgets_old_revisions() -> Result<()> {
+    let flags = ["--auto-compaction-mode=periodic", "--auto-compaction-retention=1s"];
+    let cluster = Cluster::start_with(Kind::Cairn, 1, &flags)?;
+    for value in ["1", "2", "3"] {
+        cluster.etcdctl("3.5", &["put", "a", value])?;
+    }
+    let mut answers = Vec::new();
+    wait_for("revision 2 to be forgotten", || {
+        let answer = cluster.try_etcdctl("3.5", &["get", "a", "--rev=2", "--print-value-only"]).ok()?;
+        let said =
+            String::from_utf8_lossy(if answer.status.success() { &answer.stdout } else { &answer.stderr });
+        answers.push(said.trim().to_owned());
+        said.contains("required revision has been compacted").then_some(())
+    })?;
+    answers.pop();
+    assert!(answers.iter().all(|answer| answer == "1"), "until then it is answered: {answers:?}");
+    assert_eq!(cluster.etcdctl("3.5", &["get", "a", "--print-value-only"])?, "3\n");
+    cluster.members[0].wait_log("automatic compaction")?;
+    Ok(())
+}
+
+#[test]
+fn without_fsync_a_killed_process_loses_nothing() -> Result<()> {
+    let mut cluster = Cluster::start_with(Kind::Cairn, 1, &["--unsafe-no-fsync"])?;
+    cluster.members[0].wait_log("the log is not synced")?;
+    let writers = Writers::start(endpoints(&cluster), 4);
+    for _ in 0..3 {
+        let_write(&writers, 500)?;
+        cluster.members[0].kill()?;
+        cluster.members[0].spawn()?;
+        cluster.wait_healthy()?;
+    }
+    let record = writers.finish();
+    verify(&cluster, &record)
+}
