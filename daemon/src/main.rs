@@ -75,22 +75,25 @@ fn member(surroundings: &Surroundings) -> Result<(), Refusal> {
     // Signals are caught before there is anything to stop.
     let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build();
     let runtime = runtime.map_err(|error| Refusal::io("start", "the main runtime".as_ref(), &error))?;
-    runtime.block_on(run(settings, prepared, sockets, surroundings))
+    let within = runtime.enter();
+    let mut signals =
+        signals::Signals::listen().map_err(|error| Refusal::io("listen for", "signals".as_ref(), &error))?;
+    // Not in an async function: a start that is refused half-way drops runtimes of its own, which tokio forbids there with a panic.
+    let member = lifecycle::start(&settings, prepared, sockets)?;
+    drop(within);
+    runtime.block_on(run(settings, member, &mut signals, surroundings));
+    Ok(())
 }
 
 async fn run(
     settings: Settings,
-    prepared: prepare::Prepared,
-    sockets: lifecycle::Sockets,
+    mut member: lifecycle::Member,
+    signals: &mut signals::Signals,
     surroundings: &Surroundings,
-) -> Result<(), Refusal> {
-    let mut signals =
-        signals::Signals::listen().map_err(|error| Refusal::io("listen for", "signals".as_ref(), &error))?;
-    let mut member = lifecycle::start(&settings, prepared, sockets)?;
+) {
     systemd::ready();
-    let asked = lifecycle::serve(&mut member, &mut signals, surroundings).await;
-    lifecycle::stop(member, asked, &mut signals, settings.shutdown_timeout).await;
-    Ok(())
+    let asked = lifecycle::serve(&mut member, signals, surroundings).await;
+    lifecycle::stop(member, asked, signals, settings.shutdown_timeout).await;
 }
 
 /// To stdout. A reader that has gone away (`cairnd --help | head`) is no error.
