@@ -17,6 +17,11 @@ use crate::log::Tail;
 /// Longest context of a forwarded read; etcd's has 8 bytes, ours 24.
 const READ_CONTEXT_BYTES_MAX: usize = 64;
 
+/// How far a message's term may be ahead of ours. Terms grow by elections, of which two a second make this many in 68 years, so no
+/// member ever is this far behind; but every member takes over a higher term for good, and one forged or damaged message near
+/// [`COORDINATE_MAX`] would leave the cluster no term to elect in. A member that has no term yet has nothing to compare with.
+const TERM_LEAD_MAX: u64 = 1 << 32;
+
 /// Report kinds that mean lost or rolled-back history rather than a broken message.
 pub const HISTORY_KINDS: [&str; 4] = [
     "commit_beyond_log",
@@ -154,6 +159,9 @@ fn check_envelope(raft: &Raft<Tail>, kind: MessageType, message: &raftpb::Messag
         if value > COORDINATE_MAX {
             return refuse("absurd", format!("{kind:?} with {what} {value}"));
         }
+    }
+    if raft.term > 0 && term.saturating_sub(raft.term) > TERM_LEAD_MAX {
+        return refuse("absurd", format!("{kind:?} with term {term} while the term here is {}", raft.term));
     }
     Ok(())
 }
