@@ -6,7 +6,7 @@ use anyhow::{Context, Result};
 use api::etcdserverpb::{RangeRequest, kv_client::KvClient};
 use cairn_tests::{
     harness::{Cluster, Kind},
-    recorder::{Writers, channel},
+    recorder::{Writers, channel, verify_equal},
 };
 use rand::Rng;
 
@@ -53,6 +53,7 @@ fn crash_in_compaction_never_lowers_revision() -> Result<()> {
 
 #[test]
 fn killed_in_its_first_start_a_member_comes_up_or_says_why_not() -> Result<()> {
+    let mut random = random("killed_in_its_first_start_a_member_comes_up_or_says_why_not");
     let mut cluster = Cluster::prepare(Kind::Cairn, 1, &[])?;
     let (mut up, mut refused) = (0, 0);
     // A first start takes some 50 ms here, so this goes through all of it and beyond.
@@ -61,24 +62,46 @@ fn killed_in_its_first_start_a_member_comes_up_or_says_why_not() -> Result<()> {
         let _ = fs::remove_dir_all(&member.data_dir);
         let told = member.log().len();
         member.spawn()?;
-        std::thread::sleep(Duration::from_millis(step * 3));
+        let moment = Duration::from_micros(step * 3000 + random.random_range(0..3000));
+        std::thread::sleep(moment);
         member.kill()?;
         member.spawn()?;
         match member.wait_healthy() {
             Ok(()) => {
                 up += 1;
-                crate::put(&[member.client_url.clone()], "a", step.to_string())?;
+                crate::put(std::slice::from_ref(&member.client_url), "a", step.to_string())?;
                 member.kill()?;
             }
             Err(_) => {
                 refused += 1;
                 let log = member.log();
-                assert!(log[told..].contains("REFUSED"), "killed after {} ms: {}", step * 3, &log[told..]);
+                assert!(log[told..].contains("REFUSED"), "killed after {moment:?}: {}", &log[told..]);
             }
         }
     }
     println!("{up} came up, {refused} were refused");
     assert_eq!(refused, 0, "nothing was promised yet, so there is no reason to refuse");
+    Ok(())
+}
+
+#[test]
+fn members_killed_while_a_cluster_is_born_do_not_keep_it_from_being_born() -> Result<()> {
+    let mut random = random("members_killed_while_a_cluster_is_born_do_not_keep_it_from_being_born");
+    for _ in 0..4 {
+        let mut cluster = Cluster::prepare(Kind::Cairn, 3, &[])?;
+        for member in &mut cluster.members {
+            member.spawn()?;
+        }
+        for _ in 0..5 {
+            std::thread::sleep(Duration::from_millis(random.random_range(0..100)));
+            let member = &mut cluster.members[random.random_range(0..3)];
+            member.kill()?;
+            member.spawn()?;
+        }
+        cluster.wait_healthy()?;
+        crate::put(&endpoints(&cluster), "a", "1")?;
+        block_on(verify_equal(&endpoints(&cluster)))?;
+    }
     Ok(())
 }
 

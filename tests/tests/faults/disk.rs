@@ -13,11 +13,11 @@ use api::etcdserverpb::{PutRequest, RangeRequest, kv_client::KvClient};
 use cairn_tests::{
     harness::{Cluster, Kind, Member, wait_for},
     namespace,
-    recorder::{Writers, channel},
+    recorder::{Writers, channel, verify_equal},
 };
 use rand::Rng;
 
-use crate::{block_on, endpoints, let_write, random, range, verify};
+use crate::{block_on, endpoints, let_write, random, range, snapshot::fill, verify};
 
 /// Every file below and its bytes, apart from the lock, which names its last holder.
 fn files(dir: &Path) -> Result<BTreeMap<PathBuf, Vec<u8>>> {
@@ -257,5 +257,51 @@ fn full_disk_then_restart() -> Result<()> {
         assert_eq!(found.get(key), Some(revision), "{key} was acknowledged");
     }
     wait_for("a new write", || crate::put(&endpoints(&cluster), "after", "1").ok())?;
+    Ok(())
+}
+
+#[test]
+fn a_follower_without_room_for_a_snapshot_catches_up_once_it_has_some() -> Result<()> {
+    if !namespace::entered("disk::a_follower_without_room_for_a_snapshot_catches_up_once_it_has_some")? {
+        return Ok(());
+    }
+    let mut cluster =
+        Cluster::prepare(Kind::Cairn, 3, &["--snapshot-count=100", "--snapshot-catchup-entries=50"])?;
+    let disk = cluster.path().join("disk");
+    namespace::mount(&disk, 400)?;
+    let follower = 2;
+    let member = &mut cluster.members[follower];
+    member.data_dir = disk.join("data");
+    let flag = format!("--data-dir={}", member.data_dir.display());
+    member.add_flag(flag);
+    for member in &mut cluster.members {
+        member.spawn()?;
+    }
+    cluster.wait_healthy()?;
+    cluster.members[follower].kill()?;
+    let leader = crate::wait_leader_among(&cluster, &[0, 1])?;
+    fill(&cluster.members[leader].client_url, 600, 100 << 10)?;
+    let ballast = disk.join("ballast");
+    leave_room(&disk, &ballast, 12 << 20)?;
+    let told = cluster.members[follower].log().len();
+    cluster.members[follower].spawn()?;
+    let said = wait_for("a snapshot that does not fit", || {
+        let log: String = cluster.members.iter().map(|member| member.log()).collect();
+        let follower = cluster.members[follower].log()[told..].to_owned();
+        (follower + &log).lines().find(|line| line.contains("o space left")).map(str::to_owned)
+    })?;
+    println!("{said}");
+    fs::remove_file(&ballast)?;
+    let member = &mut cluster.members[follower];
+    if member.wait_healthy().is_err() {
+        assert!(
+            member.log()[told..].contains("\"exit\":74"),
+            "a full disk ends a member with 74: {}",
+            member.log_tail()
+        );
+        member.spawn()?;
+    }
+    cluster.wait_healthy()?;
+    wait_for("equal members", || block_on(verify_equal(&endpoints(&cluster))).ok())?;
     Ok(())
 }

@@ -208,6 +208,37 @@ fn forgers_on_the_peer_port_stop_no_member() -> Result<()> {
     Ok(())
 }
 
+/// Raft takes over a higher term from any member for good, so a forged one costs an election. It must not cost more, however high it
+/// is: beyond the highest term that messages may have nobody could be elected any more.
+#[test]
+fn forged_terms_cost_elections_and_no_more() -> Result<()> {
+    let mut cluster = Cluster::start(Kind::Cairn, 3)?;
+    let writers = Writers::start(endpoints(&cluster), 3);
+    let_write(&writers, 50)?;
+    let headers: Vec<_> =
+        cluster.members.iter().map(|member| Ok(status(member)?.header)).collect::<Result<_>>()?;
+    let ids: Vec<_> = headers.into_iter().collect::<Option<_>>().context("headers")?;
+    for (round, ahead) in [1, 1000, 1 << 40, 1 << 61, (1 << 62) - 1, (1 << 62) - 20].into_iter().enumerate() {
+        let (to, from) = (round % 3, (round + 1) % 3);
+        let address = cluster.members[to].peer_url.trim_start_matches("http://").to_owned();
+        let forger =
+            Forger { cluster: ids[to].cluster_id, from: ids[from].member_id, to: ids[to].member_id, address };
+        let term = status(&cluster.members[to])?.raft_term + ahead;
+        for kind in [MessageType::MsgAppResp, MessageType::MsgHeartbeat, MessageType::MsgVoteResp] {
+            forger.raft(&forger.message(kind, term));
+        }
+        let_write(&writers, 30).with_context(|| format!("after a message of term {term}"))?;
+    }
+    let leader = cluster.wait_leader()?;
+    cluster.members[leader].kill()?;
+    let_write(&writers, 30).context("the next election")?;
+    cluster.members[leader].spawn()?;
+    cluster.wait_healthy()?;
+    let term = status(&cluster.members[leader])?.raft_term;
+    assert!((1000..1 << 33).contains(&term), "a term of {term}");
+    verify(&cluster, &writers.finish())
+}
+
 fn http_alive(member: &cairn_tests::harness::Member) -> bool {
     cairn_tests::harness::http_get(&member.client_url, "/health").is_ok_and(|answer| answer.status == 200)
 }
