@@ -6,6 +6,7 @@
 //! Not here: whether the settings fit the data on disk (`identity`, `bootstrap`).
 
 pub mod cluster;
+mod compaction;
 mod file;
 pub mod gates;
 pub mod generate;

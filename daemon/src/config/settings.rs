@@ -7,9 +7,10 @@ use node::AutoCompaction;
 use super::{
     Note, Problem,
     cluster::{self, InitialCluster, MemberName},
+    compaction,
     source::Values,
     urls::{self, Scheme, Url},
-    value::{self, Retention},
+    value,
 };
 use crate::refusal::Id;
 
@@ -449,39 +450,19 @@ impl Builder<'_> {
     }
 
     fn auto_compaction(&mut self) -> Option<AutoCompaction> {
-        let by_revision = self.values.text("auto-compaction-mode") == "revision";
-        let retention = self.values.text("auto-compaction-retention");
-        let policy = match (value::parse_retention(retention), by_revision) {
-            (Ok(Retention::Number(0) | Retention::Duration(Duration::ZERO)), _) => {
-                if by_revision {
-                    self.notes.push(Note {
-                        message: "automatic compaction is off: no retention is set",
-                        fields: vec![("set", "auto-compaction-retention".into())],
-                    });
-                }
-                return None;
+        let (mode, retention) =
+            (self.values.text("auto-compaction-mode"), self.values.text("auto-compaction-retention"));
+        match compaction::parse(mode, retention) {
+            Ok(None) if mode == "revision" => {
+                self.notes.push(Note {
+                    message: "automatic compaction is off: no retention is set",
+                    fields: vec![("set", "auto-compaction-retention".into())],
+                });
+                None
             }
-            (Ok(Retention::Number(kept)), true) => Ok(AutoCompaction::Revisions(kept)),
-            (Ok(Retention::Duration(_)), true) => Err((
-                Id::SettingsConflict,
-                format!(
-                    "auto-compaction-retention is a time ({retention}), and auto-compaction-mode is revision"
-                ),
-                "give a number of revisions, or --auto-compaction-mode=periodic",
-            )),
-            // etcd's own reading of a number without a unit.
-            (Ok(Retention::Number(hours)), false) => {
-                value::parse_duration(&format!("{hours}h")).map(AutoCompaction::Periodic).map_err(|why| {
-                    (Id::BadValue, why.0, "a number is hours here; give fewer, or a duration such as 30m")
-                })
-            }
-            (Ok(Retention::Duration(kept)), false) => Ok(AutoCompaction::Periodic(kept)),
-            (Err(why), _) => Err((Id::BadValue, why.0, "give a number or a duration such as 30m")),
-        };
-        match policy {
-            Ok(policy) => Some(policy),
-            Err((id, what, remedy)) => {
-                self.problem(id, "auto-compaction-retention", what, remedy);
+            Ok(policy) => policy,
+            Err(wrong) => {
+                self.problem(wrong.id, "auto-compaction-retention", wrong.what, wrong.remedy);
                 None
             }
         }
