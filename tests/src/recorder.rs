@@ -2,7 +2,7 @@
 //! counts up, so what must be found afterwards is plain: for every key at least the last acknowledged number, and never less.
 
 use std::{
-    collections::BTreeMap,
+    collections::{BTreeMap, BTreeSet},
     sync::{
         Arc, Mutex,
         atomic::{AtomicBool, Ordering},
@@ -31,6 +31,8 @@ pub struct Promise {
 #[derive(Clone, Debug, Default)]
 pub struct Record {
     pub promises: BTreeMap<String, Promise>,
+    /// Writes whose outcome nobody knows. They may be applied late, also after ones that were acknowledged since.
+    pub unknown: BTreeSet<(String, u64)>,
     pub acknowledged: u64,
     pub failed: u64,
 }
@@ -138,7 +140,8 @@ impl Record {
                 );
             };
             let found: u64 = std::str::from_utf8(&kv.value)?.parse()?;
-            if found < promise.acknowledged || found > promise.attempted {
+            let late = self.unknown.contains(&(key.clone(), found)) && kv.mod_revision > promise.revision;
+            if found < promise.acknowledged && !late || found > promise.attempted {
                 bail!(
                     "{key}: found {found}, acknowledged {}, attempted {}",
                     promise.acknowledged,

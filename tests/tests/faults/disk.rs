@@ -260,6 +260,43 @@ fn full_disk_then_restart() -> Result<()> {
     Ok(())
 }
 
+/// Room for each step of a first start in turn is missing.
+#[test]
+fn a_first_start_on_a_full_disk_says_so_and_the_next_one_succeeds() -> Result<()> {
+    if !namespace::entered("disk::a_first_start_on_a_full_disk_says_so_and_the_next_one_succeeds")? {
+        return Ok(());
+    }
+    let mut cluster = Cluster::prepare(Kind::Cairn, 1, &[])?;
+    let disk = cluster.path().join("disk");
+    namespace::mount(&disk, 200)?;
+    let member = &mut cluster.members[0];
+    member.data_dir = disk.join("data");
+    let flag = format!("--data-dir={}", member.data_dir.display());
+    member.add_flag(flag);
+    let ballast = disk.join("ballast");
+    for room in [0, 4 << 10, 16 << 10, 64 << 10, 1 << 20, 60 << 20, 62 << 20, 70 << 20] {
+        let _ = fs::remove_dir_all(&member.data_dir);
+        leave_room(&disk, &ballast, room)?;
+        let told = member.log().len();
+        member.spawn()?;
+        let up = member.wait_healthy().is_ok();
+        println!("{} KiB: {}", room >> 10, if up { "it starts" } else { "it does not start" });
+        if up {
+            member.kill()?;
+        } else {
+            let log = member.log();
+            let said = log[told..].to_ascii_lowercase();
+            assert!(said.contains("io_error") && said.contains("no space left"), "{room}: {said}");
+        }
+        fs::remove_file(&ballast)?;
+        member.spawn()?;
+        member.wait_healthy()?;
+        crate::put(std::slice::from_ref(&member.client_url), "a", "1")?;
+        member.kill()?;
+    }
+    Ok(())
+}
+
 #[test]
 fn a_follower_without_room_for_a_snapshot_catches_up_once_it_has_some() -> Result<()> {
     if !namespace::entered("disk::a_follower_without_room_for_a_snapshot_catches_up_once_it_has_some")? {

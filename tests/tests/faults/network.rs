@@ -28,19 +28,25 @@ fn others(cluster: &Cluster, not: usize) -> Vec<usize> {
     (0..cluster.members.len()).filter(|i| *i != not).collect()
 }
 
-/// Linearizable; None when there was no answer within the time, which is always allowed.
+/// Each number is a key of its own, so that a write which nobody waits for any more may come late without hiding another.
+fn count_to(number: u64, endpoints: &[String]) -> Result<i64> {
+    put(endpoints, &format!("counter/{number}"), "")
+}
+
+/// The highest number there is, linearizable; None when there was no answer within the time, which is always allowed.
 async fn counter_at(endpoint: &str, time: Duration) -> Option<u64> {
-    let read = range(endpoint, RangeRequest { key: "counter".into(), ..Default::default() });
-    let answer = tokio::time::timeout(time, read).await.ok()?.ok()?;
-    let kv = answer.kvs.first().expect("the counter was written before the fault");
-    Some(std::str::from_utf8(&kv.value).expect("a number").parse().expect("a number"))
+    let request = RangeRequest { key: "counter/".into(), range_end: "counter0".into(), ..Default::default() };
+    let answer = tokio::time::timeout(time, range(endpoint, request)).await.ok()?.ok()?;
+    let kv = answer.kvs.last().expect("the counter was written before the fault");
+    let number = std::str::from_utf8(&kv.key).expect("text").trim_start_matches("counter/");
+    Some(number.parse().expect("a number"))
 }
 
 /// A read begun after a write was acknowledged elsewhere sees it or fails, before, during and after the fault.
 fn leader_loses_its_followers(fault: Flow) -> Result<()> {
     let (cluster, network) = start(3, &[])?;
     let all = endpoints(&cluster);
-    put(&all, "counter", "0")?;
+    count_to(0, &all)?;
     let writers = Writers::start(all.clone(), 3);
     let_write(&writers, 50)?;
     let old = cluster.wait_leader()?;
@@ -49,15 +55,15 @@ fn leader_loses_its_followers(fault: Flow) -> Result<()> {
 
     network.isolate(old, fault);
     for number in 1..=4_u64 {
-        put(&majority, "counter", number.to_string())?;
+        count_to(number, &majority)?;
         if let Some(seen) = block_on(counter_at(&all[old], Duration::from_millis(700))) {
             assert!(seen >= number, "a stale read: {seen} after {number} was acknowledged");
         }
     }
     wait_leader_among(&cluster, &rest)?;
     let_write(&writers, 50)?;
-    put(&majority, "counter", "5")?;
-    let own = RangeRequest { key: "counter".into(), serializable: true, ..Default::default() };
+    count_to(5, &majority)?;
+    let own = RangeRequest { key: "counter/0".into(), serializable: true, ..Default::default() };
     block_on(range(&all[old], own)).expect("a serializable read needs no quorum");
     wait_metric(&cluster.members[old], "etcd_server_has_leader", |has| has == 0.0)?;
 
