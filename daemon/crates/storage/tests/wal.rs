@@ -491,6 +491,30 @@ fn no_fsync_still_writes_out() {
     assert_eq!(open(&dir).unwrap().entries, entries(1, 1..=9));
 }
 
+/// Closed segments too: synced writes that follow must not stand behind a gap.
+#[test]
+fn what_was_written_without_fsync_is_synced_by_the_next_open() {
+    let root = tempfile::tempdir().unwrap();
+    let dir = root.path().join("wal");
+    let journal = Arc::new(Journal::default());
+    let options = WalOptions { unsafe_no_fsync: true, ..with_disk(journal.clone()) };
+    let mut wal = Wal::create(&dir, &ME, options).unwrap();
+    for index in 1..=4 {
+        wal.append(&[entry(1, index, vec![1; 16 * 1024])], Some(&state(1, index))).unwrap();
+        wal.sync().unwrap();
+    }
+    drop(wal);
+    let segments = std::fs::read_dir(&dir)
+        .unwrap()
+        .filter(|file| file.as_ref().unwrap().path().extension().is_some_and(|end| end == "wal"))
+        .count();
+    assert!(segments > 2, "{segments}");
+    assert!(!journal.take().contains(&"sync"));
+    drop(Wal::open(&dir, with_disk(journal.clone())).unwrap());
+    let syncs = journal.take().iter().filter(|operation| **operation == "sync").count();
+    assert!(syncs >= segments, "{syncs} syncs for {segments} segments");
+}
+
 #[test]
 fn the_file_begins_as_etcds_does() {
     let root = tempfile::tempdir().unwrap();

@@ -147,7 +147,11 @@ impl Wal {
         };
         remove_spares(dir)?;
         let written = make_room(newest, recovered.end, &options)?;
-        options.disk.sync(&newest.file).map_err(|source| WalError::io("sync", &newest.path, source))?;
+        // Not the newest alone: a process that ran without syncing has closed others, and a gap that a power loss tears into the middle
+        // of the log would cost everything behind it. A file that is clean costs next to nothing.
+        for segment in &recovered.segments {
+            options.disk.sync(&segment.file).map_err(|source| WalError::io("sync", &segment.path, source))?;
+        }
         // A segment or the whole directory may have been renamed right before the crash.
         sync_dir(dir, &options)?;
         sync_dir(&data_dir::parent_of(dir), &options)?;
