@@ -303,7 +303,7 @@ impl Shared {
             return format!("{place}: {error}");
         }
         let room = nix::sys::statvfs::statvfs(self.keyspace.path())
-            .map(|disk| u64::from(disk.blocks_available()).saturating_mul(disk.fragment_size()));
+            .map(|disk| disk.blocks_available().saturating_mul(disk.fragment_size()));
         match room {
             Ok(room) if room < ROOM_BYTES_MIN => format!(
                 "{place}: a background write failed, most likely because there is no space left on the device: {} KiB are free",
