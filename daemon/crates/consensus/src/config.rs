@@ -118,6 +118,10 @@ pub enum LoadError {
     )]
     AppliedBelowLog { applied: LogIndex, snapshot: LogIndex },
     #[error(
+        "state was made from entry {index} of term {state}, but the log's has term {log}: they belong to different members or times"
+    )]
+    AppliedOtherTerm { index: LogIndex, state: Term, log: Term },
+    #[error(
         "hard state has term {term}, but the log ends with term {last}: the hard state is older than the log"
     )]
     TermBehindLog { term: Term, last: Term },

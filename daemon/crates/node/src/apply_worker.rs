@@ -127,11 +127,8 @@ impl ApplyWorker {
         }
         if last.term > self.term {
             self.term = last.term;
-            // What a former leader was given and put into the log stands before the first entry of this term, so it was just answered.
-            // The rest is lost, or will be heard of by nobody in time: saying so now beats seconds of silence. It means unknown.
-            let change = *shared.last_leader_change.lock();
-            let lost = shared.waiters.expire_given_before(change, EtcdError::TimeoutDueToLeaderFail);
-            shared.metrics.proposals_failed.add(lost as u64);
+            // After the outcomes: the raft loop then says of the rest that they are lost.
+            shared.applied_term.store(last.term.0, Ordering::Release);
         }
         if told.compacted {
             self.compacting = true;

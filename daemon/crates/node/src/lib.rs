@@ -52,7 +52,7 @@ use storage::{
 use tokio::{runtime::Runtime, sync::watch};
 use tracing::{info, warn};
 use transport::{Limits, Timeouts, Transport, TransportConfig, frame_bytes_max};
-use types::{ConfState, MemberId, limits};
+use types::{ConfState, Entry, LogPosition, MemberId, limits};
 
 pub use announce::*;
 pub use auto_compaction::AutoCompaction;
@@ -129,6 +129,7 @@ impl Node {
             "recovered the state"
         );
 
+        same_history(applied, &contents.entries)?;
         let recovered = Recovered {
             hard_state: contents.hard_state,
             conf_state: machine.conf_state(),
@@ -202,6 +203,18 @@ impl Node {
             }
         }
         runtime.shutdown_timeout(Duration::from_secs(1));
+    }
+}
+
+/// A log and a state that meet at one index need not belong together: half a backup, or another member's directory, has the index and
+/// another term. Where the log begins above the state's position, or a state of an old etcd names no term, there is nothing to compare.
+fn same_history(applied: LogPosition, entries: &[Entry]) -> Result<(), LoadError> {
+    let at = entries.partition_point(|entry| entry.index < applied.index);
+    match entries.get(at).filter(|entry| entry.index == applied.index) {
+        Some(entry) if entry.term != applied.term && applied.term.0 > 0 => {
+            Err(LoadError::AppliedOtherTerm { index: applied.index, state: applied.term, log: entry.term })
+        }
+        _ => Ok(()),
     }
 }
 
@@ -328,6 +341,7 @@ impl Shared {
             sole_leader: AtomicBool::new(false),
             raft_status: Mutex::new(status),
             applied: AtomicU64::new(applied.index.0),
+            applied_term: AtomicU64::new(applied.term.0),
             compacted: watch::Sender::new(machine.reader().compact_revision().0),
             conf_state: Mutex::new(machine.conf_state()),
             leader: AtomicU64::new(MemberId::NONE.0),

@@ -59,6 +59,10 @@ pub(crate) struct RaftLoop {
     /// Proposals are let in from here on.
     gather_until: Option<Instant>,
     transferring: bool,
+    /// When the present leader took office, until what was lost with the former one has been told.
+    changed: Option<Instant>,
+    /// Everything that clients had queued when the leader changed has been taken since.
+    drained: bool,
     campaigned: bool,
     stop: bool,
 }
@@ -79,6 +83,8 @@ pub(crate) fn run(shared: Arc<Shared>, core: Core, transport: Transport) {
         syncing: None,
         gather_until: None,
         transferring: false,
+        changed: None,
+        drained: false,
         campaigned: false,
         stop: false,
     };
@@ -111,6 +117,7 @@ impl RaftLoop {
                 self.gather_until = None;
             }
             self.feed(&mut batch, &mut proposals, now);
+            self.drained |= admit;
             if now >= next_tick {
                 self.core.handle(Input::Tick);
                 for ticket in self.retry_reads.drain(..) {
@@ -169,6 +176,11 @@ impl RaftLoop {
             if self.leadership.leader.is_none() || self.transferring {
                 self.park(proposals, now);
             } else {
+                if self.changed.is_some() {
+                    for proposal in proposals.iter() {
+                        self.shared.waiters.given_anew(proposal.id.0, now);
+                    }
+                }
                 self.propose(std::mem::take(proposals));
             }
         }
@@ -319,6 +331,10 @@ impl RaftLoop {
                 "leader changed"
             );
         }
+        if !now.leader.is_none() && (before.leader, before.term) != (now.leader, now.term) {
+            self.changed = Some(Instant::now());
+            self.drained = false;
+        }
         if now.role == Role::Leader {
             // The first entry of the term is the no-op that raft appends on taking office.
             self.leads_since = Some(self.core.status().last_index);
@@ -328,7 +344,22 @@ impl RaftLoop {
         self.shared.leadership.send_replace(now);
     }
 
+    /// What a former leader was given and put into the log stands before the first entry of the present term. Once that is applied, and
+    /// what waited here has been given to the present leader, whoever is not answered is lost, or will hear of it from nobody in time.
+    /// Saying so beats seconds of silence. It means unknown.
+    fn tell_lost(&mut self) {
+        let Some(changed) = self.changed else { return };
+        let shared = &self.shared;
+        let applied = shared.applied_term.load(Ordering::Acquire);
+        if self.drained && self.parked.is_empty() && applied >= self.leadership.term.0 {
+            let lost = shared.waiters.expire_given_before(changed, EtcdError::TimeoutDueToLeaderFail);
+            shared.metrics.proposals_failed.add(lost as u64);
+            self.changed = None;
+        }
+    }
+
     fn publish(&mut self) {
+        self.tell_lost();
         let status = self.core.status();
         self.transferring = status.lead_transferee.is_some();
         self.shared.committed.store(status.committed.0, Ordering::Release);

@@ -91,6 +91,8 @@ pub(crate) struct Shared {
     pub(crate) raft_status: Mutex<Status>,
     /// Written by the apply worker.
     pub(crate) applied: AtomicU64,
+    /// Term of the newest entry whose outcome was told.
+    pub(crate) applied_term: AtomicU64,
     pub(crate) is_learner: AtomicBool,
     pub(crate) compacted: watch::Sender<i64>,
     /// Who votes and who learns as of `applied`. For a position other than that ask the state itself ([`crate::snapshots::conf_state`]).

@@ -213,7 +213,8 @@ fn three_members_agree_and_a_follower_serves_linearizable_reads_and_writes() {
         let leader = handles.iter().find(|handle| handle.node_status().is_leader).expect("a leader");
         let to = target.node_status().member;
         leader.move_leader(pb::MoveLeaderRequest { target_id: to.0 }).await.expect("a transfer");
-        assert_eq!(target.node_status().leader, to);
+        // It says so to the others first.
+        wait("the new leader to know", || target.node_status().leader == to).await;
     });
     drop(handles);
     for running in nodes {
@@ -359,4 +360,38 @@ fn proposals_without_a_leader_are_bounded_by_their_bytes() {
     });
     drop(handle);
     alone.node.stop();
+}
+
+#[test]
+fn a_log_of_another_history_is_refused_although_its_indexes_fit() {
+    let directory = tempfile::tempdir().expect("a directory");
+    let (members, listeners) = plan(1);
+    let listener = listeners.into_iter().next().expect("one listener");
+    let again = listener.try_clone().expect("the same port once more");
+    let running = boot(directory.path(), &members[0], &members, listener);
+    let handle = running.node.handle();
+    block_on(async { put(&handle, "a", "1").await.expect("a put") });
+    let applied = handle.node_status().applied;
+    drop(handle);
+    running.node.stop();
+
+    let wal_dir = directory.path().join("wal");
+    let (wal, contents) = Wal::open(&wal_dir, wal_options()).expect("open the log");
+    drop(wal);
+    std::fs::remove_dir_all(&wal_dir).expect("put the log away");
+    let mut wal = Wal::create(&wal_dir, &contents.metadata, wal_options()).expect("create another log");
+    let later = |entry: &Entry| Entry { term: Term(entry.term.0 + 7), ..entry.clone() };
+    let entries: Vec<Entry> = contents.entries.iter().map(later).collect();
+    let last = entries.last().expect("the log has entries").clone();
+    assert!(last.index >= applied, "the store was made durable on the way out");
+    wal.append(&entries, Some(&HardState { term: last.term, vote: MemberId::NONE, commit: last.index }))
+        .expect("write the other log");
+    wal.sync().expect("sync the other log");
+    drop(wal);
+
+    let (wal, contents) = Wal::open(&wal_dir, wal_options()).expect("open the other log");
+    let parts = Parts { wal, contents, peer_listeners: vec![again], boot: 1 };
+    let refused = Node::start(config(directory.path(), &members[0], &members), parts).err();
+    let refused = refused.expect("the start is refused").to_string();
+    assert!(refused.contains("they belong to different members or times"), "{refused}");
 }
