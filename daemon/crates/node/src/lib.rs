@@ -149,8 +149,9 @@ impl Node {
         let transport = Transport::start(transport_config(&config, peer_listeners, &runtime), face)?;
         peers::follow_members(&transport, &config, &reader);
 
+        let wal = Arc::new(Mutex::new(wal));
         let log = spawn("log-writer", {
-            let shared = shared.clone();
+            let (shared, wal) = (shared.clone(), wal.clone());
             move || log_writer::run(shared, wal)
         })?;
         let apply = spawn("apply", {
@@ -159,7 +160,7 @@ impl Node {
         })?;
         let raft = spawn("raft", {
             let (shared, transport) = (shared.clone(), transport.clone());
-            move || raft_loop::run(shared, core, transport)
+            move || raft_loop::run(shared, core, transport, wal)
         })?;
         let keeper = spawn("keeper", {
             let shared = shared.clone();

@@ -1,7 +1,8 @@
 //! The thread that owns the consensus core: gathers what arrived, feeds it, obeys what comes out. It holds no decision of raft's, only
 //! what a driver has to: the clock, proposals parked while there is no leader, and who is told what.
 //!
-//! It never touches the disk and never waits for anyone, so heartbeats and votes do not stand behind an fsync (regression RF07).
+//! It never waits for the disk, so heartbeats and votes do not stand behind an fsync (regression RF07); only the loop of a cluster's sole
+//! voter, who owes them to nobody, writes the log itself.
 
 use std::{
     collections::{HashMap, VecDeque},
@@ -12,7 +13,7 @@ use std::{
 use api::error::EtcdError;
 use consensus::{
     Core,
-    io::{DropReason, Input, Output, PersistSeq, Proposal, ProposalId, ReadTicket, Report, Role},
+    io::{DropReason, Input, Output, Persist, PersistSeq, Proposal, ProposalId, ReadTicket, Report, Role},
 };
 use tracing::{info, warn};
 use transport::Transport;
@@ -20,7 +21,7 @@ use types::{EntryKind, LogIndex, MemberId};
 
 use crate::{
     apply_worker::ToApply,
-    log_writer::ToLog,
+    log_writer::{self, SharedWal, ToLog},
     shared::{Leadership, PROPOSALS_QUEUED_MAX, Shared, ToRaft},
     snapshots,
 };
@@ -45,6 +46,9 @@ pub(crate) struct RaftLoop {
     shared: Arc<Shared>,
     core: Core,
     transport: Transport,
+    wal: SharedWal,
+    /// The newest persist that the log writer has not confirmed.
+    handed: Option<PersistSeq>,
     /// Proposals that arrived while nobody led. Nothing of them is in any log yet, so they can be fed later without doubt.
     parked: VecDeque<(Instant, Proposal)>,
     retry_reads: Vec<ReadTicket>,
@@ -67,13 +71,15 @@ pub(crate) struct RaftLoop {
     stop: bool,
 }
 
-pub(crate) fn run(shared: Arc<Shared>, core: Core, transport: Transport) {
+pub(crate) fn run(shared: Arc<Shared>, core: Core, transport: Transport, wal: SharedWal) {
     let now = Instant::now();
     let leadership = *shared.leadership.borrow();
     let mut raft_loop = RaftLoop {
         shared,
         core,
         transport,
+        wal,
+        handed: None,
         parked: VecDeque::new(),
         retry_reads: Vec::new(),
         reports: HashMap::new(),
@@ -170,6 +176,9 @@ impl RaftLoop {
                 self.syncing = None;
                 self.gather(now);
             }
+            if self.handed.is_some_and(|handed| handed <= seq) {
+                self.handed = None;
+            }
             self.core.handle(Input::Persisted(seq));
         }
         if !proposals.is_empty() {
@@ -255,18 +264,28 @@ impl RaftLoop {
         shared.gate.expire(deadline, error);
     }
 
+    fn persist(&mut self, persist: Persist) {
+        if persist.entries.iter().any(|entry| entry.kind != EntryKind::Normal) {
+            self.doubt_sole_leader();
+        }
+        let seq = persist.seq;
+        if self.handed.is_none() && self.core.is_sole_voter() {
+            log_writer::write_now(&self.shared, &self.wal, persist);
+            self.core.handle(Input::Persisted(seq));
+            self.gather(Instant::now());
+            return;
+        }
+        if persist.must_sync {
+            self.syncing = Some(seq);
+        }
+        self.handed = Some(seq);
+        self.shared.log.push(ToLog::Persist(persist));
+    }
+
     fn obey(&mut self) {
         while let Some(output) = self.core.poll() {
             match output {
-                Output::Persist(persist) => {
-                    if persist.must_sync {
-                        self.syncing = Some(persist.seq);
-                    }
-                    if persist.entries.iter().any(|entry| entry.kind != EntryKind::Normal) {
-                        self.doubt_sole_leader();
-                    }
-                    self.shared.log.push(ToLog::Persist(persist));
-                }
+                Output::Persist(persist) => self.persist(persist),
                 Output::Send(messages) => self.transport.send(messages),
                 Output::Apply(entries) => self.shared.apply.push(ToApply::Entries(entries)),
                 Output::ReadReady { tickets, index } => {
