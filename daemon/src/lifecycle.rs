@@ -224,7 +224,7 @@ fn node_refusal(error: node::StartError, state_dir: &Path) -> Refusal {
     let damaged = |why: String| {
         Refusal::new(Id::StateDamaged, "the state of this member cannot be used")
             .evidence(dir.to_string(), why)
-            .remedy(format!("if the log still begins at its first entry: mv {dir} {dir}.damaged, and start again"))
+            .remedy(format!("mv {dir} {dir}.damaged, and start again: a log that still holds everything rebuilds it, any other start is refused"))
             .remedy("else replace this member: cairnctl member remove, then member add, with an empty data directory")
     };
     match error {
