@@ -161,6 +161,7 @@ pub(crate) async fn run(shared: Weak<Shared>) {
                 debug!(revision = target.0, "automatic compaction: somebody else compacted further");
                 schedule.done(now);
             }
+            Err(EtcdError::Stopped) => return,
             Err(error) => {
                 warn!(%error, revision = target.0, "automatic compaction failed; the next sample tries again")
             }
