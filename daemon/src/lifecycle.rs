@@ -264,6 +264,14 @@ fn node_refusal(error: node::StartError, state_dir: &Path) -> Refusal {
         )
         .never("do not move the state aside: the log alone is not whole"),
         node::StartError::Thread(error) => Refusal::io("start a thread for", state_dir, &error),
+        node::StartError::Snapshot(error) => Refusal::io(
+            "install a received snapshot in",
+            state_dir,
+            &std::io::Error::other(error.to_string()),
+        ),
+        node::StartError::Transport(error) => {
+            Refusal::io("start the peer transport of", state_dir, &std::io::Error::other(error.to_string()))
+        }
         other => damaged(other.to_string()),
     }
 }

@@ -166,6 +166,7 @@ impl Node {
             let shared = shared.clone();
             move || keeper::run(shared)
         })?;
+        runtime.spawn(peers::expire_waits(Arc::downgrade(&shared)));
         runtime.spawn(peers::publish(Arc::downgrade(&shared)));
         runtime.spawn(peers::watch_versions(Arc::downgrade(&shared)));
         runtime.spawn(auto_compaction::run(Arc::downgrade(&shared)));

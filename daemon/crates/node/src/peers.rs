@@ -4,7 +4,7 @@
 use std::{
     io,
     sync::{Arc, Weak, atomic::Ordering},
-    time::Duration,
+    time::{Duration, Instant},
 };
 
 use api::{error::EtcdError, etcdserverpb as pb, membershippb, raftpb};
@@ -23,6 +23,9 @@ use crate::{
     shared::{MESSAGES_QUEUED_MAX, Shared, ToRaft},
     snapshots,
 };
+
+/// How often waits are checked for expiry. A request's deadline is thus met within half a second.
+const EXPIRY_INTERVAL: Duration = Duration::from_millis(500);
 
 /// How often the leader compares the members' versions, as etcd.
 const VERSION_INTERVAL: Duration = Duration::from_secs(4);
@@ -168,6 +171,15 @@ pub(crate) fn raise_no_space(shared: &Arc<Shared>) {
         }
         handle.shared.raising_alarm.store(false, Ordering::Release);
     });
+}
+
+/// Ends waits whose time is over, twice a second.
+pub(crate) async fn expire_waits(shared: Weak<Shared>) {
+    loop {
+        tokio::time::sleep(EXPIRY_INTERVAL).await;
+        let Some(shared) = shared.upgrade() else { return };
+        shared.expire_waits(Instant::now());
+    }
 }
 
 /// Tells the cluster this member's name and client URLs, until it took.

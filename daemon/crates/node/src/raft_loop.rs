@@ -241,7 +241,7 @@ impl RaftLoop {
         let shared = &self.shared;
         let limit = shared.config.request_timeout();
         let Some(deadline) = now.checked_sub(limit) else { return };
-        // Parked ones first: for them the answer is certain.
+        // For these the answer is certain. The others are expired beside this loop, which a disk may hold up.
         while let Some((since, _)) = self.parked.front() {
             if *since >= deadline {
                 break;
@@ -252,16 +252,6 @@ impl RaftLoop {
                 shared.metrics.proposals_failed.add(1);
             }
         }
-        let error = if now.duration_since(*shared.last_leader_change.lock()) < limit {
-            EtcdError::TimeoutDueToLeaderFail
-        } else if self.leadership.leader.is_none() {
-            EtcdError::NoLeader
-        } else {
-            EtcdError::Timeout
-        };
-        let expired = shared.waiters.expire(deadline, error);
-        shared.metrics.proposals_failed.add(expired as u64);
-        shared.gate.expire(deadline, error);
     }
 
     fn persist(&mut self, persist: Persist) {

@@ -5,9 +5,10 @@ use std::{
         Arc,
         atomic::{AtomicBool, AtomicU64, Ordering},
     },
-    time::Instant,
+    time::{Duration, Instant},
 };
 
+use api::error::EtcdError;
 use consensus::{
     Status,
     io::{Input, PersistSeq, Proposal, Role},
@@ -55,6 +56,9 @@ pub(crate) const PROPOSAL_BYTES_QUEUED_MAX: u64 = 256 * 1024 * 1024;
 /// Things queued for the raft loop before messages from peers are dropped, which raft tolerates. Twice the proposals' bound, so that a
 /// burst of clients never silences the peers.
 pub(crate) const MESSAGES_QUEUED_MAX: usize = 32 * 1024;
+
+/// Two looks of the raft loop at what it has parked.
+const EXPIRY_GRACE: Duration = Duration::from_secs(1);
 
 /// Who leads, as this member sees it.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -142,6 +146,23 @@ impl Shared {
     pub(crate) fn note_conf_state(&self, state: ConfState) {
         self.is_learner.store(crate::is_learner(self.config.member, &state), Ordering::Release);
         *self.conf_state.lock() = state;
+    }
+
+    /// Ends the waits whose time is over. Run apart from the threads that may wait for a disk: whatever hangs, clients are told.
+    pub(crate) fn expire_waits(&self, now: Instant) {
+        let limit = self.config.request_timeout();
+        // The raft loop goes first with what it has parked: it knows more about that.
+        let Some(deadline) = now.checked_sub(limit + EXPIRY_GRACE) else { return };
+        let error = if now.duration_since(*self.last_leader_change.lock()) < limit {
+            EtcdError::TimeoutDueToLeaderFail
+        } else if self.leader.load(Ordering::Acquire) == MemberId::NONE.0 {
+            EtcdError::NoLeader
+        } else {
+            EtcdError::Timeout
+        };
+        let expired = self.waiters.expire(deadline, error);
+        self.metrics.proposals_failed.add(expired as u64);
+        self.gate.expire(deadline, error);
     }
 
     pub(crate) fn is_learner(&self) -> bool {

@@ -166,7 +166,8 @@ fn check_content(file: &File, announced: LogIndex) -> io::Result<()> {
         return Err(bad("the SHA-256 at the end of the snapshot does not match".to_owned()));
     }
     let db = DbFile::open(file.try_clone()?).map_err(io::Error::other)?;
-    if db.position().index < announced {
+    // A database that is further on would hold configuration changes that raft never hears of.
+    if db.position().index != announced {
         return Err(bad(format!("the snapshot is at {}, announced as {announced}", db.position())));
     }
     let mut fault = None;
