@@ -7,8 +7,9 @@ use std::{
     time::{Duration, Instant},
 };
 
-use api::{error::EtcdError, mvccpb, raftpb};
+use api::{error::EtcdError, etcdserverpb::response_op::Response, mvccpb, raftpb};
 use consensus::io::Input;
+use parking_lot::Mutex;
 use state_machine::{CompactProgress, Outcome, Sink, StateMachine};
 use storage::state_store::FjallStore;
 use tracing::{info, warn};
@@ -16,6 +17,7 @@ use transport::Transport;
 use types::{ConfState, Entry, LogIndex, LogPosition, Revision, Term};
 
 use crate::{
+    metrics::Metrics,
     peers,
     shared::{Shared, ToRaft},
     snapshots,
@@ -52,6 +54,22 @@ pub(crate) struct ApplyWorker {
     warming: bool,
 }
 
+/// The worker behind a lock: its thread holds it while it works, and the raft loop of an only voter applies with it while the thread has
+/// nothing to do.
+pub(crate) type SharedWorker = Arc<Mutex<ApplyWorker>>;
+
+/// The worker's thread: ends when the queue is closed and empty.
+pub(crate) fn run(shared: Arc<Shared>, worker: SharedWorker) {
+    let mut batch = VecDeque::new();
+    let mut entries: Vec<Entry> = Vec::new();
+    let mut deadline = Instant::now();
+    while shared.apply.take(&mut batch, Some(deadline), true) {
+        let mut worker = worker.lock();
+        worker.work(&mut batch, &mut entries);
+        deadline = worker.deadline(Instant::now());
+    }
+}
+
 impl ApplyWorker {
     pub(crate) fn new(shared: Arc<Shared>, machine: StateMachine<FjallStore>, transport: Transport) -> Self {
         let term = machine.applied().term;
@@ -66,70 +84,78 @@ impl ApplyWorker {
         }
     }
 
-    /// Returns the machine when the queue is closed and empty, so that it can be checkpointed.
-    pub(crate) fn run(mut self) -> StateMachine<FjallStore> {
-        let shared = self.shared.clone();
-        let mut batch = VecDeque::new();
-        let mut entries: Vec<Entry> = Vec::new();
-        loop {
-            let now = Instant::now();
-            let mut deadline = if self.compacting { self.compaction_next } else { now + IDLE_INTERVAL };
-            if self.warming {
-                deadline = deadline.min(now + WARM_INTERVAL);
-            }
-            if !shared.apply.take(&mut batch, Some(deadline), true) {
-                return self.machine;
-            }
-            if batch.is_empty() && self.warming {
-                self.warming = self.machine.warm_step(WARM_KEYS);
-            }
-            for item in batch.drain(..) {
-                match item {
-                    ToApply::Entries(more) => entries.extend(more),
-                    ToApply::Install { position, conf_state } => {
-                        self.apply(&mut entries);
-                        self.install(position, conf_state);
-                    }
+    /// When there is work even without entries.
+    fn deadline(&self, now: Instant) -> Instant {
+        let deadline = if self.compacting { self.compaction_next } else { now + IDLE_INTERVAL };
+        if self.warming { deadline.min(now + WARM_INTERVAL) } else { deadline }
+    }
+
+    fn work(&mut self, batch: &mut VecDeque<ToApply>, entries: &mut Vec<Entry>) {
+        if batch.is_empty() && self.warming {
+            self.warming = self.machine.warm_step(WARM_KEYS);
+        }
+        for item in batch.drain(..) {
+            match item {
+                ToApply::Entries(more) => entries.extend(more),
+                ToApply::Install { position, conf_state } => {
+                    self.apply(entries);
+                    self.install(position, conf_state);
                 }
             }
-            self.apply(&mut entries);
-            self.compact();
         }
+        self.apply(entries);
+        self.compact();
     }
 
     fn apply(&mut self, entries: &mut Vec<Entry>) {
-        let mut rest = entries.as_slice();
-        while !rest.is_empty() {
-            let (now, later) = rest.split_at(rest.len().min(ENTRIES_PER_BATCH));
-            self.apply_batch(now);
-            rest = later;
+        for batch in entries.chunks(ENTRIES_PER_BATCH) {
+            let Applied { index, conf_changes, news } = self.apply_batch(batch);
+            // Raft waits only for the changes that are its own; the rest it may learn with its next turn, a tick from now at most.
+            let applied = ToRaft::input(Input::Applied { index, conf_changes });
+            if news {
+                self.shared.raft.push(applied);
+            } else {
+                self.shared.raft.push_quietly(applied);
+            }
         }
         entries.clear();
     }
 
-    fn apply_batch(&mut self, entries: &[Entry]) {
+    /// For the raft loop of a cluster's only voter, when everything before these entries is applied.
+    pub(crate) fn apply_now(&mut self, entries: &[Entry]) -> Input {
+        let compacting = self.compacting;
+        let Applied { index, conf_changes, .. } = self.apply_batch(entries);
+        if self.compacting && !compacting {
+            // The thread sleeps and has more to do now.
+            self.shared.apply.push(ToApply::Entries(Vec::new()));
+        }
+        Input::Applied { index, conf_changes }
+    }
+
+    /// `entries` is not empty.
+    fn apply_batch(&mut self, entries: &[Entry]) -> Applied {
         let started = Instant::now();
         let mut told = Told::default();
         self.machine.apply(entries, &mut told);
         let shared = &self.shared;
-        let Some(last) = entries.last() else { return };
+        let last = entries.last().expect("a batch has an entry");
         if !told.conf_changes.is_empty() {
             shared.note_conf_state(self.machine.conf_state());
             peers::follow_members(&self.transport, &shared.config, &self.machine.reader());
         }
         shared.applied.store(last.index.0, Ordering::Release);
         shared.gate.advance(last.index);
-        shared
-            .raft
-            .push(ToRaft::input(Input::Applied { index: last.index, conf_changes: told.conf_changes }));
+        told.count(&shared.metrics);
         for (id, outcome) in told.outcomes {
             shared.waiters.complete(id, outcome);
         }
-        if last.term > self.term {
+        let new_term = last.term > self.term;
+        if new_term {
             self.term = last.term;
             // After the outcomes: the raft loop then says of the rest that they are lost.
             shared.applied_term.store(last.term.0, Ordering::Release);
         }
+        let news = !told.conf_changes.is_empty() || new_term;
         if told.compacted {
             self.compacting = true;
             self.compaction_next = Instant::now();
@@ -137,7 +163,8 @@ impl ApplyWorker {
         if told.over_quota {
             peers::raise_no_space(shared);
         }
-        self.shared.metrics.apply.observe(started.elapsed());
+        shared.metrics.apply.observe(started.elapsed());
+        Applied { index: last.index, conf_changes: told.conf_changes, news }
     }
 
     fn compact(&mut self) {
@@ -183,6 +210,14 @@ impl ApplyWorker {
     }
 }
 
+/// What raft learns of a batch.
+struct Applied {
+    index: LogIndex,
+    conf_changes: Vec<(LogIndex, Option<raftpb::ConfChangeV2>)>,
+    /// Raft waits for it.
+    news: bool,
+}
+
 /// Gathers what the state machine says while it applies a batch.
 #[derive(Default)]
 struct Told {
@@ -190,6 +225,29 @@ struct Told {
     conf_changes: Vec<(LogIndex, Option<raftpb::ConfChangeV2>)>,
     compacted: bool,
     over_quota: bool,
+}
+
+impl Told {
+    /// By request; operations of a txn count for themselves too.
+    fn count(&self, metrics: &Metrics) {
+        for outcome in self.outcomes.iter().filter_map(|(_, outcome)| outcome.as_ref().ok()) {
+            match outcome {
+                Outcome::Put(_) => metrics.puts.add(1),
+                Outcome::DeleteRange(_) => metrics.deletes.add(1),
+                Outcome::Txn(txn) => {
+                    metrics.txns.add(1);
+                    for response in txn.responses.iter().filter_map(|operation| operation.response.as_ref()) {
+                        match response {
+                            Response::ResponsePut(_) => metrics.puts.add(1),
+                            Response::ResponseDeleteRange(_) => metrics.deletes.add(1),
+                            Response::ResponseRange(_) | Response::ResponseTxn(_) => {}
+                        }
+                    }
+                }
+                _ => {}
+            }
+        }
+    }
 }
 
 impl Sink for Told {

@@ -105,7 +105,7 @@ pub struct Node {
     transport: Transport,
     raft: JoinHandle<()>,
     log: JoinHandle<()>,
-    apply: JoinHandle<StateMachine<FjallStore>>,
+    apply: JoinHandle<()>,
     keeper: JoinHandle<()>,
     runtime: Runtime,
 }
@@ -154,13 +154,15 @@ impl Node {
             let (shared, wal) = (shared.clone(), wal.clone());
             move || log_writer::run(shared, wal)
         })?;
+        let worker = ApplyWorker::new(shared.clone(), machine, transport.clone());
+        let worker = Arc::new(Mutex::new(worker));
         let apply = spawn("apply", {
-            let worker = ApplyWorker::new(shared.clone(), machine, transport.clone());
-            move || worker.run()
+            let (shared, worker) = (shared.clone(), worker.clone());
+            move || apply_worker::run(shared, worker)
         })?;
         let raft = spawn("raft", {
-            let (shared, transport) = (shared.clone(), transport.clone());
-            move || raft_loop::run(shared, core, transport, wal)
+            let (shared, transport, worker) = (shared.clone(), transport.clone(), worker.clone());
+            move || raft_loop::run(shared, core, transport, wal, worker)
         })?;
         let keeper = spawn("keeper", {
             let shared = shared.clone();
@@ -191,18 +193,16 @@ impl Node {
         shared.log.close();
         join("log-writer", log);
         shared.apply.close();
-        let machine = apply.join().ok();
+        join("apply", apply);
         transport.stop();
         shared.waiters.expire(Instant::now() + Duration::from_secs(1), api::error::EtcdError::Stopped);
         shared.gate.close();
-        if let Some(machine) = machine {
-            let checkpoint = keeper::take_checkpoint(&machine.reader());
-            if let Err(error) = shared.store().persist() {
-                (shared.config.fatal)(Fatal::Store(error.to_string()));
-            }
-            if let Some(bytes) = checkpoint {
-                keeper::save_checkpoint(&shared.config, &bytes);
-            }
+        let checkpoint = keeper::take_checkpoint(&shared.reader());
+        if let Err(error) = shared.store().persist() {
+            (shared.config.fatal)(Fatal::Store(error.to_string()));
+        }
+        if let Some(bytes) = checkpoint {
+            keeper::save_checkpoint(&shared.config, &bytes);
         }
         runtime.shutdown_timeout(Duration::from_secs(1));
     }

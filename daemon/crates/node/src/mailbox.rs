@@ -92,6 +92,14 @@ impl<T> Mailbox<T> {
         }
     }
 
+    /// As [`Mailbox::push`], but nobody is woken for it: it is taken with whatever comes next, or at the receiver's deadline.
+    pub(crate) fn push_quietly(&self, item: T) {
+        let mut state = self.state.lock();
+        if !state.closed {
+            state.items.push_back(item);
+        }
+    }
+
     /// Moves everything queued into `batch`, waiting until there is something, the deadline passes, or the mailbox is closed.
     /// False when it is closed and empty: nothing will ever come. `admit` says whether patient items are taken too.
     pub(crate) fn take(&self, batch: &mut VecDeque<T>, deadline: Option<Instant>, admit: bool) -> bool {

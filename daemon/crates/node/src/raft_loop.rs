@@ -17,10 +17,10 @@ use consensus::{
 };
 use tracing::{info, warn};
 use transport::Transport;
-use types::{EntryKind, LogIndex, MemberId};
+use types::{Entry, EntryKind, LogIndex, LogPosition, MemberId};
 
 use crate::{
-    apply_worker::ToApply,
+    apply_worker::{SharedWorker, ToApply},
     log_writer::{self, SharedWal, ToLog},
     shared::{Leadership, PROPOSALS_QUEUED_MAX, Shared, ToRaft},
     snapshots,
@@ -49,6 +49,10 @@ pub(crate) struct RaftLoop {
     wal: SharedWal,
     /// The newest persist that the log writer has not confirmed.
     handed: Option<PersistSeq>,
+    worker: SharedWorker,
+    /// The last entry given to the apply worker's thread, and up to where that thread has said to have applied.
+    handed_to_apply: LogIndex,
+    told_applied: LogIndex,
     /// Proposals that arrived while nobody led. Nothing of them is in any log yet, so they can be fed later without doubt.
     parked: VecDeque<(Instant, Proposal)>,
     retry_reads: Vec<ReadTicket>,
@@ -71,7 +75,13 @@ pub(crate) struct RaftLoop {
     stop: bool,
 }
 
-pub(crate) fn run(shared: Arc<Shared>, core: Core, transport: Transport, wal: SharedWal) {
+pub(crate) fn run(
+    shared: Arc<Shared>,
+    core: Core,
+    transport: Transport,
+    wal: SharedWal,
+    worker: SharedWorker,
+) {
     let now = Instant::now();
     let leadership = *shared.leadership.borrow();
     let mut raft_loop = RaftLoop {
@@ -80,6 +90,9 @@ pub(crate) fn run(shared: Arc<Shared>, core: Core, transport: Transport, wal: Sh
         transport,
         wal,
         handed: None,
+        worker,
+        handed_to_apply: LogIndex(0),
+        told_applied: LogIndex(0),
         parked: VecDeque::new(),
         retry_reads: Vec::new(),
         reports: HashMap::new(),
@@ -164,7 +177,14 @@ impl RaftLoop {
                 ToRaft::Propose(proposal) => proposals.push(proposal),
                 ToRaft::ReadersWait => readers = true,
                 ToRaft::Persisted(seq) => persisted = persisted.max(Some(seq)),
-                ToRaft::Input(input) => self.core.handle(*input),
+                ToRaft::Input(input) => {
+                    if let Input::Applied { index, .. }
+                    | Input::SnapshotInstalled { position: LogPosition { index, .. } } = *input
+                    {
+                        self.told_applied = self.told_applied.max(index);
+                    }
+                    self.core.handle(*input);
+                }
                 ToRaft::SnapshotReady(outgoing) => {
                     snapshots::stream(&self.shared, &mut self.core, &self.transport, outgoing);
                 }
@@ -272,12 +292,29 @@ impl RaftLoop {
         self.shared.log.push(ToLog::Persist(persist));
     }
 
+    /// On the worker's thread, unless nobody needs this loop meanwhile and the thread has nothing to do: then the entries are applied
+    /// here, and a client's answer is a change of thread nearer.
+    fn apply(&mut self, entries: Vec<Entry>) {
+        let Some(last) = entries.last() else { return };
+        if self.told_applied >= self.handed_to_apply
+            && self.core.is_sole_voter()
+            && let Some(mut worker) = self.worker.try_lock()
+        {
+            let applied = worker.apply_now(&entries);
+            drop(worker);
+            self.core.handle(applied);
+            return;
+        }
+        self.handed_to_apply = last.index;
+        self.shared.apply.push(ToApply::Entries(entries));
+    }
+
     fn obey(&mut self) {
         while let Some(output) = self.core.poll() {
             match output {
                 Output::Persist(persist) => self.persist(persist),
                 Output::Send(messages) => self.transport.send(messages),
-                Output::Apply(entries) => self.shared.apply.push(ToApply::Entries(entries)),
+                Output::Apply(entries) => self.apply(entries),
                 Output::ReadReady { tickets, index } => {
                     self.shared.gate.confirm(&tickets, index, || self.shared.applied());
                 }
