@@ -185,6 +185,8 @@ fn node_config(settings: &Settings, prepared: &Prepared) -> NodeConfig {
         compaction_sleep: settings.storage.compaction_sleep_interval,
         auto_compaction: settings.storage.auto_compaction,
         max_learners: settings.membership.max_learners,
+        watch_progress_interval: Duration::from_secs(600),
+        lease_checkpoint_interval: Some(Duration::from_secs(300)),
         initial_election_tick_advance: settings.raft.initial_election_tick_advance,
         state_dir: prepared.dir.state(),
         snap_dir: prepared.dir.snap(),

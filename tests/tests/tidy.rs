@@ -19,6 +19,8 @@ const ALLOWED: &[(&str, &[&str])] = &[
     ("cairn-api", &[]),
     ("cairn-state-machine", &["cairn-types", "cairn-api"]),
     ("cairn-consensus", &["cairn-types", "cairn-api"]),
+    ("cairn-watch", &["cairn-types", "cairn-api"]),
+    ("cairn-lessor", &["cairn-types", "cairn-api"]),
     ("cairn-storage", &["cairn-types", "cairn-api", "cairn-state-machine"]),
     ("cairn-transport", &["cairn-types", "cairn-api"]),
     (
@@ -30,6 +32,8 @@ const ALLOWED: &[(&str, &[&str])] = &[
             "cairn-consensus",
             "cairn-storage",
             "cairn-transport",
+            "cairn-watch",
+            "cairn-lessor",
         ],
     ),
     ("cairn-server", &["cairn-types", "cairn-api", "cairn-state-machine", "cairn-node"]),
@@ -46,11 +50,22 @@ const ALLOWED: &[(&str, &[&str])] = &[
         ],
     ),
     ("cairnctl", &["cairn-api"]),
-    ("cairn-tests", &["cairn-types", "cairn-api", "cairn-consensus", "cairn-state-machine"]),
+    (
+        "cairn-tests",
+        &[
+            "cairn-types",
+            "cairn-api",
+            "cairn-consensus",
+            "cairn-state-machine",
+            "cairn-watch",
+            "cairn-lessor",
+        ],
+    ),
 ];
 
 /// Crates whose every decision must replay from a seed: no runtime, no randomness, no network, no files.
-const PURE: &[&str] = &["cairn-types", "cairn-state-machine", "cairn-consensus"];
+const PURE: &[&str] =
+    &["cairn-types", "cairn-state-machine", "cairn-consensus", "cairn-watch", "cairn-lessor"];
 const IMPURE: &[&str] =
     &["tokio", "hyper", "nix", "fjall", "getrandom", "socket2", "time", "tracing", "tempfile"];
 const IMPURE_WORDS: &[&str] =

@@ -35,6 +35,10 @@ pub struct NodeConfig {
     /// None: history is forgotten only when a client asks.
     pub auto_compaction: Option<AutoCompaction>,
     pub max_learners: usize,
+    /// `watch-progress-notify-interval`, at least 100 ms as in etcd.
+    pub watch_progress_interval: Duration,
+    /// Whether this member, when it leads, writes the remaining time of long leases into the log, and how often.
+    pub lease_checkpoint_interval: Option<Duration>,
     /// The first election comes sooner: a fresh process has nothing to wait for.
     pub initial_election_tick_advance: bool,
     /// Where the index checkpoint and snapshots live.
@@ -48,6 +52,13 @@ impl NodeConfig {
     /// How long a request waits for its answer: 5 s and two election timeouts, as in etcd.
     pub fn request_timeout(&self) -> Duration {
         Duration::from_secs(5) + 2 * self.election_timeout()
+    }
+
+    /// Shortest lease in seconds: an election and a half must fit into it, as in etcd (2 with the defaults).
+    pub fn lease_ttl_min(&self) -> i64 {
+        let ticks = u32::try_from(3 * self.election_ticks / 2).unwrap_or(u32::MAX);
+        let shortest = self.heartbeat * ticks;
+        i64::try_from(shortest.as_millis().div_ceil(1000)).unwrap_or(i64::MAX)
     }
 
     pub fn election_timeout(&self) -> Duration {

@@ -44,6 +44,8 @@ fn config(directory: &Path, member: &Member, members: &[Member]) -> NodeConfig {
         compaction_sleep: Duration::from_millis(1),
         auto_compaction: None,
         max_learners: 1,
+        watch_progress_interval: Duration::from_secs(600),
+        lease_checkpoint_interval: Some(Duration::from_secs(300)),
         initial_election_tick_advance: true,
         state_dir: directory.join("state"),
         snap_dir: directory.join("snap"),
