@@ -7,12 +7,18 @@ use node::AutoCompaction;
 use super::{
     Note, Problem,
     cluster::{self, InitialCluster, MemberName},
-    compaction,
+    compaction, gates,
     source::Values,
     urls::{self, Scheme, Url},
     value,
 };
 use crate::refusal::Id;
+
+/// Shorter periods of progress notifications are raised to this, as in etcd.
+const WATCH_PROGRESS_INTERVAL_MIN: Duration = Duration::from_millis(100);
+
+/// How often a leader writes the remaining time of leases into the log: etcd's period, which it has no flag for either.
+const LEASE_CHECKPOINT_INTERVAL: Duration = Duration::from_secs(300);
 
 /// A value and whether somebody asked for it: what was not given contradicts nothing on disk.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -83,6 +89,9 @@ pub struct Requests {
     pub max_request_bytes: u64,
     pub max_txn_ops: usize,
     pub max_concurrent_streams: u32,
+    pub watch_progress_interval: Duration,
+    /// None: remaining times of leases do not enter the log.
+    pub lease_checkpoint_interval: Option<Duration>,
     /// Zero: no pings.
     pub keepalive_interval: Duration,
     pub keepalive_timeout: Duration,
@@ -482,6 +491,11 @@ impl Builder<'_> {
             max_request_bytes: bytes.unsigned_abs(),
             max_txn_ops: values.count("max-txn-ops"),
             max_concurrent_streams: values.count("max-concurrent-streams"),
+            watch_progress_interval: values
+                .duration("watch-progress-notify-interval")
+                .max(WATCH_PROGRESS_INTERVAL_MIN),
+            lease_checkpoint_interval: gates::is_on(values.text("feature-gates"), gates::LEASE_CHECKPOINT)
+                .then_some(LEASE_CHECKPOINT_INTERVAL),
             keepalive_interval: values.duration("grpc-keepalive-interval"),
             keepalive_timeout: values.duration("grpc-keepalive-timeout"),
             cors: any_or(values.list("cors")),

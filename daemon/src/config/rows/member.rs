@@ -289,8 +289,8 @@ pub static ROWS: &[Setting] = &[
         Kind::Duration,
         "10m",
         Requests,
-        NoEffect("watches are not served"),
-        "Period of progress notifications of watches.",
+        Active,
+        "Period of progress notifications of watches that asked for them and had no events; at least 100ms.",
     ),
     row(
         "snapshot-count",
