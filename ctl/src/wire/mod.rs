@@ -4,12 +4,16 @@
 //! Not here: choosing between endpoints and what a failure means for the user (`client`), and compression, which is never asked for.
 
 pub mod endpoint;
+mod requests;
 pub mod tls;
+
+#[allow(unused_imports, reason = "named by the verbs that follow")]
+pub use requests::Requests;
 
 use bytes::{BufMut, Bytes, BytesMut};
 use endpoint::{Address, Endpoint};
 use h2::RecvStream;
-use h2::client::SendRequest;
+use h2::client::{ResponseFuture, SendRequest};
 use http::{HeaderMap, HeaderValue, Request};
 use prost::Message;
 use std::sync::Arc;
@@ -196,16 +200,28 @@ impl Connection {
         let (response, mut body) = sender.send_request(head.0.clone(), false).map_err(unsent)?;
         // A failure to send the body shows as a failure of the response too, with the better reason.
         let _ = body.send_data(framed, true);
-        let response = response.await.map_err(broken)?;
-        if response.status() != http::StatusCode::OK {
-            return Err(CallError::Broken {
-                why: format!("the server answered HTTP status {}", response.status()),
-                sent: false,
-            });
+        let mut answers = self.answers(response);
+        answers.body().await?;
+        Ok(answers)
+    }
+
+    /// Any number of requests and answers. Does not wait for the server: many send nothing, not even the head of the response,
+    /// before their first answer, so a refusal shows in the answers.
+    #[allow(dead_code, reason = "called by the verbs that follow")]
+    pub async fn bidi(&self, head: &Head) -> Result<(Requests, Answers), CallError> {
+        let unsent = |error: h2::Error| CallError::Broken { why: error.to_string(), sent: false };
+        let mut sender = self.sender.clone().ready().await.map_err(unsent)?;
+        let (response, body) = sender.send_request(head.0.clone(), false).map_err(unsent)?;
+        Ok((Requests::new(body), self.answers(response)))
+    }
+
+    fn answers(&self, response: ResponseFuture) -> Answers {
+        Answers {
+            body: Body::Awaited(response),
+            buffer: BytesMut::new(),
+            bytes_max: self.receive_bytes_max,
+            finished: false,
         }
-        let (parts, body) = response.into_parts();
-        check(&parts.headers)?;
-        Ok(Answers { body, buffer: BytesMut::new(), bytes_max: self.receive_bytes_max, finished: false })
     }
 }
 
@@ -245,16 +261,42 @@ fn percent_decode(text: &[u8]) -> String {
     String::from_utf8_lossy(&out).into_owned()
 }
 
+/// Where the messages come from: nowhere before the head of the response is here.
+enum Body {
+    Awaited(ResponseFuture),
+    Open(RecvStream),
+}
+
 /// The messages of an answer, one after another.
 pub struct Answers {
-    body: RecvStream,
+    body: Body,
     buffer: BytesMut,
     bytes_max: usize,
     finished: bool,
 }
 
 impl Answers {
-    /// The next message, or `None` after the last one when the server reported success.
+    /// The body, once the head is here and is no refusal.
+    async fn body(&mut self) -> Result<&mut RecvStream, CallError> {
+        if let Body::Awaited(response) = &mut self.body {
+            let response = response.await.map_err(broken)?;
+            if response.status() != http::StatusCode::OK {
+                let why = format!("the server answered HTTP status {}", response.status());
+                return Err(CallError::Broken { why, sent: false });
+            }
+            let (parts, body) = response.into_parts();
+            // Kept before the check: a response can be awaited only once.
+            self.body = Body::Open(body);
+            check(&parts.headers)?;
+        }
+        match &mut self.body {
+            Body::Open(body) => Ok(body),
+            Body::Awaited(_) => unreachable!("the response was just awaited"),
+        }
+    }
+
+    /// The next message, or `None` after the last one when the server reported success. A future that is dropped before its end
+    /// loses nothing.
     pub async fn next(&mut self) -> Result<Option<Bytes>, CallError> {
         loop {
             if let Some(message) = self.take_message()? {
@@ -263,11 +305,12 @@ impl Answers {
             if self.finished {
                 return Ok(None);
             }
-            match self.body.data().await {
+            let body = self.body().await?;
+            match body.data().await {
                 Some(chunk) => {
                     let chunk = chunk.map_err(broken)?;
                     // Giving the window back cannot fail for bytes that were just received on this stream.
-                    let _ = self.body.flow_control().release_capacity(chunk.len());
+                    let _ = body.flow_control().release_capacity(chunk.len());
                     self.buffer = if self.buffer.is_empty() {
                         BytesMut::from(chunk)
                     } else {
@@ -275,8 +318,8 @@ impl Answers {
                     };
                 }
                 None => {
+                    let trailers = body.trailers().await.map_err(broken)?;
                     self.finished = true;
-                    let trailers = self.body.trailers().await.map_err(broken)?;
                     check(&trailers.unwrap_or_default())?;
                     if !self.buffer.is_empty() {
                         return Err(CallError::Broken {
