@@ -1,5 +1,6 @@
 //! What the workspace's tests share.
 
+pub mod checker;
 pub mod harness;
 pub mod namespace;
 pub mod proxy;
