@@ -35,8 +35,18 @@ impl ClusterFacts {
     /// Members below 3.7 strip top-level ranges from a txn before they check it (the divergence that RD04 is about). While they are
     /// part of the cluster we must err as they do; without any version, or from 3.7 on, the whole txn is checked.
     pub fn checks_txn_ranges(&self) -> bool {
+        self.is_at_least(3, 7)
+    }
+
+    /// Members below 3.6 do not store the remainder that a lease checkpoint records.
+    pub fn stores_lease_checkpoints(&self) -> bool {
+        self.is_at_least(3, 6)
+    }
+
+    /// A cluster without a version has no old members.
+    fn is_at_least(&self, major: u32, minor: u32) -> bool {
         let Some(version) = &self.version else { return true };
         let mut parts = version.split('.').map(|part| part.parse::<u32>().unwrap_or(0));
-        (parts.next().unwrap_or(0), parts.next().unwrap_or(0)) >= (3, 7)
+        (parts.next().unwrap_or(0), parts.next().unwrap_or(0)) >= (major, minor)
     }
 }

@@ -14,6 +14,7 @@ use crate::checkpoint::{self, CheckpointError};
 use crate::cluster::ClusterFacts;
 use crate::compaction::Compactor;
 use crate::index::{Facts, SUB_MAX};
+use crate::leases::{self, Leases};
 use crate::membership::{Member, Membership};
 use crate::read::Reader;
 use crate::rebuild::rebuild;
@@ -111,6 +112,17 @@ fn load_alarms<S: Store>(store: &S) -> Result<Alarms, OpenError> {
     Ok(Alarms::load(rows?.into_iter()))
 }
 
+fn load_leases<S: Store>(store: &S, ttl_min: i64) -> Result<Leases, OpenError> {
+    let rows: Result<Vec<_>, OpenError> = store
+        .table(Table::Lease)?
+        .into_iter()
+        .map(|(key, value)| {
+            leases::parse_row(&key, value).map_err(|reason| bad_pair(Table::Lease, &key, reason))
+        })
+        .collect();
+    Ok(Leases::from_rows(rows?.into_iter(), ttl_min))
+}
+
 /// A row, decoded and checked.
 pub(crate) struct Version {
     pub id: RowId,
@@ -179,6 +191,7 @@ impl<S: Store> StateMachine<S> {
         let marks = Marks::load(&*store)?;
         let membership = load_membership(&*store, marks.conf_state.clone())?;
         let alarms = load_alarms(&*store)?;
+        let mut leases = load_leases(&*store, options.lease_ttl_min)?;
         let cluster = ClusterFacts::load(&store.table(Table::Cluster)?);
         let inline_bytes_max = options.inline_value_bytes_max;
         let mut checkpoint_ignored = None;
@@ -197,10 +210,12 @@ impl<S: Store> StateMachine<S> {
             }
             None => rebuild(&*store, inline_bytes_max)?,
         };
+        leases.attach_all(&index);
         // Compaction never lowers the revision, not even when it removed the newest row and the process died in it (AP07).
         let revision = newest.max(marks.scheduled).max(marks.finished).max(1);
         let state = State {
             index,
+            leases,
             recent: RecentChanges::starting_at(revision),
             revision,
             compacted: marks.scheduled.max(marks.finished),

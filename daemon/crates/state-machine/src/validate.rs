@@ -7,8 +7,11 @@ use std::ops::Bound;
 use api::error::EtcdError;
 use api::etcdserverpb::range_request::{SortOrder, SortTarget};
 use api::etcdserverpb::{
-    DeleteRangeRequest, PutRequest, RangeRequest, RequestOp, TxnRequest, request_op::Request,
+    DeleteRangeRequest, LeaseGrantRequest, PutRequest, RangeRequest, RequestOp, TxnRequest,
+    request_op::Request,
 };
+
+use crate::leases::LEASE_TTL_MAX;
 
 /// Range, alone or in a txn.
 pub fn range(request: &RangeRequest) -> Result<(), EtcdError> {
@@ -52,6 +55,18 @@ pub fn put(request: &PutRequest) -> Result<(), EtcdError> {
 
 pub fn delete_range(request: &DeleteRangeRequest) -> Result<(), EtcdError> {
     if request.key.is_empty() { Err(EtcdError::EmptyKey) } else { Ok(()) }
+}
+
+/// A grant; id 0 asks for an id to be chosen. etcd lets negative ids into the log, and members of older versions forgot such a lease
+/// when they were restarted (LE11). Here they are refused, with the words that etcd has for an id that no lease can have.
+pub fn lease_grant(request: &LeaseGrantRequest) -> Result<(), EtcdError> {
+    if request.id < 0 {
+        Err(EtcdError::LeaseNotFound)
+    } else if request.ttl > LEASE_TTL_MAX {
+        Err(EtcdError::LeaseTtlTooLarge)
+    } else {
+        Ok(())
+    }
 }
 
 /// Txns within txns, the outermost included. A decoder of protobuf stops at 100 messages within each other; a level is two of them (the

@@ -7,6 +7,7 @@
 //!             [min-mod=n] [max-mod=n] [min-create=n] [max-create=n]
 //! txn [if c, c ..] then op; op .. [else op ..]                read-txn likewise, beside apply
 //!     c: ver|create|mod|value|lease(k[..end]) =|!=|<|> x      op: put, del, get as above
+//! grant id ttl    revoke id    checkpoint id=remaining ..    leases
 //! compact n    step rows    reopen    quota bytes    raw hex    rows    hashkv [n]    status
 //! alarm get|raise|clear member NOSPACE|CORRUPT|NONE
 //! member add|add-learner id url ..    member promote|remove id    member update id url ..
@@ -29,9 +30,9 @@ use common::*;
 use prost::Message;
 use state_machine::membership::{Member, promote_context};
 use state_machine::rows::RowKey;
-use state_machine::store::Store;
-use state_machine::{Options, Outcome};
-use types::{EntryKind, MemberId, Revision, RowId};
+use state_machine::store::{Store, Table};
+use state_machine::{LeaseFacts, Options, Outcome};
+use types::{EntryKind, LeaseId, MemberId, Revision, RowId};
 
 fn text(word: &str) -> Bytes {
     Bytes::from(if word == "''" { String::new() } else { word.replace("\\0", "\0") })
@@ -207,6 +208,11 @@ fn outcome_text(outcome: Result<Outcome, EtcdError>) -> String {
             format!("alarms: [{}]", response.alarms.iter().map(name).collect::<Vec<_>>().join(", "))
         }
         Ok(Outcome::ConfChange(members)) => members_text(&members),
+        Ok(Outcome::LeaseGrant(response)) => {
+            format!("@{} granted {} for {} s", header(&response.header), LeaseId(response.id), response.ttl)
+        }
+        Ok(Outcome::LeaseRevoke(response)) => format!("@{} revoked", header(&response.header)),
+        Ok(Outcome::LeaseCheckpoint(response)) => format!("@{} checkpointed", header(&response.header)),
         Ok(Outcome::Nothing) => "applied".to_owned(),
     }
 }
@@ -233,6 +239,7 @@ impl Stage {
             match notice {
                 Told::Outcome(..) => {}
                 Told::SpaceExceeded(_) => out.push_str("\n  told: over quota"),
+                Told::Lease(change) => write!(out, "\n  told: {change:?}").unwrap(),
                 Told::ConfChange(_, change) => {
                     let changes = change.as_ref().map(|change| {
                         let kind = |kind: i32| ConfChangeType::try_from(kind).unwrap().as_str_name();
@@ -272,6 +279,19 @@ impl Stage {
                 let compaction = CompactionRequest { revision, physical: false };
                 InternalRaftRequest { compaction: Some(compaction), ..Default::default() }
             }
+            "grant" => {
+                let number = |at: usize| words.0[at].parse().expect("a number");
+                grant(number(1), number(2))
+            }
+            "revoke" => revoke(words.0[1].parse().expect("a number")),
+            "checkpoint" => {
+                let remainder = |word: &&str| {
+                    let (id, remaining) = word.split_once('=').expect("id=remaining");
+                    (id.parse().expect("a number"), remaining.parse().expect("a number"))
+                };
+                checkpoint(&words.0[1..].iter().map(remainder).collect::<Vec<_>>())
+            }
+            "leases" => return self.leases(),
             "alarm" => {
                 let action =
                     ["get", "raise", "clear"].iter().position(|name| *name == words.0[1]).unwrap() as i32;
@@ -360,6 +380,21 @@ impl Stage {
         format!(
             "revision {revision} compacted {compacted} applied {applied} voters [{voters}] learners [{learners}] removed [{removed}]"
         )
+    }
+
+    /// Every lease as readers see it, and the bytes of its row.
+    fn leases(&self) -> String {
+        let rows = self.bench.machine.store().table(Table::Lease).unwrap();
+        let line = |lease: LeaseFacts| {
+            let row = rows.iter().find(|(key, _)| key.as_ref() == lease.id.0.to_be_bytes());
+            let row: String = row.unwrap().1.iter().map(|byte| format!("{byte:02x}")).collect();
+            let keys = self.bench.lease_keys(lease.id.0).unwrap().join(",");
+            let (ttl, remaining) = (lease.granted_ttl, lease.remaining_ttl);
+            format!("{} ttl {ttl} remaining {remaining} keys [{keys}] row {row}", lease.id)
+        };
+        let leases = self.bench.reader.leases();
+        assert_eq!((leases.len(), self.bench.reader.lease_count()), (rows.len(), rows.len()));
+        leases.into_iter().map(line).collect::<Vec<_>>().join("\n")
     }
 
     fn rows(&self) -> String {

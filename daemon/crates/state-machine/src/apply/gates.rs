@@ -4,12 +4,22 @@
 //! all the same, only the answer changes and an alarm is asked for.
 
 use api::error::EtcdError;
-use api::etcdserverpb::{AlarmType, PutRequest, RequestOp, TxnRequest, request_op::Request};
+use api::etcdserverpb::{
+    AlarmType, LeaseGrantRequest, PutRequest, RequestOp, TxnRequest, request_op::Request,
+};
 
 use crate::alarms::Alarms;
 
 /// What etcd charges a put beyond its key and value, for index and page.
 const PUT_OVERHEAD_BYTES: u64 = 256;
+
+/// What etcd charges a lease, for its row and page.
+const LEASE_BYTES: u64 = 64;
+
+/// Bytes a lease costs by etcd's reckoning: the same for each.
+pub fn lease_cost(_: &LeaseGrantRequest) -> u64 {
+    LEASE_BYTES
+}
 
 /// Bytes a put costs by etcd's reckoning.
 pub fn put_cost(put: &PutRequest) -> u64 {

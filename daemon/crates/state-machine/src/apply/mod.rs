@@ -19,7 +19,8 @@ pub(crate) mod txn;
 use api::error::EtcdError;
 use api::etcdserverpb::{
     AlarmResponse, CompactionRequest, CompactionResponse, DeleteRangeResponse, InternalRaftRequest,
-    PutRequest, PutResponse, RangeResponse, TxnResponse,
+    LeaseCheckpointResponse, LeaseGrantRequest, LeaseGrantResponse, LeaseRevokeResponse, PutRequest,
+    PutResponse, RangeResponse, TxnResponse,
 };
 use api::mvccpb::Event;
 use api::raftpb;
@@ -27,12 +28,13 @@ use types::{Entry, LogIndex, MemberId, Revision, RowId};
 
 use crate::StateMachine;
 use crate::cluster::{DOWNGRADE_KEY, Downgrade, VERSION_KEY};
+use crate::leases::LeaseChange;
 use crate::membership::Member;
 use crate::rows::{coordinate, meta};
-use crate::state::store_failed;
+use crate::state::{Options, store_failed};
 use crate::store::{Store, Table, WriteBatch};
 use decode::{Command, decode};
-use gates::{Quota, put_cost, txn_cost};
+use gates::{Quota, lease_cost, put_cost, txn_cost};
 use step::{Step, header};
 
 /// Entries under one hold of the write lock: some hundred microseconds that a reader may wait.
@@ -51,6 +53,9 @@ pub enum Outcome {
     /// The compaction is decided; rows go later, by `compact_step`.
     Compaction(CompactionResponse),
     Alarm(AlarmResponse),
+    LeaseGrant(LeaseGrantResponse),
+    LeaseRevoke(LeaseRevokeResponse),
+    LeaseCheckpoint(LeaseCheckpointResponse),
     /// The members after the change, ascending by id.
     ConfChange(Vec<Member>),
     /// Applied, and there is nothing to tell.
@@ -70,6 +75,9 @@ pub trait Sink {
     /// The changes of one revision, before the outcome of their entry. Previous values are not filled in.
     fn events(&mut self, revision: Revision, events: Vec<Event>);
 
+    /// A lease was granted, revoked or checkpointed: called before the events and the outcome of its entry.
+    fn lease(&mut self, _change: LeaseChange) {}
+
     /// Called for every conf-change entry, before its outcome. None when raft must change nothing: the change was refused, or it
     /// concerns only peer URLs.
     fn conf_change(&mut self, index: LogIndex, change: Option<raftpb::ConfChangeV2>);
@@ -81,6 +89,7 @@ pub trait Sink {
 /// What the sink is told after the lock is released.
 enum Notice {
     Events(Revision, Vec<Event>),
+    Lease(LeaseChange),
     ConfChange(LogIndex, Option<raftpb::ConfChangeV2>),
     SpaceExceeded(LogIndex),
     Outcome(LogIndex, u64, Result<Outcome, EtcdError>),
@@ -120,8 +129,8 @@ impl<S: Store> StateMachine<S> {
             let mut state = shared.state.write();
             let step =
                 Step::new(&mut state, &*shared.store, WriteBatch::at(last), prefetched, sink.wants_events());
-            let mut run =
-                Run { step, quota, max_learners: shared.options.max_learners, notices: &mut notices };
+            let options = &shared.options;
+            let mut run = Run { step, quota, options, notices: &mut notices };
             let mut position = run.step.state.applied;
             for (entry, command) in entries.iter().zip(commands) {
                 assert_eq!(entry.index, position.index.next(), "entries are applied without a gap");
@@ -135,6 +144,7 @@ impl<S: Store> StateMachine<S> {
         for notice in notices {
             match notice {
                 Notice::Events(revision, events) => sink.events(revision, events),
+                Notice::Lease(change) => sink.lease(change),
                 Notice::ConfChange(index, change) => sink.conf_change(index, change),
                 Notice::SpaceExceeded(index) => sink.space_exceeded(index),
                 Notice::Outcome(index, id, outcome) => sink.outcome(index, id, outcome),
@@ -146,7 +156,7 @@ impl<S: Store> StateMachine<S> {
 struct Run<'a, 'b, S> {
     step: Step<'a, S>,
     quota: Quota,
-    max_learners: usize,
+    options: &'a Options,
     notices: &'b mut Vec<Notice>,
 }
 
@@ -167,8 +177,12 @@ impl<S: Store> Run<'_, '_, S> {
                 (id, Ok(Outcome::Nothing))
             }
             Command::ConfChange(change) => {
-                let (told, outcome) =
-                    conf_change::apply(self.step.state, &mut self.step.batch, &change, self.max_learners);
+                let (told, outcome) = conf_change::apply(
+                    self.step.state,
+                    &mut self.step.batch,
+                    &change,
+                    self.options.max_learners,
+                );
                 self.notices.push(Notice::ConfChange(index, told));
                 (change.id.unwrap_or(0), outcome)
             }
@@ -210,15 +224,17 @@ impl<S: Store> Run<'_, '_, S> {
         } else if let Some(compaction) = &request.compaction {
             self.not_corrupt()?;
             self.compact(compaction).map(Outcome::Compaction)
-        } else if request.lease_grant.is_some() {
+        } else if let Some(grant) = &request.lease_grant {
+            self.lease_grant(index, grant).map(Outcome::LeaseGrant)
+        } else if let Some(revoke) = &request.lease_revoke {
             self.not_corrupt()?;
-            gates::has_space(&self.step.state.alarms, 1)?;
-            Err(lease::REFUSAL)
-        } else if request.lease_revoke.is_some() {
-            self.not_corrupt()?;
-            Err(lease::REFUSAL)
-        } else if request.lease_checkpoint.is_some() {
-            Err(lease::REFUSAL)
+            let (response, change) = self.step.lease_revoke(revoke)?;
+            self.notices.push(Notice::Lease(change));
+            Ok(Outcome::LeaseRevoke(response))
+        } else if let Some(checkpoint) = &request.lease_checkpoint {
+            let (response, changes) = self.step.lease_checkpoint(checkpoint);
+            self.notices.extend(changes.into_iter().map(Notice::Lease));
+            Ok(Outcome::LeaseCheckpoint(response))
         } else if let Some(alarm) = &request.alarm {
             let alarms = self.step.state.alarms.apply(alarm, &mut self.step.batch);
             Ok(Outcome::Alarm(AlarmResponse { header: header(self.step.state.revision), alarms }))
@@ -238,6 +254,20 @@ impl<S: Store> Run<'_, '_, S> {
         let response = self.step.put(request)?;
         self.within_quota(index, cost)?;
         Ok(Outcome::Put(response))
+    }
+
+    fn lease_grant(
+        &mut self,
+        index: LogIndex,
+        request: &LeaseGrantRequest,
+    ) -> Result<LeaseGrantResponse, EtcdError> {
+        self.not_corrupt()?;
+        let cost = lease_cost(request);
+        gates::has_space(&self.step.state.alarms, cost)?;
+        let (response, change) = self.step.lease_grant(request, self.options.lease_ttl_min)?;
+        self.notices.push(Notice::Lease(change));
+        self.within_quota(index, cost)?;
+        Ok(response)
     }
 
     /// The request is applied all the same: refusing here would make members differ, since the quota is local.

@@ -71,7 +71,7 @@ impl<'a, S: Store> Step<'a, S> {
     }
 
     /// The revision a read inside the request sees: the new one as soon as something changed.
-    fn seen(&self) -> i64 {
+    pub(super) fn seen(&self) -> i64 {
         if self.sub > 0 { self.main } else { self.state.revision }
     }
 
@@ -139,7 +139,8 @@ impl<'a, S: Store> Step<'a, S> {
 
     fn put_version(&mut self, key: &Bytes, value: &Bytes, lease: i64) {
         let id = self.next_id();
-        let facts = self.state.index.put(key, id, lease, value);
+        let (facts, lease_before) = self.state.index.put(key, id, lease, value);
+        self.state.leases.reattach(key, lease_before, lease);
         if facts.version == 1 {
             self.state.recent.note(self.main, key, true);
         }
@@ -157,9 +158,10 @@ impl<'a, S: Store> Step<'a, S> {
         }
     }
 
-    fn delete_version(&mut self, key: Bytes) {
+    pub(super) fn delete_version(&mut self, key: Bytes) {
         let id = self.next_id();
-        self.state.index.delete(&key, id);
+        let lease_before = self.state.index.delete(&key, id);
+        self.state.leases.reattach(&key, lease_before, 0);
         self.state.recent.note(self.main, &key, false);
         self.write_row(id, rows::tombstone_row(&key));
         if let Some(events) = &mut self.events {

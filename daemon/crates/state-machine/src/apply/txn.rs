@@ -9,7 +9,6 @@ use api::etcdserverpb::{Compare, PutRequest, RangeRequest, RequestOp, TxnRequest
 use bytes::Bytes;
 use types::{KeyRange, RowId};
 
-use super::lease;
 use crate::index::{Index, Record};
 use crate::range::bounds;
 use crate::state::{State, decode_row};
@@ -170,16 +169,16 @@ fn check_all_ranges(
 
 /// The rules of a put that need the state, in the order of a plain put; [`check_put_in_txn`] asks them the other way round.
 pub(super) fn check_put(state: &State, put: &PutRequest) -> Result<(), EtcdError> {
-    has_lease(put).and_then(|()| has_key_to_keep(state, put))
+    has_lease(state, put).and_then(|()| has_key_to_keep(state, put))
 }
 
 /// As observed on etcd 3.5: inside a txn a missing key is told before a missing lease.
 fn check_put_in_txn(state: &State, put: &PutRequest) -> Result<(), EtcdError> {
-    has_key_to_keep(state, put).and_then(|()| has_lease(put))
+    has_key_to_keep(state, put).and_then(|()| has_lease(state, put))
 }
 
-fn has_lease(put: &PutRequest) -> Result<(), EtcdError> {
-    if put.lease == 0 || lease::exists(put.lease) { Ok(()) } else { Err(EtcdError::LeaseNotFound) }
+fn has_lease(state: &State, put: &PutRequest) -> Result<(), EtcdError> {
+    if put.lease == 0 || state.leases.exists(put.lease) { Ok(()) } else { Err(EtcdError::LeaseNotFound) }
 }
 
 fn has_key_to_keep(state: &State, put: &PutRequest) -> Result<(), EtcdError> {

@@ -55,10 +55,11 @@ impl Index {
         self.tree.get(key)
     }
 
-    /// Records a put and answers the facts of the new version.
-    pub fn put(&mut self, key: &[u8], id: RowId, lease: i64, value: &[u8]) -> Facts {
+    /// Records a put and answers the facts of the new version, and the lease that the key named before: 0 for none.
+    pub fn put(&mut self, key: &[u8], id: RowId, lease: i64, value: &[u8]) -> (Facts, i64) {
         let (inline_bytes, max) = (&mut self.inline_bytes, self.inline_bytes_max);
         self.tree.upsert(key, |record| {
+            let lease_before = record.facts().lease;
             let facts = if record.is_live() {
                 Facts {
                     created: record.facts().created,
@@ -69,17 +70,19 @@ impl Index {
                 Facts { created: id.main.0, version: 1, lease }
             };
             push(record, id, Some(facts), value, inline_bytes, max);
-            facts
+            (facts, lease_before)
         })
     }
 
-    /// Records a tombstone for a key that exists.
-    pub fn delete(&mut self, key: &[u8], id: RowId) {
+    /// Records a tombstone for a key that exists, and answers the lease that it named: 0 for none.
+    pub fn delete(&mut self, key: &[u8], id: RowId) -> i64 {
         let (inline_bytes, max) = (&mut self.inline_bytes, self.inline_bytes_max);
         self.tree.upsert(key, |record| {
             assert!(record.is_live(), "only a live key is deleted");
+            let lease_before = record.facts().lease;
             push(record, id, None, &[], inline_bytes, max);
-        });
+            lease_before
+        })
     }
 
     /// A version read back from the store; `facts` is None for a tombstone. Versions of a key come in rising order.

@@ -10,12 +10,13 @@ use api::raftpb;
 use bytes::Bytes;
 use prost::Message;
 use state_machine::store::Store;
-use state_machine::{Memory, Options, Outcome, Reader, Sink, StateMachine};
-use types::{Entry, EntryKind, LogIndex, LogPosition, Revision, Term};
+use state_machine::{LeaseChange, Memory, Options, Outcome, Reader, Sink, StateMachine};
+use types::{Entry, EntryKind, LeaseId, LogIndex, LogPosition, Revision, Term};
 
 /// Everything the sink was told, in order.
 #[derive(Debug, Clone, PartialEq)]
 pub enum Told {
+    Lease(LeaseChange),
     Events(i64, Vec<Event>),
     ConfChange(u64, Option<raftpb::ConfChangeV2>),
     SpaceExceeded(u64),
@@ -37,6 +38,9 @@ impl Sink for Recorder {
     }
     fn events(&mut self, revision: Revision, events: Vec<Event>) {
         self.told.push(Told::Events(revision.0, events));
+    }
+    fn lease(&mut self, change: LeaseChange) {
+        self.told.push(Told::Lease(change));
     }
     fn conf_change(&mut self, index: LogIndex, change: Option<raftpb::ConfChangeV2>) {
         self.told.push(Told::ConfChange(index.0, change));
@@ -132,6 +136,26 @@ impl<S: Store> Bench<S> {
         }
     }
 
+    pub fn grant(&mut self, id: i64, ttl: i64) -> Result<LeaseGrantResponse, EtcdError> {
+        match self.request(grant(id, ttl))? {
+            Outcome::LeaseGrant(response) => Ok(response),
+            other => panic!("a grant is answered as a grant, not {other:?}"),
+        }
+    }
+
+    pub fn revoke(&mut self, id: i64) -> Result<LeaseRevokeResponse, EtcdError> {
+        match self.request(revoke(id))? {
+            Outcome::LeaseRevoke(response) => Ok(response),
+            other => panic!("a revocation is answered as a revocation, not {other:?}"),
+        }
+    }
+
+    /// Attached keys, as text.
+    pub fn lease_keys(&self, id: i64) -> Option<Vec<String>> {
+        let keys = self.reader.lease_keys(LeaseId(id))?;
+        Some(keys.iter().map(|key| String::from_utf8_lossy(key).into_owned()).collect())
+    }
+
     pub fn compact(&mut self, revision: i64) -> Result<CompactionResponse, EtcdError> {
         let compaction = CompactionRequest { revision, physical: false };
         match self.request(InternalRaftRequest { compaction: Some(compaction), ..Default::default() })? {
@@ -162,6 +186,23 @@ pub fn encode(request: &InternalRaftRequest) -> Vec<u8> {
     let mut request = request.clone();
     request.header.get_or_insert_with(|| RequestHeader { id: 77, ..Default::default() });
     request.encode_to_vec()
+}
+
+pub fn grant(id: i64, ttl: i64) -> InternalRaftRequest {
+    InternalRaftRequest { lease_grant: Some(LeaseGrantRequest { id, ttl }), ..Default::default() }
+}
+
+pub fn revoke(id: i64) -> InternalRaftRequest {
+    InternalRaftRequest { lease_revoke: Some(LeaseRevokeRequest { id }), ..Default::default() }
+}
+
+pub fn checkpoint(remainders: &[(i64, i64)]) -> InternalRaftRequest {
+    let checkpoint = |&(id, remaining_ttl): &(i64, i64)| LeaseCheckpoint { id, remaining_ttl };
+    let checkpoints = remainders.iter().map(checkpoint).collect();
+    InternalRaftRequest {
+        lease_checkpoint: Some(LeaseCheckpointRequest { checkpoints }),
+        ..Default::default()
+    }
 }
 
 pub fn names(kvs: &[KeyValue]) -> Vec<String> {
