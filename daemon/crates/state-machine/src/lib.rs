@@ -14,6 +14,7 @@ mod compaction;
 #[cfg(any(test, feature = "testing"))]
 pub mod conformance;
 mod hash;
+mod history;
 mod index;
 mod leases;
 mod machine;
@@ -36,6 +37,7 @@ pub use checkpoint::CheckpointError;
 pub use cluster::Downgrade;
 pub use compaction::CompactProgress;
 pub use hash::HashKv;
+pub use history::{History, HistoryError, HistoryRequest};
 pub use index::IndexSize;
 pub use leases::{LEASE_TTL_MAX, LEASE_TTL_MIN_DEFAULT, LeaseChange, LeaseFacts};
 pub use machine::{OpenError, StateMachine};

@@ -553,11 +553,11 @@ impl Story {
     }
 }
 
-/// Versions that compaction at `compacted` keeps.
+/// Versions that compaction at `compacted` keeps: all from there on, and what was alive there.
 fn kept(versions: &[Version], compacted: i64) -> usize {
-    let above = versions.iter().filter(|(main, _)| *main > compacted).count();
+    let from_there = versions.iter().filter(|(main, _)| *main >= compacted).count();
     let newest = versions.iter().rfind(|(main, _)| *main <= compacted);
-    above + usize::from(newest.is_some_and(|(main, kv)| kv.is_some() || *main == compacted))
+    from_there + usize::from(newest.is_some_and(|(main, kv)| kv.is_some() && *main < compacted))
 }
 
 #[test]

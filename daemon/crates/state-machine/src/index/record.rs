@@ -147,21 +147,20 @@ impl Record {
     }
 
     /// Appends to `gone` what compaction at `at` does not keep: everything below the newest version at or below it, and that one
-    /// too when it is a tombstone from before `at`. Changes nothing.
+    /// too when it is a tombstone from before `at`. What happened at `at` itself stays, for watches that begin there: tombstones, and
+    /// versions that the same revision replaced. Changes nothing.
     pub fn superseded(&self, at: i64, gone: &mut Vec<Version>) {
         let older = self.older();
-        if self.modified <= at {
-            gone.extend_from_slice(older);
-            if !self.is_live() && self.modified < at {
-                gone.push(self.newest());
-            }
-            return;
-        }
-        let count = older.partition_point(|version| version.main() <= at);
-        let Some(last) = count.checked_sub(1) else { return };
-        gone.extend_from_slice(&older[..last]);
-        if older[last].is_dead() && older[last].main() < at {
-            gone.push(older[last]);
+        let (below, last) = if self.modified <= at {
+            (older, self.newest())
+        } else {
+            let count = older.partition_point(|version| version.main() <= at);
+            let Some(last) = count.checked_sub(1) else { return };
+            (&older[..last], older[last])
+        };
+        gone.extend_from_slice(&below[..below.partition_point(|version| version.main() < at)]);
+        if last.is_dead() && last.main() < at {
+            gone.push(last);
         }
     }
 
