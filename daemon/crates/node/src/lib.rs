@@ -271,7 +271,6 @@ fn machine_options(config: &NodeConfig) -> Options {
         inline_value_bytes_max: config.inline_value_bytes_max,
         quota_backend_bytes: config.quota_backend_bytes,
         max_learners: config.max_learners,
-        ..Options::default()
     }
 }
 

@@ -25,8 +25,10 @@ use crate::store::Store;
 /// The longest time to live, in seconds; etcd's, chosen there so that it fits a signed 64-bit count of nanoseconds.
 pub const LEASE_TTL_MAX: i64 = 9_000_000_000;
 
-/// The shortest time to live, in seconds, with etcd's default election timeout of ten heartbeats of 100 ms.
-pub const LEASE_TTL_MIN_DEFAULT: i64 = 2;
+/// The shortest time to live that apply grants, in seconds. etcd raises to a minimum that follows from a member's election timeout when
+/// it applies; here the proposer has done that before the log, and apply, which must not decide by a setting of one member, only
+/// sees to it that no lease is over before it begins.
+pub const LEASE_TTL_MIN: i64 = 1;
 
 /// Leases or keys copied under one hold of the lock: some tens of microseconds, which is what apply may wait for a reader.
 const COPIED_PER_HOLD: usize = 2048;
@@ -35,7 +37,7 @@ const COPIED_PER_HOLD: usize = 2048;
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct LeaseFacts {
     pub id: LeaseId,
-    /// Seconds, raised to the minimum.
+    /// Seconds.
     pub granted_ttl: i64,
     /// Seconds that were left when it was last checkpointed; 0, or whatever else is not positive, means that none are recorded.
     pub remaining_ttl: i64,
@@ -142,9 +144,9 @@ pub(crate) struct Leases {
 
 impl Leases {
     /// From rows, without keys. A time to live below the minimum counts as the minimum, as etcd reads its rows.
-    pub fn from_rows(rows: impl Iterator<Item = leasepb::Lease>, ttl_min: i64) -> Leases {
+    pub fn from_rows(rows: impl Iterator<Item = leasepb::Lease>) -> Leases {
         let lease = |row: leasepb::Lease| {
-            let (ttl, remaining_ttl) = (row.ttl.max(ttl_min), row.remaining_ttl);
+            let (ttl, remaining_ttl) = (row.ttl.max(LEASE_TTL_MIN), row.remaining_ttl);
             (row.id, Lease { ttl, remaining_ttl, keys: Keys::None })
         };
         Leases { granted: rows.map(lease).collect(), orphans: BTreeMap::new() }
@@ -168,7 +170,7 @@ impl Leases {
     ///
     /// # Errors
     /// `LeaseNotFound` for id 0, `LeaseTtlTooLarge`, `LeaseExist`.
-    pub fn grant(&mut self, id: i64, ttl: i64, ttl_min: i64) -> Result<leasepb::Lease, EtcdError> {
+    pub fn grant(&mut self, id: i64, ttl: i64) -> Result<leasepb::Lease, EtcdError> {
         if id == LeaseId::NONE.0 {
             return Err(EtcdError::LeaseNotFound);
         }
@@ -178,7 +180,7 @@ impl Leases {
         if self.exists(id) {
             return Err(EtcdError::LeaseExist);
         }
-        let ttl = ttl.max(ttl_min);
+        let ttl = ttl.max(LEASE_TTL_MIN);
         let keys = self.orphans.remove(&id).unwrap_or_default();
         self.granted.insert(id, Lease { ttl, remaining_ttl: 0, keys });
         Ok(leasepb::Lease { id, ttl, remaining_ttl: 0 })

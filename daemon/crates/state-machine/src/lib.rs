@@ -39,7 +39,7 @@ pub use compaction::CompactProgress;
 pub use hash::HashKv;
 pub use history::{History, HistoryError, HistoryRequest};
 pub use index::IndexSize;
-pub use leases::{LEASE_TTL_MAX, LEASE_TTL_MIN_DEFAULT, LeaseChange, LeaseFacts};
+pub use leases::{LEASE_TTL_MAX, LEASE_TTL_MIN, LeaseChange, LeaseFacts};
 pub use machine::{OpenError, StateMachine};
 pub use memory::Memory;
 pub use read::{Reader, is_read_only, is_serializable};

@@ -112,7 +112,7 @@ fn load_alarms<S: Store>(store: &S) -> Result<Alarms, OpenError> {
     Ok(Alarms::load(rows?.into_iter()))
 }
 
-fn load_leases<S: Store>(store: &S, ttl_min: i64) -> Result<Leases, OpenError> {
+fn load_leases<S: Store>(store: &S) -> Result<Leases, OpenError> {
     let rows: Result<Vec<_>, OpenError> = store
         .table(Table::Lease)?
         .into_iter()
@@ -120,7 +120,7 @@ fn load_leases<S: Store>(store: &S, ttl_min: i64) -> Result<Leases, OpenError> {
             leases::parse_row(&key, value).map_err(|reason| bad_pair(Table::Lease, &key, reason))
         })
         .collect();
-    Ok(Leases::from_rows(rows?.into_iter(), ttl_min))
+    Ok(Leases::from_rows(rows?.into_iter()))
 }
 
 /// A row, decoded and checked.
@@ -191,7 +191,7 @@ impl<S: Store> StateMachine<S> {
         let marks = Marks::load(&*store)?;
         let membership = load_membership(&*store, marks.conf_state.clone())?;
         let alarms = load_alarms(&*store)?;
-        let mut leases = load_leases(&*store, options.lease_ttl_min)?;
+        let mut leases = load_leases(&*store)?;
         let cluster = ClusterFacts::load(&store.table(Table::Cluster)?);
         let inline_bytes_max = options.inline_value_bytes_max;
         let mut checkpoint_ignored = None;

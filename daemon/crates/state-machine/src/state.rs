@@ -10,7 +10,7 @@ use types::{LogPosition, RowId};
 use crate::alarms::Alarms;
 use crate::cluster::ClusterFacts;
 use crate::index::Index;
-use crate::leases::{LEASE_TTL_MIN_DEFAULT, Leases};
+use crate::leases::Leases;
 use crate::membership::{LEARNERS_MAX_DEFAULT, Membership};
 use crate::recent::RecentChanges;
 use crate::store::{Store, StoreError, StoredRow};
@@ -35,8 +35,6 @@ pub struct Options {
     pub quota_backend_bytes: i64,
     /// Learners that may exist at a time.
     pub max_learners: usize,
-    /// Seconds to which a shorter time to live of a lease is raised: half as much again as the election timeout, rounded up.
-    pub lease_ttl_min: i64,
 }
 
 impl Default for Options {
@@ -46,7 +44,6 @@ impl Default for Options {
             inline_value_bytes_max: INLINE_VALUE_BYTES_MAX_DEFAULT,
             quota_backend_bytes: 0,
             max_learners: LEARNERS_MAX_DEFAULT,
-            lease_ttl_min: LEASE_TTL_MIN_DEFAULT,
         }
     }
 }

@@ -1,6 +1,6 @@
 //! Random requests against the state machine and against a model that keeps every version of every key in a list and answers by
-//! looking at all of them. Ranges with every option at every revision, txns, deletes, compaction in steps, restarts with and
-//! without a checkpoint, small memory budgets.
+//! looking at all of them. Ranges with every option at every revision, txns, deletes, leases, compaction in steps, restarts with
+//! and without a checkpoint, small memory budgets. Which keys a lease holds the model reads off the keys.
 //!
 //! `CAIRN_MODEL_SEED=n` replays one seed, `CAIRN_MODEL_SECONDS=n` goes on with new seeds for that long.
 
@@ -11,16 +11,20 @@ use std::time::{Duration, Instant};
 
 use api::error::EtcdError;
 use api::etcdserverpb::compare::{CompareResult, CompareTarget, TargetUnion};
+use api::etcdserverpb::range_request::SortTarget;
 use api::etcdserverpb::*;
 use api::mvccpb::{Event, KeyValue, event::EventType};
 use bytes::Bytes;
 use common::*;
-use state_machine::{Options, Outcome};
-use types::{Entry, EntryKind};
+use state_machine::{LeaseChange, LeaseFacts, Options, Outcome};
+use types::{Entry, EntryKind, LeaseId};
 
 /// Seeds of a plain run; fast enough for every commit.
 const SEEDS: u64 = 1000;
 const STEPS: usize = 400;
+
+/// Leases that may be granted; more are named.
+const LEASES: [i64; 6] = [1, 2, 3, 0x7000_0000_0000_0001, i64::MAX, -4];
 
 struct Rng(u64);
 
@@ -46,6 +50,8 @@ type Version = (i64, Option<KeyValue>);
 #[derive(Default, Clone)]
 struct Model {
     history: BTreeMap<Bytes, Vec<Version>>,
+    /// Granted and remaining time to live.
+    leases: BTreeMap<i64, (i64, i64)>,
     revision: i64,
     compacted: i64,
 }
@@ -58,7 +64,7 @@ struct Writing<'a> {
 
 impl Model {
     fn new() -> Model {
-        Model { history: BTreeMap::new(), revision: 1, compacted: -1 }
+        Model { revision: 1, compacted: -1, ..Model::default() }
     }
 
     fn at(&self, revision: i64, key: &[u8], end: &[u8]) -> Vec<KeyValue> {
@@ -75,6 +81,12 @@ impl Model {
             .filter(|(key, _)| inside(key))
             .filter_map(|(_, versions)| newest(versions))
             .collect()
+    }
+
+    /// Keys on a lease, ascending.
+    fn attached(&self, lease: i64) -> Vec<Bytes> {
+        let all = self.at(i64::MAX, b"", b"\0");
+        all.into_iter().filter(|kv| kv.lease == lease).map(|kv| kv.key).collect()
     }
 
     fn range(&self, request: &RangeRequest, current: i64) -> Result<RangeResponse, EtcdError> {
@@ -125,6 +137,9 @@ impl Model {
         }
         if request.keys_only {
             kvs.iter_mut().for_each(|kv| kv.value = Bytes::new());
+            if target != SortTarget::Value as i32 {
+                kvs.iter_mut().for_each(|kv| kv.lease = 0);
+            }
         }
         Ok(RangeResponse { header, kvs, more, count })
     }
@@ -175,11 +190,13 @@ impl Model {
         let mut path = Vec::new();
         self.flatten(request, &mut path);
         for op in &path {
-            if let request_op::Request::RequestPut(put) = op
-                && (put.ignore_value || put.ignore_lease)
-                && self.at(self.revision, &put.key, b"").is_empty()
-            {
+            let request_op::Request::RequestPut(put) = op else { continue };
+            let keeps = put.ignore_value || put.ignore_lease;
+            if keeps && self.at(self.revision, &put.key, b"").is_empty() {
                 return Err(EtcdError::KeyNotFound);
+            }
+            if put.lease != 0 && !self.leases.contains_key(&put.lease) {
+                return Err(EtcdError::LeaseNotFound);
             }
         }
         for op in &path {
@@ -224,6 +241,9 @@ impl Writing<'_> {
     }
 
     fn put(&mut self, request: &PutRequest) -> Result<PutResponse, EtcdError> {
+        if request.lease != 0 && !self.model.leases.contains_key(&request.lease) {
+            return Err(EtcdError::LeaseNotFound);
+        }
         let previous = self.live(&request.key);
         if previous.is_none() && (request.ignore_value || request.ignore_lease) {
             return Err(EtcdError::KeyNotFound);
@@ -236,7 +256,7 @@ impl Writing<'_> {
             create_revision: if previous.is_some() { old.create_revision } else { main },
             mod_revision: main,
             version: old.version + 1,
-            lease: 0,
+            lease: if request.ignore_lease { old.lease } else { request.lease },
         };
         self.model.history.entry(request.key.clone()).or_default().push((main, Some(kv.clone())));
         self.events.push(Event { r#type: EventType::Put as i32, kv: Some(kv), prev_kv: None });
@@ -245,15 +265,50 @@ impl Writing<'_> {
 
     fn delete(&mut self, request: &DeleteRangeRequest) -> DeleteRangeResponse {
         let doomed = self.model.at(i64::MAX, &request.key, &request.range_end);
-        let main = self.main();
-        for kv in &doomed {
-            self.model.history.get_mut(&kv.key).unwrap().push((main, None));
-            let kv = KeyValue { key: kv.key.clone(), mod_revision: main, ..Default::default() };
-            self.events.push(Event { r#type: EventType::Delete as i32, kv: Some(kv), prev_kv: None });
-        }
+        self.delete_all(doomed.iter().map(|kv| kv.key.clone()));
         let deleted = doomed.len() as i64;
         let prev_kvs = if request.prev_kv { doomed } else { Vec::new() };
         DeleteRangeResponse { header: header(self.seen()), deleted, prev_kvs }
+    }
+
+    fn delete_all(&mut self, keys: impl Iterator<Item = Bytes>) {
+        let main = self.main();
+        for key in keys {
+            self.model.history.get_mut(&key).unwrap().push((main, None));
+            let kv = KeyValue { key, mod_revision: main, ..Default::default() };
+            self.events.push(Event { r#type: EventType::Delete as i32, kv: Some(kv), prev_kv: None });
+        }
+    }
+
+    fn grant(&mut self, id: i64, ttl: i64) -> Result<(Outcome, Vec<LeaseChange>), EtcdError> {
+        if self.model.leases.contains_key(&id) {
+            return Err(EtcdError::LeaseExist);
+        }
+        let ttl = ttl.max(1);
+        self.model.leases.insert(id, (ttl, 0));
+        let answer =
+            LeaseGrantResponse { header: header(self.model.revision), id, ttl, ..Default::default() };
+        Ok((Outcome::LeaseGrant(answer), vec![LeaseChange::Granted { id: LeaseId(id), ttl }]))
+    }
+
+    fn revoke(&mut self, id: i64) -> Result<(Outcome, Vec<LeaseChange>), EtcdError> {
+        self.model.leases.remove(&id).ok_or(EtcdError::LeaseNotFound)?;
+        let keys = self.model.attached(id);
+        self.delete_all(keys.into_iter());
+        let answer = LeaseRevokeResponse { header: header(self.seen()) };
+        Ok((Outcome::LeaseRevoke(answer), vec![LeaseChange::Revoked { id: LeaseId(id) }]))
+    }
+
+    fn checkpoint(&mut self, checkpoints: &[LeaseCheckpoint]) -> (Outcome, Vec<LeaseChange>) {
+        let mut changes = Vec::new();
+        for &LeaseCheckpoint { id, remaining_ttl } in checkpoints {
+            if let Some((_, remaining)) = self.model.leases.get_mut(&id) {
+                *remaining = remaining_ttl;
+                changes.push(LeaseChange::Checkpointed { id: LeaseId(id), remaining_ttl });
+            }
+        }
+        let answer = LeaseCheckpointResponse { header: header(self.model.revision) };
+        (Outcome::LeaseCheckpoint(answer), changes)
     }
 
     fn run(&mut self, request: &TxnRequest, before: &Model) -> TxnResponse {
@@ -297,7 +352,7 @@ struct Story {
     bench: Bench,
     keys: u64,
     checkpoint: Option<Vec<u8>>,
-    batch: Vec<(InternalRaftRequest, Result<Outcome, EtcdError>, Vec<Event>)>,
+    batch: Vec<(InternalRaftRequest, Result<(Outcome, Vec<LeaseChange>), EtcdError>, Vec<Event>)>,
 }
 
 impl Story {
@@ -336,6 +391,17 @@ impl Story {
                 let end = self.key();
                 (key, end)
             }
+        }
+    }
+
+    /// Mostly one that is likely to exist.
+    fn lease(&mut self) -> i64 {
+        let granted: Vec<i64> = self.model.leases.keys().copied().collect();
+        match self.rng.below(10) {
+            0 => 99,
+            1..=3 => LEASES[self.rng.below(LEASES.len() as u64) as usize],
+            _ if granted.is_empty() => 0,
+            _ => granted[self.rng.below(granted.len() as u64) as usize],
         }
     }
 
@@ -378,7 +444,8 @@ impl Story {
         let ignore_value = self.rng.chance(10);
         let value = if ignore_value { Bytes::new() } else { self.value() };
         let (prev_kv, ignore_lease) = (self.rng.chance(30), self.rng.chance(10));
-        PutRequest { key: self.key(), value, lease: 0, prev_kv, ignore_value, ignore_lease }
+        let lease = if self.rng.chance(30) { self.lease() } else { 0 };
+        PutRequest { key: self.key(), value, lease, prev_kv, ignore_value, ignore_lease }
     }
 
     fn delete(&mut self) -> DeleteRangeRequest {
@@ -397,7 +464,7 @@ impl Story {
             1 => Some(TargetUnion::CreateRevision(number)),
             2 => Some(TargetUnion::ModRevision(number)),
             3 => Some(TargetUnion::Value(self.value())),
-            4 => Some(TargetUnion::Lease(number % 2)),
+            4 => Some(TargetUnion::Lease(self.lease())),
             _ => None,
         };
         let (result, target) = (self.rng.below(4) as i32, self.rng.below(5) as i32);
@@ -422,27 +489,67 @@ impl Story {
 
     /// Writes gather in a batch, so that several entries meet in one hold of the lock.
     fn write(&mut self) {
-        let request = match self.rng.below(10) {
+        let request = match self.rng.below(12) {
             0..=5 => InternalRaftRequest { put: Some(self.put()), ..Default::default() },
             6 => InternalRaftRequest { delete_range: Some(self.delete()), ..Default::default() },
-            _ => InternalRaftRequest { txn: Some(self.txn(0)), ..Default::default() },
+            7..=9 => InternalRaftRequest { txn: Some(self.txn(0)), ..Default::default() },
+            _ => self.about_leases(),
         };
         let (expected, events) = if let Some(put) = &request.put {
             let mut writing = self.model.writing();
-            let answer = writing.put(put).map(Outcome::Put);
+            let answer = writing.put(put).map(|answer| (Outcome::Put(answer), Vec::new()));
             (answer, writing.close())
         } else if let Some(delete) = &request.delete_range {
             let mut writing = self.model.writing();
             let answer = writing.delete(delete);
-            (Ok(Outcome::DeleteRange(answer)), writing.close())
+            (Ok((Outcome::DeleteRange(answer), Vec::new())), writing.close())
+        } else if let Some(grant) = &request.lease_grant {
+            (self.model.writing().grant(grant.id, grant.ttl), Vec::new())
+        } else if let Some(revoke) = &request.lease_revoke {
+            let mut writing = self.model.writing();
+            let answer = writing.revoke(revoke.id);
+            (answer, writing.close())
+        } else if let Some(checkpoint) = &request.lease_checkpoint {
+            (Ok(self.model.writing().checkpoint(&checkpoint.checkpoints)), Vec::new())
         } else {
             let (answer, events) = self.model.txn(request.txn.as_ref().unwrap());
-            (answer.map(Outcome::Txn), events)
+            (answer.map(|answer| (Outcome::Txn(answer), Vec::new())), events)
         };
         self.batch.push((request, expected, events));
         if self.rng.chance(60) {
             self.flush();
         }
+    }
+
+    fn about_leases(&mut self) -> InternalRaftRequest {
+        let id = LEASES[self.rng.below(LEASES.len() as u64) as usize];
+        match self.rng.below(8) {
+            0..=3 => grant(id, self.rng.below(100) as i64 - 20),
+            4..=5 => revoke(id),
+            _ => {
+                let count = self.rng.below(4);
+                let remainders: Vec<(i64, i64)> =
+                    (0..count).map(|_| (self.lease(), self.rng.below(50) as i64 - 5)).collect();
+                checkpoint(&remainders)
+            }
+        }
+    }
+
+    fn check_leases(&self) {
+        let reader = &self.bench.reader;
+        let facts = |(&id, &(granted_ttl, remaining_ttl)): (&i64, &(i64, i64))| LeaseFacts {
+            id: LeaseId(id),
+            granted_ttl,
+            remaining_ttl,
+        };
+        let expected: Vec<LeaseFacts> = self.model.leases.iter().map(facts).collect();
+        assert_eq!(reader.leases(), expected);
+        assert_eq!(reader.lease_count(), expected.len());
+        for lease in expected {
+            assert_eq!(reader.lease(lease.id), Some(lease));
+            assert_eq!(reader.lease_keys(lease.id), Some(self.model.attached(lease.id.0)), "{}", lease.id);
+        }
+        assert_eq!((reader.lease(LeaseId(99)), reader.lease_keys(LeaseId(99))), (None, None));
     }
 
     fn flush(&mut self) {
@@ -454,10 +561,14 @@ impl Story {
             let mut entry = self.bench.next_entry(EntryKind::Normal, encode(&request));
             entry.index = index;
             entries.push(entry);
+            let (outcome, leases) = match outcome {
+                Ok((outcome, leases)) => (Ok(outcome), leases),
+                Err(refusal) => (Err(refusal), Vec::new()),
+            };
+            expected.extend(leases.into_iter().map(Told::Lease));
             if let Some(event) = events.first() {
                 expected.push(Told::Events(event.kv.as_ref().unwrap().mod_revision, events));
             }
-            // keys_only drops the lease, which is zero here anyway.
             expected.push(Told::Outcome(index.0, 77, outcome));
         }
         self.bench.sink.told.clear();
@@ -487,6 +598,7 @@ impl Story {
         self.bench.reopen(checkpoint.as_deref());
         let size = self.bench.reader.index_size();
         assert_eq!(size.live, self.model.at(i64::MAX, b"", b"\0").len() as u64);
+        self.check_leases();
     }
 
     fn read(&mut self) {
@@ -534,7 +646,11 @@ impl Story {
                     let mut bytes = Vec::new();
                     self.checkpoint = self.bench.reader.checkpoint(&mut bytes).map(|_| bytes);
                 }
-                95..=96 => self.restart(),
+                95 => self.restart(),
+                96 => {
+                    self.flush();
+                    self.check_leases();
+                }
                 _ => {
                     let keys_max = 1 + self.rng.below(9) as usize;
                     self.bench.machine.warm_step(keys_max);
@@ -553,11 +669,12 @@ impl Story {
     }
 }
 
-/// Versions that compaction at `compacted` keeps: all from there on, and what was alive there.
+/// Versions that compaction at `compacted` keeps: all from there on, and before it the newest if it lives.
 fn kept(versions: &[Version], compacted: i64) -> usize {
-    let from_there = versions.iter().filter(|(main, _)| *main >= compacted).count();
-    let newest = versions.iter().rfind(|(main, _)| *main <= compacted);
-    from_there + usize::from(newest.is_some_and(|(main, kv)| kv.is_some() && *main < compacted))
+    let below = versions.partition_point(|(main, _)| *main < compacted);
+    let is_shown = versions.get(below).is_none_or(|(main, _)| *main > compacted);
+    let is_live = below > 0 && versions[below - 1].1.is_some();
+    versions.len() - below + usize::from(is_shown && is_live)
 }
 
 #[test]

@@ -1,5 +1,5 @@
 //! What grant, revoke and checkpoint entries do. As etcd's appliers, with nothing left out for requests that no edge would let in: any
-//! id but zero can be granted, a negative one too, and a time to live at or below the minimum is the minimum.
+//! id but zero can be granted, a negative one too, and a time to live below the minimum is the minimum.
 //!
 //! Not here: clocks, and who asks for a revocation.
 
@@ -19,9 +19,8 @@ impl<S: Store> Step<'_, S> {
     pub fn lease_grant(
         &mut self,
         request: &LeaseGrantRequest,
-        ttl_min: i64,
     ) -> Result<(LeaseGrantResponse, LeaseChange), EtcdError> {
-        let row = self.state.leases.grant(request.id, request.ttl, ttl_min)?;
+        let row = self.state.leases.grant(request.id, request.ttl)?;
         self.batch.put(Table::Lease, row_key(row.id), row.encode_to_vec());
         let response = LeaseGrantResponse {
             header: header(self.state.revision),

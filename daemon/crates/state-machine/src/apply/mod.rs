@@ -264,7 +264,7 @@ impl<S: Store> Run<'_, '_, S> {
         self.not_corrupt()?;
         let cost = lease_cost(request);
         gates::has_space(&self.step.state.alarms, cost)?;
-        let (response, change) = self.step.lease_grant(request, self.options.lease_ttl_min)?;
+        let (response, change) = self.step.lease_grant(request)?;
         self.notices.push(Notice::Lease(change));
         self.within_quota(index, cost)?;
         Ok(response)
