@@ -18,7 +18,7 @@ fn object(fields: impl IntoIterator<Item = (&'static str, Value)>) -> Value {
     Value::Object(kept.map(|(name, value)| (name.to_owned(), value)).collect::<Map<_, _>>())
 }
 
-fn base(bytes: &[u8]) -> Value {
+pub fn base(bytes: &[u8]) -> Value {
     json!(STANDARD.encode(bytes))
 }
 
