@@ -4,6 +4,7 @@ use crate::cli;
 use crate::failure::{Failure, Result};
 use crate::units::parse_duration;
 use clap::builder::ValueParser;
+use clap::parser::ValueSource;
 use clap::{Arg, ArgMatches, Command};
 use std::time::Duration;
 
@@ -23,11 +24,22 @@ pub enum Operation {
     Page,
     Txn,
     Fill,
+    Grant,
+    /// A put of the key with the number of its lease.
+    LeasedPut,
 }
 
 impl Operation {
-    pub const ALL: [Operation; 6] =
-        [Operation::Put, Operation::Get, Operation::List, Operation::Page, Operation::Txn, Operation::Fill];
+    pub const ALL: [Operation; 8] = [
+        Operation::Put,
+        Operation::Get,
+        Operation::List,
+        Operation::Page,
+        Operation::Txn,
+        Operation::Fill,
+        Operation::Grant,
+        Operation::LeasedPut,
+    ];
 
     pub fn name(self) -> &'static str {
         match self {
@@ -37,6 +49,8 @@ impl Operation {
             Operation::Page => "page",
             Operation::Txn => "txn",
             Operation::Fill => "fill",
+            Operation::Grant => "grant",
+            Operation::LeasedPut => "put",
         }
     }
 }
@@ -50,7 +64,7 @@ pub enum Until {
 
 #[derive(Clone, Debug)]
 pub struct Options {
-    /// `put`, `range`, `mixed` or `fill`, for the report.
+    /// The name of the measurement, for the report.
     pub kind: &'static str,
     pub clients: usize,
     pub connections: usize,
@@ -74,46 +88,71 @@ pub struct Options {
     pub weights: Vec<(Operation, u64)>,
     /// `fill`: puts in one transaction.
     pub txn_ops: u64,
+    /// Seconds that a granted lease lives.
+    pub ttl: i64,
+    /// The id of the first lease, others follow; `None`: the server chooses.
+    pub lease_base: Option<i64>,
     pub seed: u64,
 }
 
-fn count(name: &'static str, default: &'static str, help: &'static str) -> Arg {
+/// A flag with a count; an empty default means that there is none.
+pub fn count(name: &'static str, default: &'static str, help: &'static str) -> Arg {
     let parse = |text: &str| text.parse::<u64>().map_err(|why| why.to_string());
     let arg = cli::value(name, help).value_name("number").value_parser(ValueParser::new(parse));
     if default.is_empty() { arg } else { arg.default_value(default) }
 }
 
+/// A measurement with clients.
+pub fn kind(name: &'static str, about: &'static str) -> Command {
+    Command::new(name).about(about).args([
+        count("clients", if name == "fill" { "8" } else { "1" }, "Requests under way at once"),
+        count("conns", "1", "Connections the clients share"),
+        count("threads", "1", "Threads of the generator"),
+        count("seed", "1", "Seed of the random choices; the same seed makes the same requests"),
+    ])
+}
+
+/// Which keys and values.
+pub fn keyed(command: Command) -> Command {
+    command.args([
+        count("key-size", "24", "Bytes of a key"),
+        count("val-size", "256", "Bytes of a value").alias("value-size"),
+        cli::value("key-prefix", "What every key begins with").default_value("bench/"),
+    ])
+}
+
+/// When to stop and how fast to go.
+pub fn timed(command: Command) -> Command {
+    command.args([
+        count("total", "", "Stop after so many requests (default 10000 without --duration)"),
+        cli::value("duration", "Stop after this time instead"),
+        cli::value("warmup", "Do not count what starts in this time").default_value("0"),
+    ])
+}
+
+/// Requests per second that are due, come what may.
+pub fn paced(command: Command) -> Command {
+    command.arg(cli::value(
+        "rate",
+        "Requests per second, due whether or not earlier ones are answered (open loop)",
+    ))
+}
+
+/// A measurement of requests for single keys.
+pub fn load(name: &'static str, about: &'static str) -> Command {
+    paced(timed(keyed(kind(name, about)))).args([
+        count("key-space", "10000", "How many different keys").alias("key-space-size"),
+        cli::switch("sequential", "Keys one after another instead of at random").alias("sequential-keys"),
+    ])
+}
+
 /// The `bench` verb and its kinds.
 pub fn command() -> Command {
-    let kind = |name: &'static str, about: &'static str| {
-        Command::new(name).about(about).args([
-            count("clients", if name == "fill" { "8" } else { "1" }, "Requests under way at once"),
-            count("conns", "1", "Connections the clients share"),
-            count("threads", "1", "Threads of the generator"),
-            count("key-size", "24", "Bytes of a key"),
-            count("val-size", "256", "Bytes of a value").alias("value-size"),
-            count("seed", "1", "Seed of the random choices; the same seed makes the same requests"),
-            cli::value("key-prefix", "What every key begins with").default_value("bench/"),
-        ])
-    };
-    let load = |name: &'static str, about: &'static str| {
-        kind(name, about).args([
-            count("total", "", "Stop after so many requests (default 10000 without --duration)"),
-            cli::value("duration", "Stop after this time instead"),
-            cli::value("warmup", "Do not count what starts in this time").default_value("0"),
-            cli::value(
-                "rate",
-                "Requests per second, due whether or not earlier ones are answered (open loop)",
-            ),
-            count("key-space", "10000", "How many different keys").alias("key-space-size"),
-            cli::switch("sequential", "Keys one after another instead of at random").alias("sequential-keys"),
-        ])
-    };
     let reads = |command: Command| {
         command.arg(cli::switch("serializable", "Read each member's own state (default: linearizable)"))
     };
     Command::new("bench")
-        .about("Measures puts, ranges and mixes against any etcd endpoint")
+        .about("Measures puts, ranges, mixes, watches and leases against any etcd endpoint")
         .subcommand_required(true)
         .arg_required_else_help(true)
         .subcommands([
@@ -133,28 +172,44 @@ pub fn command() -> Command {
                 count("put", "0", "Weight of puts"),
                 count("list-size", "100", "Keys of a list"),
             ]),
-            kind("fill", "Prepares data fast: every key, in transactions of many puts").args([
+            keyed(kind("fill", "Prepares data fast: every key, in transactions of many puts")).args([
                 count("keys", "10000", "How many keys"),
                 count("versions", "1", "How often each key is written"),
                 count("txn-ops", "", "Puts in one transaction (default: as many as fit, at most 128)"),
             ]),
         ])
+        .subcommands(super::watch::options::commands())
+        .subcommand(super::lease::options::command())
+}
+
+/// The value of a flag that is a duration.
+pub fn duration(matches: &ArgMatches, name: &'static str) -> Result<Option<Duration>> {
+    let text = matches.try_get_one::<String>(name).ok().flatten();
+    let invalid =
+        |text: &str, why| Failure::usage(format!("invalid argument {text:?} for \"--{name}\" flag: {why}"));
+    text.map(|text| parse_duration(text).map_err(|why| invalid(text, why))).transpose()
+}
+
+/// The value of a flag that counts something of which there must be one.
+pub fn at_least_one(matches: &ArgMatches, name: &'static str) -> Result<usize> {
+    let value = matches.get_one::<u64>(name).copied().unwrap_or(1);
+    match usize::try_from(value) {
+        Ok(0) => Err(Failure::arguments(format!("--{name} must be at least 1"))),
+        Ok(value) => Ok(value),
+        Err(_) => Err(Failure::arguments(format!("--{name} is too large"))),
+    }
 }
 
 impl Options {
-    pub fn read(kind: &str, matches: &ArgMatches) -> Result<Options> {
+    pub fn read(kind: &'static str, matches: &ArgMatches) -> Result<Options> {
+        Self::read_with(kind, matches, None)
+    }
+
+    /// `keys` overrules the flags' number of different keys.
+    pub fn read_with(kind: &'static str, matches: &ArgMatches, keys: Option<u64>) -> Result<Options> {
         let has = |name: &str| matches.try_contains_id(name).is_ok();
         let number = |name: &str| if has(name) { matches.get_one::<u64>(name).copied() } else { None };
         let text = |name: &str| if has(name) { matches.get_one::<String>(name).cloned() } else { None };
-        let duration = |name: &'static str| {
-            text(name)
-                .map(|text| {
-                    parse_duration(&text).map_err(|why| {
-                        Failure::usage(format!("invalid argument {text:?} for \"--{name}\" flag: {why}"))
-                    })
-                })
-                .transpose()
-        };
         let at_least_one = |name: &'static str, value: u64| {
             if value == 0 {
                 Err(Failure::arguments(format!("--{name} must be at least 1")))
@@ -168,7 +223,8 @@ impl Options {
         let connections = at_least_one("conns", number("conns").unwrap_or(1))?.min(clients);
         let threads = at_least_one("threads", number("threads").unwrap_or(1))?.min(connections);
         let versions = at_least_one("versions", number("versions").unwrap_or(1))?;
-        let key_space = at_least_one("key-space", number("keys").or(number("key-space")).unwrap_or(1))?;
+        let key_space = keys.or(number("keys")).or(number("key-space")).unwrap_or(1);
+        let key_space = at_least_one("key-space", key_space)?;
         let (key_bytes, value_bytes) = (number("key-size").unwrap_or(24), number("val-size").unwrap_or(256));
         let prefix = text("key-prefix").unwrap_or_default();
         let digits = (key_space - 1).checked_ilog10().map_or(1, |log| log as u64 + 1);
@@ -191,7 +247,14 @@ impl Options {
         };
         let fit = (TXN_BYTES_MAX / (key_bytes + value_bytes + 32)).clamp(1, TXN_OPS_MAX);
         let txn_ops = at_least_one("txn-ops", number("txn-ops").unwrap_or(fit))?;
-        let until = match (kind, number("total"), duration("duration")?) {
+        // A duration that is only a default gives way to a total.
+        let defaulted = || matches.value_source("duration") == Some(ValueSource::DefaultValue);
+        let lasting = if number("total").is_some() && has("duration") && defaulted() {
+            None
+        } else {
+            duration(matches, "duration")?
+        };
+        let until = match (kind, number("total"), lasting) {
             ("fill", ..) => Until::Total(versions.saturating_mul(key_space.div_ceil(txn_ops))),
             (_, Some(_), Some(_)) => {
                 return Err(Failure::arguments(
@@ -204,7 +267,7 @@ impl Options {
         let list = if kind == "mixed" { number("list-size") } else { number("list") }.unwrap_or(0);
         let page = number("page-size").unwrap_or(0);
         let weights = match kind {
-            "put" => vec![(Operation::Put, 1)],
+            "lease grant" | "lease keep-alive" | "lease expire" => vec![(Operation::Grant, 1)],
             "fill" => vec![(Operation::Fill, 1)],
             "range" if list > 0 && page > 0 => {
                 return Err(Failure::arguments(
@@ -214,7 +277,7 @@ impl Options {
             "range" if list > 0 => vec![(Operation::List, 1)],
             "range" if page > 0 => vec![(Operation::Page, 1)],
             "range" => vec![(Operation::Get, 1)],
-            _ => {
+            "mixed" => {
                 let all = [
                     (Operation::Get, "get"),
                     (Operation::Txn, "txn"),
@@ -226,14 +289,11 @@ impl Options {
                     .filter(|(_, weight)| *weight > 0)
                     .collect()
             }
+            _ => vec![(Operation::Put, 1)],
         };
         if weights.is_empty() {
             return Err(Failure::arguments("every weight is 0: nothing to do"));
         }
-        let kind = ["put", "range", "mixed", "fill"]
-            .into_iter()
-            .find(|known| *known == kind)
-            .expect("the grammar knows four kinds");
         let whole = |name: &'static str, value: u64| {
             usize::try_from(value).map_err(|_| Failure::arguments(format!("--{name} is too large")))
         };
@@ -246,7 +306,7 @@ impl Options {
             connections: whole("conns", connections)?,
             threads: whole("threads", threads)?,
             until,
-            warmup: duration("warmup")?.unwrap_or_default(),
+            warmup: duration(matches, "warmup")?.unwrap_or_default(),
             rate,
             prefix,
             key_bytes: whole("key-size", key_bytes)?,
@@ -258,6 +318,8 @@ impl Options {
             page: limit("page-size", page)?,
             weights,
             txn_ops,
+            ttl: limit("ttl", number("ttl").unwrap_or(0))?,
+            lease_base: None,
             seed: number("seed").unwrap_or(1),
         })
     }
@@ -270,7 +332,7 @@ mod tests {
     fn options(line: &str) -> Result<Options> {
         let matches = crate::cli::command().try_get_matches_from(line.split(' ')).unwrap();
         let (kind, inner) = matches.subcommand().unwrap().1.subcommand().unwrap();
-        Options::read(kind, inner)
+        Options::read(crate::bench::known(kind), inner)
     }
 
     #[test]

@@ -12,7 +12,7 @@ use std::time::Duration;
 
 /// Microseconds.
 #[derive(Serialize)]
-struct Latency {
+pub struct Latency {
     mean: f64,
     p50: f64,
     p90: f64,
@@ -21,11 +21,31 @@ struct Latency {
     max: f64,
 }
 
+impl Latency {
+    pub fn of(latency: &Histogram) -> Latency {
+        let micros = |nanos: u64| nanos as f64 / 1000.0;
+        Latency {
+            mean: micros(latency.mean()),
+            p50: micros(latency.at(500)),
+            p90: micros(latency.at(900)),
+            p99: micros(latency.at(990)),
+            p99_9: micros(latency.at(999)),
+            max: micros(latency.max()),
+        }
+    }
+}
+
+/// So many per second, with one decimal.
+pub fn per_second(count: u64, elapsed: Duration) -> f64 {
+    let seconds = elapsed.as_secs_f64();
+    if seconds > 0.0 { (count as f64 / seconds * 10.0).round() / 10.0 } else { 0.0 }
+}
+
 #[derive(Serialize)]
-struct Line {
-    requests: u64,
-    errors: u64,
-    per_second: f64,
+pub struct Line {
+    pub requests: u64,
+    pub errors: u64,
+    pub per_second: f64,
     keys: u64,
     keys_per_second: f64,
     answer_bytes: u64,
@@ -51,31 +71,20 @@ struct Report<'a> {
     error_texts: &'a BTreeMap<String, u64>,
 }
 
-fn line(tally: &Tally, elapsed: Duration) -> Line {
-    let seconds = elapsed.as_secs_f64();
-    let per_second =
-        |count: u64| if seconds > 0.0 { (count as f64 / seconds * 10.0).round() / 10.0 } else { 0.0 };
-    let micros = |nanos: u64| nanos as f64 / 1000.0;
+pub fn line(tally: &Tally, elapsed: Duration) -> Line {
     let latency = &tally.latency;
     Line {
         requests: latency.count(),
         errors: tally.errors,
-        per_second: per_second(latency.count()),
+        per_second: per_second(latency.count(), elapsed),
         keys: tally.keys,
-        keys_per_second: per_second(tally.keys),
+        keys_per_second: per_second(tally.keys, elapsed),
         answer_bytes: tally.answer_bytes,
-        latency_us: Latency {
-            mean: micros(latency.mean()),
-            p50: micros(latency.at(500)),
-            p90: micros(latency.at(900)),
-            p99: micros(latency.at(990)),
-            p99_9: micros(latency.at(999)),
-            max: micros(latency.max()),
-        },
+        latency_us: Latency::of(latency),
     }
 }
 
-fn together(outcome: &Outcome) -> Tally {
+pub fn together(outcome: &Outcome) -> Tally {
     let mut all = Tally::default();
     for tally in outcome.tallies.values() {
         all.latency.merge(&tally.latency);
@@ -140,20 +149,13 @@ fn text(options: &Options, outcome: &Outcome) -> String {
         options.key_space, options.key_bytes, options.value_bytes
     ));
     say(format_args!(""));
-    say(format_args!(
-        "{:<6} {:>10} {:>8} {:>10} {:>10} {:>10} {:>10} {:>10} {:>10} {:>10}",
-        "", "requests", "errors", "per second", "mean", "p50", "p90", "p99", "p99.9", "max"
-    ));
+    say(format_args!("{}", table_head()));
     let mut row = |name: &str, tally: &Tally| {
         let numbers = line(tally, outcome.elapsed);
-        let h: &Histogram = &tally.latency;
-        let times = [h.mean(), h.at(500), h.at(900), h.at(990), h.at(999), h.max()]
-            .map(short)
-            .map(|time| format!("{time:>10}"))
-            .join(" ");
+        let errors = numbers.errors;
         say(format_args!(
-            "{name:<6} {:>10} {:>8} {:>10.0} {times}",
-            numbers.requests, numbers.errors, numbers.per_second
+            "{}",
+            table_row(name, numbers.requests, errors, numbers.per_second, &tally.latency)
         ));
     };
     for operation in Operation::ALL {
@@ -200,8 +202,25 @@ fn text(options: &Options, outcome: &Outcome) -> String {
     out
 }
 
+/// The head of a table of latencies.
+pub fn table_head() -> String {
+    format!(
+        "{:<6} {:>10} {:>8} {:>10} {:>10} {:>10} {:>10} {:>10} {:>10} {:>10}",
+        "", "requests", "errors", "per second", "mean", "p50", "p90", "p99", "p99.9", "max"
+    )
+}
+
+/// A line of that table.
+pub fn table_row(name: &str, count: u64, errors: u64, per_second: f64, h: &Histogram) -> String {
+    let times = [h.mean(), h.at(500), h.at(900), h.at(990), h.at(999), h.max()]
+        .map(short)
+        .map(|time| format!("{time:>10}"))
+        .join(" ");
+    format!("{name:<6} {count:>10} {errors:>8} {per_second:>10.0} {times}")
+}
+
 /// Nanoseconds with three figures.
-fn short(nanos: u64) -> String {
+pub fn short(nanos: u64) -> String {
     let digits = nanos.checked_ilog10().unwrap_or(0);
     let step = 10u64.pow(digits.saturating_sub(2));
     format_duration(Duration::from_nanos(nanos / step * step))

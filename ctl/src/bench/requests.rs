@@ -1,14 +1,15 @@
 //! The requests of a measurement, ready to send: each kind is encoded once, and a request is a copy with the digits of its key
 //! written over. And a look at answers that costs next to nothing.
 
+use super::fields::{Value, field, header_revision};
 use super::options::{Operation, Options};
+use super::watch::ledger::{STAMP_BYTES, Stamp};
 use crate::verbs::kv::prefix_end;
 use crate::wire::frame;
 use api::etcdserverpb::compare::{CompareResult, CompareTarget, TargetUnion};
 use api::etcdserverpb::request_op::Request;
-use api::etcdserverpb::{Compare, PutRequest, RangeRequest, RequestOp, TxnRequest};
-use bytes::{Buf, Bytes};
-use prost::encoding::{WireType, decode_key, decode_varint};
+use api::etcdserverpb::{Compare, LeaseGrantRequest, PutRequest, RangeRequest, RequestOp, TxnRequest};
+use bytes::Bytes;
 
 /// xorshift64*: good enough to choose keys, one multiplication.
 pub struct Random(u64);
@@ -32,6 +33,8 @@ impl Random {
 struct Template {
     bytes: Vec<u8>,
     digits_at: Vec<usize>,
+    /// Where the value begins; only a put has it at its end.
+    value_at: Option<usize>,
 }
 
 /// Makes requests.
@@ -44,6 +47,8 @@ pub struct Requests {
     serializable: bool,
     txn_ops: u64,
     chunks_per_version: u64,
+    ttl: i64,
+    lease_base: Option<i64>,
     templates: Vec<(Operation, Template)>,
 }
 
@@ -62,6 +67,8 @@ impl Requests {
             serializable: options.serializable,
             txn_ops: options.txn_ops,
             chunks_per_version: options.key_space.div_ceil(options.txn_ops),
+            ttl: options.ttl,
+            lease_base: options.lease_base,
             templates: Vec::new(),
         };
         for (operation, _) in &options.weights {
@@ -78,9 +85,13 @@ impl Requests {
                     ..range
                 }),
                 Operation::Txn => frame(&guarded(put, range)),
-                Operation::Page | Operation::Fill => continue,
+                Operation::Page | Operation::Fill | Operation::Grant | Operation::LeasedPut => continue,
             };
-            requests.templates.push((*operation, requests.template(&framed, &key)));
+            let mut template = requests.template(&framed, &key);
+            // Values too short for a stamp do not get one.
+            template.value_at = (*operation == Operation::Put && options.value_bytes >= STAMP_BYTES)
+                .then(|| framed.len() - options.value_bytes);
+            requests.templates.push((*operation, template));
         }
         requests
     }
@@ -95,11 +106,29 @@ impl Requests {
         Template {
             bytes: framed.to_vec(),
             digits_at: framed.windows(key.len()).enumerate().filter_map(at).collect(),
+            value_at: None,
         }
     }
 
-    /// The request of one operation for one key.
-    pub fn request(&self, operation: Operation, number: u64) -> Bytes {
+    /// The lease with this number; zero lets the server choose.
+    pub fn lease(&self, number: u64) -> i64 {
+        self.lease_base.map_or(0, |base| base + number as i64)
+    }
+
+    /// The request of one operation for one key or lease. A put may carry a stamp.
+    pub fn request(&self, operation: Operation, number: u64, stamp: Option<Stamp>) -> Bytes {
+        match operation {
+            Operation::Grant => return frame(&LeaseGrantRequest { ttl: self.ttl, id: self.lease(number) }),
+            Operation::LeasedPut => {
+                return frame(&PutRequest {
+                    key: self.key(number),
+                    value: self.value.clone(),
+                    lease: self.lease(number),
+                    ..Default::default()
+                });
+            }
+            _ => {}
+        }
         let template = &self
             .templates
             .iter()
@@ -113,6 +142,9 @@ impl Requests {
                 *digit = b'0' + (rest % 10) as u8;
                 rest /= 10;
             }
+        }
+        if let (Some(stamp), Some(at)) = (stamp, template.value_at) {
+            stamp.write(&mut bytes[at..]);
         }
         bytes.into()
     }
@@ -192,18 +224,12 @@ pub struct Glance {
 }
 
 /// Reads the top level of a RangeResponse without building it. `None`: not one.
-pub fn glance(mut answer: Bytes) -> Option<Glance> {
+pub fn glance(answer: &Bytes) -> Option<Glance> {
     let mut found = Glance::default();
-    let mut last = Bytes::new();
-    while answer.has_remaining() {
-        match field(&mut answer)? {
-            (1, Value::Bytes(mut header)) => {
-                while header.has_remaining() {
-                    if let (3, Value::Number(revision)) = field(&mut header)? {
-                        found.revision = revision as i64;
-                    }
-                }
-            }
+    let (mut rest, mut last) = (&answer[..], &[][..]);
+    while !rest.is_empty() {
+        match field(&mut rest)? {
+            (1, Value::Bytes(header)) => found.revision = header_revision(header)?,
             (2, Value::Bytes(kv)) => {
                 found.keys += 1;
                 last = kv;
@@ -212,32 +238,13 @@ pub fn glance(mut answer: Bytes) -> Option<Glance> {
             _ => {}
         }
     }
-    while last.has_remaining() {
+    while !last.is_empty() {
         if let (1, Value::Bytes(key)) = field(&mut last)? {
-            found.last_key = key;
+            found.last_key = answer.slice_ref(key);
             break;
         }
     }
     Some(found)
-}
-
-enum Value {
-    Number(u64),
-    Bytes(Bytes),
-}
-
-/// The next field; etcd's answers have only numbers and bytes.
-fn field(buffer: &mut Bytes) -> Option<(u32, Value)> {
-    let (tag, kind) = decode_key(buffer).ok()?;
-    let number = decode_varint(buffer).ok()?;
-    match kind {
-        WireType::Varint => Some((tag, Value::Number(number))),
-        WireType::LengthDelimited => {
-            let len = usize::try_from(number).ok().filter(|len| *len <= buffer.remaining())?;
-            Some((tag, Value::Bytes(buffer.split_to(len))))
-        }
-        _ => None,
-    }
 }
 
 #[cfg(test)]
@@ -268,6 +275,8 @@ mod tests {
             page: 5,
             weights,
             txn_ops: 128,
+            ttl: 60,
+            lease_base: Some(1000),
             seed: 1,
         }
     }
@@ -280,7 +289,7 @@ mod tests {
             (Operation::List, 1),
             (Operation::Txn, 1),
         ]));
-        let body = |operation| requests.request(operation, 123).slice(5..);
+        let body = |operation| requests.request(operation, 123, None).slice(5..);
         let put = PutRequest::decode(body(Operation::Put)).unwrap();
         assert_eq!((&put.key[..], put.value.len()), (&b"p/000123"[..], 40));
         let list = RangeRequest::decode(body(Operation::List)).unwrap();
@@ -296,6 +305,32 @@ mod tests {
             (&txn.compare[0].key, &put.key, &get.key),
             (&requests.key(123), &requests.key(123), &requests.key(123))
         );
+    }
+
+    #[test]
+    fn a_stamp_goes_to_the_beginning_of_the_value_and_nowhere_else() {
+        let requests = Requests::new(&options(vec![(Operation::Put, 1)]));
+        let put =
+            |stamp| PutRequest::decode(requests.request(Operation::Put, 5, stamp).slice(5..)).expect("a put");
+        let stamp = Stamp { sent: 3, number: 4 };
+        let (with, without) = (put(Some(stamp)), put(None));
+        assert_eq!((Stamp::read(&with.value), &with.key), (Some(stamp), &without.key));
+        assert_eq!(with.value[STAMP_BYTES..], without.value[STAMP_BYTES..]);
+        let short = Options { value_bytes: STAMP_BYTES - 1, ..options(vec![(Operation::Put, 1)]) };
+        let framed = Requests::new(&short).request(Operation::Put, 5, Some(stamp));
+        assert_eq!(PutRequest::decode(framed.slice(5..)).expect("a put").value.len(), STAMP_BYTES - 1);
+    }
+
+    #[test]
+    fn leases_and_their_keys_have_the_same_numbers() {
+        let requests = Requests::new(&options(vec![(Operation::Grant, 1)]));
+        let grant =
+            LeaseGrantRequest::decode(requests.request(Operation::Grant, 7, None).slice(5..)).unwrap();
+        let put = PutRequest::decode(requests.request(Operation::LeasedPut, 7, None).slice(5..)).unwrap();
+        assert_eq!((grant.id, grant.ttl, put.lease, put.key), (1007, 60, 1007, requests.key(7)));
+        let chosen = Requests::new(&Options { lease_base: None, ..options(vec![(Operation::Grant, 1)]) });
+        let grant = LeaseGrantRequest::decode(chosen.request(Operation::Grant, 7, None).slice(5..)).unwrap();
+        assert_eq!(grant.id, 0, "the server chooses");
     }
 
     #[test]
@@ -327,9 +362,9 @@ mod tests {
             count: 12,
         };
         let expected = Glance { keys: 2, last_key: "bc".into(), more: true, revision: 9 };
-        assert_eq!(glance(answer.encode_to_vec().into()), Some(expected));
-        assert_eq!(glance(Bytes::from_static(b"\x12\xff\x01x")), None);
-        assert_eq!(glance(Bytes::new()), Some(Glance::default()));
+        assert_eq!(glance(&answer.encode_to_vec().into()), Some(expected));
+        assert_eq!(glance(&Bytes::from_static(b"\x12\xff\x01x")), None);
+        assert_eq!(glance(&Bytes::new()), Some(Glance::default()));
     }
 
     #[test]

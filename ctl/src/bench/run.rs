@@ -1,8 +1,10 @@
 //! Clients, pace and counting: turns a plan into numbers.
 
+use super::fields::answer_revision;
 use super::histogram::Histogram;
 use super::options::{Operation, Options, Until};
 use super::requests::{Glance, Random, Requests, Walk, glance};
+use super::watch::ledger::{Ledger, Stamp};
 use crate::client::{PUT, RANGE, TXN};
 use crate::failure::{Exit, Failure, Result};
 use crate::wire::endpoint::Endpoint;
@@ -25,6 +27,8 @@ const REOPEN_PAUSE: Duration = Duration::from_millis(20);
 /// Different error texts that are kept apart; the rest is counted together.
 const ERROR_TEXTS_MAX: usize = 16;
 
+const LEASE_GRANT_PATH: &str = "/etcdserverpb.Lease/LeaseGrant";
+
 /// Everything a measurement needs.
 pub struct Plan {
     pub options: Options,
@@ -34,6 +38,42 @@ pub struct Plan {
     pub dial_timeout: Duration,
     pub request_timeout: Duration,
     pub token: Option<String>,
+    /// Where puts are noted for watchers; their values then begin with a stamp.
+    pub ledger: Option<Arc<Ledger>>,
+    /// Set by somebody else to end the measurement before its time.
+    pub stop: Option<Arc<AtomicBool>>,
+}
+
+impl Plan {
+    /// Opens connection number `number`, on the endpoints in turn.
+    pub async fn open(&self, number: usize, patience: Duration) -> Result<Connection, String> {
+        let endpoint = &self.endpoints[number % self.endpoints.len()];
+        let opened = tokio::time::timeout(patience, self.dialer.open(endpoint)).await;
+        opened.unwrap_or_else(|_| Err("no answer in time".into()))
+    }
+
+    /// The same, with the failure of a measurement that cannot start.
+    pub async fn open_first(&self, number: usize) -> Result<Connection> {
+        self.open(number, self.dial_timeout).await.map_err(|why| {
+            let name = &self.endpoints[number % self.endpoints.len()].name;
+            Failure::new(Exit::BadConnection, format!("connect to {name}: {why}"))
+        })
+    }
+
+    /// Prepares calls of one method.
+    pub fn head(&self, connection: &Connection, path: &str) -> Result<Head> {
+        let head = connection.head(path, self.token.as_deref(), None);
+        head.map_err(|error| Failure::new(Exit::Error, describe(&error)))
+    }
+}
+
+/// A failed call in one line.
+pub fn describe(error: &CallError) -> String {
+    match error {
+        CallError::Status(status) if status.message.is_empty() => status.name().to_owned(),
+        CallError::Status(status) => status.message.clone(),
+        CallError::Broken { why, .. } => format!("connection broke: {why}"),
+    }
 }
 
 /// Latencies and errors of one kind of request.
@@ -64,7 +104,7 @@ impl Outcome {
         self.tallies.values().all(|tally| tally.latency.count() == 0)
     }
 
-    fn merge(&mut self, other: Outcome) {
+    pub fn merge(&mut self, other: Outcome) {
         for (operation, theirs) in other.tallies {
             let mine = self.tallies.entry(operation).or_default();
             mine.latency.merge(&theirs.latency);
@@ -79,7 +119,7 @@ impl Outcome {
     }
 }
 
-fn count_text(texts: &mut BTreeMap<String, u64>, text: String, count: u64) {
+pub fn count_text(texts: &mut BTreeMap<String, u64>, text: String, count: u64) {
     let text =
         if texts.len() < ERROR_TEXTS_MAX || texts.contains_key(&text) { text } else { "(others)".into() };
     *texts.entry(text).or_default() += count;
@@ -135,7 +175,8 @@ impl Shared {
             // The semaphore is never closed: the pacer hands out a permit for each request and one for each client to leave with.
             self.due.acquire().await.expect("the semaphore stays open").forget();
         }
-        if self.end().is_some_and(|end| Instant::now() >= end) {
+        let stopped = self.plan.stop.as_ref().is_some_and(|stop| stop.load(Ordering::Relaxed));
+        if stopped || self.end().is_some_and(|end| Instant::now() >= end) {
             return None;
         }
         let number = self.next.fetch_add(1, Ordering::Relaxed);
@@ -189,7 +230,11 @@ pub fn measure(plan: Arc<Plan>) -> Result<Outcome> {
         .collect();
     shared.barrier.wait();
     let cpu_before = cpu_time();
-    shared.started.set(Instant::now()).expect("the clock starts once");
+    let now = Instant::now();
+    shared.started.set(now).expect("the clock starts once");
+    if let Some(ledger) = &plan.ledger {
+        ledger.count_from(now + options.warmup);
+    }
     shared.barrier.wait();
     let go = shared.failure().is_none();
     let pacer = options.rate.filter(|_| go).map(|rate| {
@@ -208,7 +253,8 @@ pub fn measure(plan: Arc<Plan>) -> Result<Outcome> {
         return Err(failure);
     }
     let cpu = cpu_before.and_then(|before| Some(cpu_time()?.saturating_sub(before)));
-    let limit = shared.limit().filter(|_| options.rate.is_some());
+    let stopped = plan.stop.as_ref().is_some_and(|stop| stop.load(Ordering::Relaxed));
+    let limit = shared.limit().filter(|_| options.rate.is_some() && !stopped);
     let unsent = limit.map_or(0, |limit| limit.saturating_sub(shared.next.load(Ordering::Relaxed)));
     let results = std::mem::take(&mut *shared.results());
     Ok(Outcome { cpu, unsent, ..results })
@@ -261,16 +307,12 @@ struct Live {
     range: Head,
     put: Head,
     txn: Head,
+    grant: Head,
 }
 
 impl Slot {
     async fn open(plan: &Plan, number: usize) -> Result<Arc<Slot>> {
-        let live = Live::open(plan, number, plan.dial_timeout).await.map_err(|why| {
-            Failure::new(
-                Exit::BadConnection,
-                format!("connect to {}: {why}", plan.endpoints[number % plan.endpoints.len()].name),
-            )
-        })?;
+        let live = Live::over(plan, plan.open_first(number).await?)?;
         Ok(Arc::new(Slot { current: AsyncMutex::new((0, live)), number }))
     }
 
@@ -280,10 +322,9 @@ impl Slot {
         if current.0 == broken {
             tokio::time::sleep(REOPEN_PAUSE).await;
             // Another endpoint each time: the one that broke is the least likely to be there.
-            let live =
-                Live::open(plan, self.number + current.0 as usize + 1, plan.dial_timeout.min(REOPEN_MAX))
-                    .await
-                    .ok();
+            let number = self.number + current.0 as usize + 1;
+            let opened = plan.open(number, plan.dial_timeout.min(REOPEN_MAX)).await.ok();
+            let live = opened.and_then(|connection| Live::over(plan, connection).ok());
             current.0 += 1;
             if let Some(live) = live {
                 current.1 = live;
@@ -294,14 +335,26 @@ impl Slot {
 }
 
 impl Live {
-    async fn open(plan: &Plan, number: usize, patience: Duration) -> Result<Live, String> {
-        let endpoint = &plan.endpoints[number % plan.endpoints.len()];
-        let opened = tokio::time::timeout(patience, plan.dialer.open(endpoint)).await;
-        let connection = opened.unwrap_or_else(|_| Err("no answer in time".into()))?;
-        let head =
-            |path| connection.head(path, plan.token.as_deref(), None).map_err(|error| format!("{error:?}"));
-        Ok(Live { range: head(RANGE.path())?, put: head(PUT.path())?, txn: head(TXN.path())?, connection })
+    fn over(plan: &Plan, connection: Connection) -> Result<Live> {
+        let head = |path| plan.head(&connection, path);
+        Ok(Live {
+            range: head(RANGE.path())?,
+            put: head(PUT.path())?,
+            txn: head(TXN.path())?,
+            grant: head(LEASE_GRANT_PATH)?,
+            connection,
+        })
     }
+}
+
+/// A request, ready to send.
+struct Made {
+    operation: Operation,
+    /// The number of its key.
+    key: u64,
+    /// Puts of a filling transaction.
+    puts: u64,
+    request: Bytes,
 }
 
 /// One client: a request at a time.
@@ -335,9 +388,10 @@ impl Client {
         let measure_from = self.shared.start() + self.shared.plan.options.warmup;
         let mut live = self.slot.current.lock().await.1.clone();
         while let Some((number, at)) = self.shared.next().await {
-            let (operation, request, puts) = self.request(number);
+            let Made { operation, key, puts, request } = self.request(number, at);
             let head = match operation {
-                Operation::Put => &live.put,
+                Operation::Put | Operation::LeasedPut => &live.put,
+                Operation::Grant => &live.grant,
                 Operation::Txn | Operation::Fill => &live.txn,
                 Operation::Get | Operation::List | Operation::Page => &live.range,
             };
@@ -346,6 +400,12 @@ impl Client {
                     .await;
             let now = Instant::now();
             let counted = at >= measure_from;
+            if let Some(ledger) = &self.shared.plan.ledger {
+                match answer.as_ref().ok().and_then(|answer| answer_revision(answer.as_ref().ok()?)) {
+                    Some(revision) => ledger.acked(key, number, revision, now),
+                    None => ledger.unknown(key),
+                }
+            }
             match answer {
                 Ok(Ok(answer)) => self.succeeded(operation, answer, puts, counted.then(|| now - at)),
                 Ok(Err(CallError::Status(status))) => self.failed(operation, status.message, counted),
@@ -364,8 +424,8 @@ impl Client {
         self.shared.results().merge(self.result);
     }
 
-    /// What to send as request `number`, and how many puts a filling transaction has.
-    fn request(&mut self, number: u64) -> (Operation, Bytes, u64) {
+    /// What to send as request `number`, which is due since `at`.
+    fn request(&mut self, number: u64, at: Instant) -> Made {
         let options = &self.shared.plan.options;
         let requests = &self.shared.plan.requests;
         let mut rest = if options.weights.len() == 1 { 0 } else { self.random.below(self.weight_total) };
@@ -376,10 +436,10 @@ impl Client {
         });
         let operation = chosen.expect("a number below the total weight falls on an operation").0;
         match operation {
-            Operation::Page => (operation, requests.page(&self.walk), 0),
+            Operation::Page => Made { operation, key: 0, puts: 0, request: requests.page(&self.walk) },
             Operation::Fill => {
                 let (request, puts) = requests.fill(number);
-                (operation, request, puts)
+                Made { operation, key: 0, puts, request }
             }
             _ => {
                 // Lists start where all their keys exist.
@@ -387,7 +447,9 @@ impl Client {
                     if operation == Operation::List { options.list.max(1).unsigned_abs() - 1 } else { 0 };
                 let starts = options.key_space.saturating_sub(spare).max(1);
                 let key = if options.sequential { number % starts } else { self.random.below(starts) };
-                (operation, requests.request(operation, key), 0)
+                let ledger = self.shared.plan.ledger.as_ref();
+                let stamp = ledger.map(|ledger| Stamp { sent: ledger.nanos(at), number });
+                Made { operation, key, puts: 0, request: requests.request(operation, key, stamp) }
             }
         }
     }
@@ -395,10 +457,10 @@ impl Client {
     fn succeeded(&mut self, operation: Operation, answer: Bytes, puts: u64, latency: Option<Duration>) {
         let bytes = answer.len() as u64;
         let seen = match operation {
-            Operation::Put | Operation::Txn | Operation::Fill => {
+            Operation::Put | Operation::LeasedPut | Operation::Grant | Operation::Txn | Operation::Fill => {
                 Some(Glance { keys: puts, ..Glance::default() })
             }
-            Operation::Get | Operation::List | Operation::Page => glance(answer),
+            Operation::Get | Operation::List | Operation::Page => glance(&answer),
         };
         let Some(seen) = seen else {
             return self.failed(operation, "the answer cannot be read".into(), latency.is_some());
@@ -425,7 +487,7 @@ impl Client {
 }
 
 /// Processor time of this process so far, from the kernel's accounting (hundredths of a second).
-fn cpu_time() -> Option<Duration> {
+pub fn cpu_time() -> Option<Duration> {
     let stat = std::fs::read_to_string("/proc/self/stat").ok()?;
     // The name of the program is in parentheses and may contain anything; the numbers start after it.
     let mut fields = stat.rsplit_once(')')?.1.split_whitespace().skip(11);

@@ -332,6 +332,19 @@ impl Answers {
         }
     }
 
+    /// What arrived next, wherever messages begin and end in it, or `None` after the last of it. For readers that cut messages
+    /// themselves, because they look at very many; not to be mixed with `next`.
+    pub async fn chunk(&mut self) -> Result<Option<Bytes>, CallError> {
+        let body = self.body().await?;
+        if let Some(chunk) = body.data().await {
+            let chunk = chunk.map_err(broken)?;
+            let _ = body.flow_control().release_capacity(chunk.len());
+            return Ok(Some(chunk));
+        }
+        check(&body.trailers().await.map_err(broken)?.unwrap_or_default())?;
+        Ok(None)
+    }
+
     fn take_message(&mut self) -> Result<Option<Bytes>, CallError> {
         let Some(head) = self.buffer.get(..FRAME_HEAD_BYTES) else { return Ok(None) };
         if head[0] != 0 {
