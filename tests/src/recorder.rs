@@ -1,5 +1,15 @@
 //! Clients that write and remember what they were promised, while somebody kills the members under them. Each client owns its keys and
 //! counts up, so what must be found afterwards is plain: for every key at least the last acknowledged number, and never less.
+//!
+//! The submodules are clients for the checkers: [`traffic`] writes all kinds of changes, [`historian`] reads back what really happened,
+//! [`watchers`] and [`lessees`] watch and hold leases.
+
+pub mod historian;
+pub mod lessees;
+pub mod traffic;
+pub mod watchers;
+
+mod clock;
 
 use std::{
     collections::{BTreeMap, BTreeSet},
@@ -16,6 +26,8 @@ use api::etcdserverpb::{
     maintenance_client::MaintenanceClient,
 };
 use tonic::transport::{Channel, Endpoint};
+
+pub use clock::Clock;
 
 /// What one key was promised.
 #[derive(Clone, Copy, Debug, Default)]

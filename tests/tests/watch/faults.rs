@@ -1,0 +1,131 @@
+//! Kills, pauses and partitions.
+
+use anyhow::Result;
+use api::etcdserverpb::WatchCreateRequest;
+use cairn_tests::{
+    harness::{Kind, real_etcd_versions},
+    proxy::Flow,
+    recorder::{traffic::Shape, watchers::Plan},
+};
+use nix::sys::signal::Signal;
+use rand::Rng;
+
+use crate::{Scene, everything, kind};
+
+fn kills_and_pauses(kind: Kind, test: &str) -> Result<()> {
+    let mut scene = Scene::open(kind, test, &[], Shape::default())?;
+    scene.watch_everything();
+    scene.traffic.go_on(150)?;
+    for round in 0..4 {
+        let leader = scene.cluster.wait_leader()?;
+        // The leader, and a follower.
+        let victim = (leader + round % 2 * scene.random.random_range(1..3)) % 3;
+        if round < 2 {
+            scene.cluster.members[victim].kill()?;
+            scene.traffic.go_on(100)?;
+            scene.cluster.members[victim].spawn()?;
+        } else {
+            scene.cluster.members[victim].signal(Signal::SIGSTOP)?;
+            scene.traffic.go_on(100)?;
+            // Longer than an election for sure: somebody else leads, or led all the time.
+            scene.traffic.go_on(300)?;
+            scene.cluster.members[victim].signal(Signal::SIGCONT)?;
+        }
+        scene.cluster.wait_healthy()?;
+        scene.traffic.go_on(100)?;
+    }
+    scene.judge()?;
+    Ok(())
+}
+
+#[test]
+fn watches_survive_kills_and_pauses() -> Result<()> {
+    kills_and_pauses(kind(), "watches_survive_kills_and_pauses")
+}
+
+#[test]
+fn the_checkers_believe_the_real_etcd() -> Result<()> {
+    let newest = real_etcd_versions().pop();
+    let (version, _) = newest.ok_or_else(|| anyhow::anyhow!("no real etcd: run tests/tools/real-etcd"))?;
+    kills_and_pauses(Kind::Etcd(version), "the_checkers_believe_the_real_etcd")
+}
+
+#[test]
+fn watches_survive_partitions() -> Result<()> {
+    let mut scene = Scene::open(kind(), "watches_survive_partitions", &[], Shape::default())?;
+    scene.watch_everything();
+    scene.traffic.go_on(150)?;
+    for flow in [Flow::Cut, Flow::Held, Flow::Lost] {
+        let leader = scene.cluster.wait_leader()?;
+        let victim = (leader + scene.random.random_range(0..2)) % 3;
+        scene.network.isolate(victim, flow);
+        scene.traffic.go_on(250)?;
+        scene.network.heal();
+        scene.cluster.wait_healthy()?;
+        scene.traffic.go_on(100)?;
+    }
+    scene.judge()?;
+    Ok(())
+}
+
+/// Little log is kept, so that a member is soon beyond it.
+const SHORT_LOG: [(&str, &str); 2] = [("snapshot-count", "100"), ("snapshot-catchup-entries", "50")];
+
+/// Watchers that stay at this member whatever happens, among them one that waits for a revision the member will jump over.
+fn stay_at(scene: &mut Scene, member: usize) -> Result<()> {
+    let future = scene.revision()? + 400;
+    let kinds = [("from now", 0), ("from the first", 1), ("from then", future)];
+    for (name, start_revision) in kinds {
+        let create = WatchCreateRequest { start_revision, prev_kv: true, ..everything() };
+        let name = format!("stays {name}");
+        let plan = Plan { name, creates: vec![create], first: member, patient: true, ..Plan::default() };
+        scene.watchers.start(plan);
+    }
+    scene.watchers.wait_position("stays from now", 1)?;
+    scene.watchers.wait_position("stays from the first", 1)
+}
+
+#[test]
+fn no_time_travel_after_snapshot() -> Result<()> {
+    let mut scene = Scene::open(kind(), "no_time_travel_after_snapshot", &SHORT_LOG, Shape::default())?;
+    scene.traffic.go_on(150)?;
+    let leader = scene.cluster.wait_leader()?;
+    let behind = (leader + 1) % 3;
+    stay_at(&mut scene, behind)?;
+    // Never canceled, so never excused: everything comes, once and in order.
+    scene.network.isolate(behind, Flow::Cut);
+    let cut_at = scene.revision()?;
+    scene.traffic.go_on(1000)?;
+    scene.network.heal();
+    scene.cluster.wait_healthy()?;
+    let back_at = scene.revision()?;
+    scene.watchers.wait_position("stays from now", back_at)?;
+    scene.traffic.go_on(100)?;
+    println!("cut off at {cut_at}, back at {back_at}");
+    let weight = scene.judge()?;
+    assert_eq!(weight.compacted, 0);
+    assert_eq!(weight.streams, 3, "a stream broke, which is no test of this");
+    Ok(())
+}
+
+#[test]
+fn a_snapshot_that_is_compacted_beyond_a_watch_ends_it_with_a_word() -> Result<()> {
+    let test = "a_snapshot_that_is_compacted_beyond_a_watch_ends_it_with_a_word";
+    let mut scene = Scene::open(kind(), test, &SHORT_LOG, Shape::default())?;
+    scene.traffic.go_on(150)?;
+    let leader = scene.cluster.wait_leader()?;
+    let behind = (leader + 1) % 3;
+    stay_at(&mut scene, behind)?;
+    scene.network.isolate(behind, Flow::Cut);
+    scene.traffic.go_on(700)?;
+    // Above the start of all three.
+    let at = scene.revision()? - 20;
+    scene.compact(leader, at)?;
+    scene.traffic.go_on(400)?;
+    scene.network.heal();
+    scene.cluster.wait_healthy()?;
+    scene.traffic.go_on(100)?;
+    let weight = scene.judge()?;
+    assert!(weight.compacted > 0, "nobody was told of the compaction: {weight:?}");
+    Ok(())
+}
