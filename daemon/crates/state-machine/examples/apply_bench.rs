@@ -6,14 +6,16 @@
 use std::sync::Arc;
 
 use api::error::EtcdError;
-use api::etcdserverpb::{InternalRaftRequest, PutRequest, RangeRequest, RequestHeader};
+use api::etcdserverpb::{
+    InternalRaftRequest, LeaseGrantRequest, LeaseRevokeRequest, PutRequest, RangeRequest, RequestHeader,
+};
 use api::mvccpb::Event;
 use api::raftpb;
 use bytes::Bytes;
 use prost::Message;
 use state_machine::store::{Store, StoreError, StoreSize, StoredRow, Table, WriteBatch};
 use state_machine::{Memory, Options, Outcome, Reader, Sink, StateMachine};
-use types::{Entry, EntryKind, LogIndex, Revision, RowId, Term};
+use types::{Entry, EntryKind, LeaseId, LogIndex, Revision, RowId, Term};
 
 // The daemon's allocator, so that the figures are the daemon's.
 #[global_allocator]
@@ -88,26 +90,53 @@ fn shuffled(number: u64, keys: u64) -> u64 {
     (number.wrapping_mul(0x9e37_79b9_7f4a_7c15) >> 16) % keys
 }
 
-fn entries(first_index: u64, keys: impl Iterator<Item = u64>) -> Vec<Entry> {
-    let value = Bytes::from(vec![b'v'; VALUE_BYTES]);
-    keys.enumerate()
-        .map(|(at, number)| {
-            let put = PutRequest { key: key(number), value: value.clone(), ..Default::default() };
+fn put(number: u64, lease: i64) -> InternalRaftRequest {
+    static VALUE: [u8; VALUE_BYTES] = [b'v'; VALUE_BYTES];
+    let value = Bytes::from_static(&VALUE);
+    let put = PutRequest { key: key(number), value, lease, ..Default::default() };
+    InternalRaftRequest { put: Some(put), ..Default::default() }
+}
+
+fn grant(id: i64) -> InternalRaftRequest {
+    InternalRaftRequest { lease_grant: Some(LeaseGrantRequest { id, ttl: 60 }), ..Default::default() }
+}
+
+fn revoke(id: i64) -> InternalRaftRequest {
+    InternalRaftRequest { lease_revoke: Some(LeaseRevokeRequest { id }), ..Default::default() }
+}
+
+/// Scattered like the ids that members make: the member first, then the time, so that neighbours in time are neighbours here.
+fn lease(number: u64) -> i64 {
+    (((number % 3) << 56) + (number << 8) + 77) as i64
+}
+
+fn entries(first_index: u64, requests: impl Iterator<Item = InternalRaftRequest>) -> Vec<Entry> {
+    requests
+        .enumerate()
+        .map(|(at, request)| {
             let index = LogIndex(first_index + at as u64);
             let header = Some(RequestHeader { id: index.0, ..Default::default() });
-            let request = InternalRaftRequest { header, put: Some(put), ..Default::default() };
+            let request = InternalRaftRequest { header, ..request };
             Entry { term: Term(1), index, kind: EntryKind::Normal, data: request.encode_to_vec().into() }
         })
         .collect()
 }
 
-fn apply<S: Store>(machine: &mut StateMachine<S>, name: &str, keys: impl Iterator<Item = u64> + Clone) {
+fn apply<S: Store>(machine: &mut StateMachine<S>, name: &str, keys: impl Iterator<Item = u64>) {
+    apply_all(machine, name, keys.map(|number| put(number, 0)));
+}
+
+fn apply_all<S: Store>(
+    machine: &mut StateMachine<S>,
+    name: &str,
+    requests: impl Iterator<Item = InternalRaftRequest>,
+) {
     let mut sink = Deaf(0);
     let (mut spent, mut count) = (0.0, 0u64);
-    let mut keys = keys.peekable();
-    while keys.peek().is_some() {
+    let mut requests = requests.peekable();
+    while requests.peek().is_some() {
         // Entries are made outside the measured time, in portions so that they do not fill the memory.
-        let portion = entries(machine.applied().index.0 + 1, keys.by_ref().take(BATCH * 64));
+        let portion = entries(machine.applied().index.0 + 1, requests.by_ref().take(BATCH * 64));
         let start = Instant::now();
         portion.chunks(BATCH).for_each(|batch| machine.apply(batch, &mut sink));
         spent += start.seconds();
@@ -163,10 +192,61 @@ fn reads<S: Store>(reader: &Reader<S>, keys: u64) {
     });
 }
 
+/// A million leases, alone and with a key each; many that end at once; one with many keys.
+fn leases(options: &Options) {
+    const LEASES: u64 = 1_000_000;
+    const ENDING: u64 = 50_000;
+    const KEYS_OF_ONE: u64 = 100_000;
+    let all = || (0..LEASES).map(lease);
+    let per_lease = |bytes: u64| bytes as f64 / LEASES as f64;
+
+    let mut machine = StateMachine::open(Arc::new(Nowhere), options.clone(), None).expect("opens");
+    let before = resident_bytes();
+    apply_all(&mut machine, "lease granted", all().map(grant));
+    println!("resident per lease without keys: {:.1} bytes", per_lease(resident_bytes() - before));
+    let reader = machine.reader();
+    time("list of a million leases", 5, || assert_eq!(reader.leases().len() as u64, LEASES));
+    apply(&mut machine, "put without lease, new keys", 0..LEASES);
+    // The first overwriting makes room for the history of each key, which is not to be counted below.
+    apply(&mut machine, "put without lease, existing keys", 0..LEASES);
+    let before = resident_bytes();
+    let attached = |number| put(number, lease(number));
+    apply_all(&mut machine, "put that attaches an existing key", (0..LEASES).map(attached));
+    let key_bytes = key(0).len() as f64;
+    let beyond = per_lease(resident_bytes().saturating_sub(before)) - key_bytes;
+    println!("resident per attached key beyond its {key_bytes} bytes: {beyond:.1} bytes");
+    apply_all(&mut machine, "put on the same lease", (0..LEASES).map(attached));
+    let moved = (0..LEASES).map(|number| put(number, lease((number + 1) % LEASES)));
+    apply_all(&mut machine, "put on another lease", moved);
+    apply(&mut machine, "put that detaches", 0..LEASES);
+    drop((reader, machine));
+
+    let mut machine = StateMachine::open(Arc::new(Nowhere), options.clone(), None).expect("opens");
+    apply_all(&mut machine, "lease granted", (0..ENDING).map(lease).map(grant));
+    let key_of = |number| put(shuffled(number, ENDING * 16), lease(number));
+    apply_all(&mut machine, "put with lease, new keys random", (0..ENDING).map(key_of));
+    apply_all(&mut machine, "lease with one key revoked", (0..ENDING).map(lease).map(revoke));
+    assert_eq!((machine.reader().lease_count(), machine.reader().key_count()), (0, 0));
+
+    apply_all(&mut machine, "lease granted", std::iter::once(grant(1)));
+    let keys = (0..KEYS_OF_ONE).map(|number| put(shuffled(number, KEYS_OF_ONE * 16), 1));
+    apply_all(&mut machine, "put on one lease, new keys random", keys);
+    time("list of the keys of one lease", 5, || {
+        let count = machine.reader().lease_keys(LeaseId(1)).map_or(0, |keys| keys.len() as u64);
+        assert_eq!(count, machine.reader().key_count());
+    });
+    apply_all(&mut machine, "lease with 100,000 keys revoked", std::iter::once(revoke(1)));
+    assert_eq!(machine.reader().key_count(), 0);
+}
+
 fn main() {
     let keys: u64 = std::env::args().nth(1).map_or(1_000_000, |text| text.parse().expect("a number of keys"));
     println!("{keys} keys of {} bytes, values of {VALUE_BYTES} bytes", key(0).len());
     let options = Options { inline_value_bytes_max: u64::MAX, quota_backend_bytes: -1, ..Options::default() };
+    leases(&options);
+    if keys == 0 {
+        return;
+    }
 
     let before = resident_bytes();
     let mut machine = StateMachine::open(Arc::new(Nowhere), options.clone(), None).expect("opens");

@@ -199,6 +199,13 @@ fn apply_is_total() {
             delete_range: Some(DeleteRangeRequest { key: bytes(""), range_end: bytes("\0"), prev_kv: true }),
             ..Default::default()
         },
+        grant(-7, i64::MIN),
+        InternalRaftRequest {
+            put: Some(PutRequest { key: bytes("k"), lease: -7, ..Default::default() }),
+            ..Default::default()
+        },
+        checkpoint(&[(-7, i64::MIN), (i64::MAX, 1)]),
+        revoke(-7),
         InternalRaftRequest {
             compaction: Some(CompactionRequest { revision: i64::MIN, physical: true }),
             ..Default::default()
@@ -370,15 +377,6 @@ fn delete_kept_when_compacting_on_it() {
     assert_eq!(bench.machine.store().row_count(), 1, "the next compaction takes it");
 }
 
-/// LE11: a negative lease is refused like any that does not exist.
-#[test]
-fn negative_lease_id() {
-    let mut bench = Bench::new();
-    let put = PutRequest { key: bytes("k"), lease: -1, ..Default::default() };
-    assert_eq!(bench.put(put), Err(EtcdError::LeaseNotFound));
-    assert_eq!(bench.value("k"), None);
-}
-
 /// OP10: an alarm carries the member that it names, and raising or clearing it twice is harmless.
 #[test]
 fn alarm_names_its_member() {
@@ -436,9 +434,10 @@ fn apply_is_a_function_of_the_log() {
             key: bytes(&key),
             value: bytes(&end.repeat(3)),
             prev_kv: true,
+            lease: if below(3) == 0 { below(5) as i64 } else { 0 },
             ..Default::default()
         };
-        let request = match below(12) {
+        let request = match below(15) {
             0 => InternalRaftRequest {
                 delete_range: Some(DeleteRangeRequest {
                     key: bytes(&key),
@@ -467,6 +466,9 @@ fn apply_is_a_function_of_the_log() {
                 }),
                 ..Default::default()
             },
+            12 => grant(below(5) as i64, below(9) as i64),
+            13 if below(3) == 0 => revoke(below(5) as i64),
+            14 => checkpoint(&[(below(5) as i64, below(5) as i64), (below(5) as i64, 1)]),
             _ => InternalRaftRequest { put: Some(put), ..Default::default() },
         };
         let data = encode(&request).into();
