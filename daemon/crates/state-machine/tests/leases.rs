@@ -3,23 +3,28 @@
 
 mod common;
 
+use std::ops::ControlFlow;
 use std::sync::Arc;
 
 use api::error::EtcdError;
 use api::etcdserverpb::*;
 use api::mvccpb::event::EventType;
 use common::*;
-use state_machine::store::{Store, Table, WriteBatch};
+use state_machine::rows::RowKey;
+use state_machine::store::{Store, StoredRow, Table, WriteBatch};
 use state_machine::{LeaseChange, Memory, Options, Outcome, StateMachine, validate};
-use types::{Entry, EntryKind, LeaseId, LogIndex};
+use types::{Entry, EntryKind, LeaseId, LogIndex, Revision, RowId};
 
 fn attached(key: &str, lease: i64) -> PutRequest {
     PutRequest { key: bytes(key), value: bytes("v"), lease, ..Default::default() }
 }
 
+fn hex(bytes: &[u8]) -> String {
+    bytes.iter().map(|byte| format!("{byte:02x}")).collect()
+}
+
 /// The rows of the lease table in hexadecimal, key and value.
 fn rows<S: Store>(store: &S) -> Vec<(String, String)> {
-    let hex = |bytes: &[u8]| bytes.iter().map(|byte| format!("{byte:02x}")).collect::<String>();
     store.table(Table::Lease).unwrap().iter().map(|(key, value)| (hex(key), hex(value))).collect()
 }
 
@@ -297,6 +302,67 @@ fn a_key_may_name_a_lease_without_a_row() {
         assert_eq!(steady.reader.hash(), restarted.reader.hash(), "step {step}");
     }
     assert_eq!(steady.reader.key_count(), 0);
+}
+
+/// What the database of etcd 3.5.30 held after the same requests, through its gateway, the member stopped and its file read: the buckets
+/// `lease` and `key`.
+#[test]
+fn rows_are_etcds() {
+    let mut bench = Bench::new();
+    let ids = [
+        (10, 1000),
+        (-5, 9_000_000_000),
+        (i64::MAX, 2000),
+        (i64::MIN, 200),
+        (12, 5000),
+        (8_070_450_532_247_928_835, 60),
+    ];
+    for (id, ttl) in ids {
+        bench.grant(id, ttl).unwrap();
+    }
+    for (key, lease) in [("b", 12), ("a", 12), ("c", 10)] {
+        bench.put(attached(key, lease)).unwrap();
+    }
+    bench.revoke(12).unwrap();
+    let pairs = |rows: &[(&str, &str)]| -> Vec<(String, String)> {
+        rows.iter().map(|(key, value)| ((*key).to_owned(), (*value).to_owned())).collect()
+    };
+    let leases = [
+        ("000000000000000a", "080a10e807"),
+        ("7000000000000003", "08838080808080808070103c"),
+        ("7fffffffffffffff", "08ffffffffffffffff7f10d00f"),
+        ("8000000000000000", "088080808080808080800110c801"),
+        ("fffffffffffffffb", "08fbffffffffffffffff011080b4c4c321"),
+    ];
+    assert_eq!(rows(&**bench.machine.store()), pairs(&leases));
+    let keys = [
+        ("00000000000000025f0000000000000000", "0a01621002180220012a0176300c"),
+        ("00000000000000035f0000000000000000", "0a01611003180320012a0176300c"),
+        ("00000000000000045f0000000000000000", "0a01631004180420012a0176300a"),
+        ("00000000000000055f000000000000000074", "0a0161"),
+        ("00000000000000055f000000000000000174", "0a0162"),
+    ];
+    let mut stored = Vec::new();
+    let last = RowId { main: Revision(i64::MAX), sub: 0 };
+    let each = &mut |id: RowId, row: StoredRow| {
+        stored.push((hex(RowKey::new(id, row.tombstone).as_bytes()), hex(&row.value)));
+        ControlFlow::Continue(())
+    };
+    bench.machine.store().scan(RowId::default(), last, each).unwrap();
+    assert_eq!(stored, pairs(&keys));
+
+    // The same etcd, started with the gates of checkpoints and their persistence, after its first checkpoint at five minutes.
+    let mut bench = Bench::new();
+    for (id, ttl) in [(10, 1000), (-5, 9_000_000_000), (i64::MAX, 2000)] {
+        bench.grant(id, ttl).unwrap();
+    }
+    bench.request(checkpoint(&[(10, 700), (-5, 8_999_999_700), (i64::MAX, 1700)])).unwrap();
+    let leases = [
+        ("000000000000000a", "080a10e80718bc05"),
+        ("7fffffffffffffff", "08ffffffffffffffff7f10d00f18a40d"),
+        ("fffffffffffffffb", "08fbffffffffffffffff011080b4c4c32118d4b1c4c321"),
+    ];
+    assert_eq!(rows(&**bench.machine.store()), pairs(&leases));
 }
 
 /// A damaged row of the lease table is named, and the member does not start.

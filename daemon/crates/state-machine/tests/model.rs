@@ -280,7 +280,7 @@ impl Writing<'_> {
         }
     }
 
-    fn grant(&mut self, id: i64, ttl: i64) -> Result<(Outcome, Vec<LeaseChange>), EtcdError> {
+    fn grant(&mut self, id: i64, ttl: i64) -> Expected {
         if self.model.leases.contains_key(&id) {
             return Err(EtcdError::LeaseExist);
         }
@@ -291,7 +291,7 @@ impl Writing<'_> {
         Ok((Outcome::LeaseGrant(answer), vec![LeaseChange::Granted { id: LeaseId(id), ttl }]))
     }
 
-    fn revoke(&mut self, id: i64) -> Result<(Outcome, Vec<LeaseChange>), EtcdError> {
+    fn revoke(&mut self, id: i64) -> Expected {
         self.model.leases.remove(&id).ok_or(EtcdError::LeaseNotFound)?;
         let keys = self.model.attached(id);
         self.delete_all(keys.into_iter());
@@ -346,13 +346,16 @@ impl Writing<'_> {
     }
 }
 
+/// What an entry comes to, with what it does to leases.
+type Expected = Result<(Outcome, Vec<LeaseChange>), EtcdError>;
+
 struct Story {
     rng: Rng,
     model: Model,
     bench: Bench,
     keys: u64,
     checkpoint: Option<Vec<u8>>,
-    batch: Vec<(InternalRaftRequest, Result<(Outcome, Vec<LeaseChange>), EtcdError>, Vec<Event>)>,
+    batch: Vec<(InternalRaftRequest, Expected, Vec<Event>)>,
 }
 
 impl Story {
