@@ -130,7 +130,12 @@ pub fn run(base: &Base<'_>, options: ExpireOptions) -> Result<()> {
     let kept = Arc::new(base.plan(kept)?);
     let watching = watch(&plan, &options)?;
     let keeping = Keeping::start(&kept, &options)?;
-    let renewals = renew_together(&plan, options.streams)?;
+    // On a thread of its own: this one drives a runtime already.
+    let renewals = {
+        let (plan, streams) = (plan.clone(), options.streams);
+        std::thread::spawn(move || renew_together(&plan, streams))
+    };
+    let renewals = renewals.join().expect("renewing does not panic")?;
     let ttl = Duration::from_secs(leases.ttl.unsigned_abs());
     let deadlines = || renewals.iter().map(|renewal| renewal.answered + ttl);
     let (first, last) = (deadlines().min(), deadlines().max());
