@@ -10,7 +10,7 @@ use std::{
 use api::{error::EtcdError, etcdserverpb::response_op::Response, mvccpb, raftpb};
 use consensus::io::Input;
 use parking_lot::Mutex;
-use state_machine::{CompactProgress, Outcome, Sink, StateMachine};
+use state_machine::{CompactProgress, LeaseChange, Outcome, Sink, StateMachine};
 use storage::state_store::FjallStore;
 use tracing::{info, warn};
 use transport::Transport;
@@ -147,6 +147,10 @@ impl ApplyWorker {
             shared.note_conf_state(self.machine.conf_state());
             peers::follow_members(&self.transport, &shared.config, &self.machine.reader());
         }
+        if !told.leases.is_empty() {
+            shared.leases.applied(shared, &told.leases);
+        }
+        shared.revision.store(self.machine.reader().revision().0, Ordering::Release);
         shared.applied.store(last.index.0, Ordering::Release);
         shared.gate.advance(last.index);
         told.count(&shared.metrics);
@@ -197,6 +201,7 @@ impl ApplyWorker {
                 let shared = &self.shared;
                 shared.note_conf_state(conf_state);
                 peers::follow_members(&self.transport, &shared.config, &self.machine.reader());
+                shared.revision.store(self.machine.reader().revision().0, Ordering::Release);
                 shared.applied.store(position.index.0, Ordering::Release);
                 shared.gate.advance(position.index);
                 shared.raft.push(ToRaft::input(Input::SnapshotInstalled { position }));
@@ -229,6 +234,7 @@ struct Applied {
 struct Told {
     outcomes: Vec<(u64, Result<Outcome, EtcdError>)>,
     conf_changes: Vec<(LogIndex, Option<raftpb::ConfChangeV2>)>,
+    leases: Vec<LeaseChange>,
     compacted: bool,
     over_quota: bool,
 }
@@ -270,6 +276,10 @@ impl Sink for Told {
     }
 
     fn events(&mut self, _revision: Revision, _events: Vec<mvccpb::Event>) {}
+
+    fn lease(&mut self, change: LeaseChange) {
+        self.leases.push(change);
+    }
 
     fn space_exceeded(&mut self, _index: LogIndex) {
         self.over_quota = true;

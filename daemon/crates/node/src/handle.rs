@@ -280,7 +280,7 @@ impl Handle {
         }
     }
 
-    fn stamp(&self, header: &mut Option<pb::ResponseHeader>) {
+    pub(crate) fn stamp(&self, header: &mut Option<pb::ResponseHeader>) {
         let revision = header.as_ref().map_or(0, |header| header.revision);
         *header = Some(self.header(revision));
     }
@@ -397,7 +397,7 @@ impl Handle {
     }
 
     /// Learners serve nothing but serializable reads, Status and Snapshot.
-    fn voters_only(&self) -> Result<(), EtcdError> {
+    pub(crate) fn voters_only(&self) -> Result<(), EtcdError> {
         if self.shared.is_learner() { Err(EtcdError::NotSupportedForLearner) } else { Ok(()) }
     }
 
@@ -427,7 +427,7 @@ fn saturate(bytes: u64) -> i64 {
 
 /// An entry with this request's id was applied and is of another kind. Ids are unique among members that make them as we do, but
 /// whoever forwards an entry chooses its id, so this is no bug of ours to end the process for. What became of the request is unknown.
-fn unexpected<T>(asked: &str, outcome: &Outcome) -> Result<T, EtcdError> {
+pub(crate) fn unexpected<T>(asked: &str, outcome: &Outcome) -> Result<T, EtcdError> {
     let answered = match outcome {
         Outcome::Put(_) => "put",
         Outcome::DeleteRange(_) => "delete range",

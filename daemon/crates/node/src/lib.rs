@@ -18,6 +18,7 @@ mod auto_compaction;
 mod config;
 mod handle;
 mod keeper;
+mod lessor;
 mod log_writer;
 mod mailbox;
 mod metrics;
@@ -33,7 +34,7 @@ use std::{
     net::TcpListener,
     sync::{
         Arc,
-        atomic::{AtomicBool, AtomicU64, Ordering},
+        atomic::{AtomicBool, AtomicI64, AtomicU64, Ordering},
     },
     thread::{Builder, JoinHandle},
     time::{Duration, Instant, SystemTime, UNIX_EPOCH},
@@ -63,6 +64,7 @@ pub use handle::{Handle, NodeStatus};
 pub use shared::Leadership;
 
 use apply_worker::ApplyWorker;
+use lessor::LeaseDesk;
 use mailbox::{Mailbox, wait_until};
 use metrics::Metrics;
 use read_gate::ReadGate;
@@ -107,6 +109,7 @@ pub struct Node {
     log: JoinHandle<()>,
     apply: JoinHandle<()>,
     keeper: JoinHandle<()>,
+    lessor: JoinHandle<()>,
     runtime: Runtime,
 }
 
@@ -147,6 +150,7 @@ impl Node {
         let shared = Arc::new(Shared::new(&config, &core, &machine, store, runtime.handle().clone()));
         let face = Arc::new(peers::PeerFace(Arc::downgrade(&shared)));
         let transport = Transport::start(transport_config(&config, peer_listeners, &runtime), face)?;
+        shared.leases.connect(transport.clone());
         peers::follow_members(&transport, &config, &reader);
 
         let wal = Arc::new(Mutex::new(wal));
@@ -168,11 +172,15 @@ impl Node {
             let shared = shared.clone();
             move || keeper::run(shared)
         })?;
+        let lessor = spawn("lessor", {
+            let shared = shared.clone();
+            move || lessor::run(shared)
+        })?;
         runtime.spawn(peers::expire_waits(Arc::downgrade(&shared)));
         runtime.spawn(peers::publish(Arc::downgrade(&shared)));
         runtime.spawn(peers::watch_versions(Arc::downgrade(&shared)));
         runtime.spawn(auto_compaction::run(Arc::downgrade(&shared)));
-        Ok(Node { shared, transport, raft, log, apply, keeper, runtime })
+        Ok(Node { shared, transport, raft, log, apply, keeper, lessor, runtime })
     }
 
     pub fn handle(&self) -> Handle {
@@ -182,11 +190,13 @@ impl Node {
     /// Hands leadership over if this member leads, lets every thread finish what it has, and makes the state durable. The transfer is
     /// given an election timeout and a half; the rest takes as long as the disk does.
     pub fn stop(self) {
-        let Node { shared, transport, raft, log, apply, keeper, runtime } = self;
+        let Node { shared, transport, raft, log, apply, keeper, lessor, runtime } = self;
         hand_over(&shared);
         shared.stopping.store(true, Ordering::Release);
         keeper.thread().unpark();
         join("keeper", keeper);
+        shared.leases.wake();
+        join("lessor", lessor);
         shared.raft.push(ToRaft::Stop);
         join("raft", raft);
         shared.raft.close();
@@ -333,6 +343,7 @@ impl Shared {
             waiters: Waiters::new(config.member, unix_ms),
             proposal_bytes: AtomicU64::new(0),
             gate: ReadGate::new(),
+            leases: LeaseDesk::new(config),
             metrics: Metrics::new(),
             reader: RwLock::new(machine.reader()),
             store: RwLock::new(store),
@@ -344,6 +355,7 @@ impl Shared {
             raft_status: Mutex::new(status),
             applied: AtomicU64::new(applied.index.0),
             applied_term: AtomicU64::new(applied.term.0),
+            revision: AtomicI64::new(machine.reader().revision().0),
             compacted: watch::Sender::new(machine.reader().compact_revision().0),
             conf_state: Mutex::new(machine.conf_state()),
             leader: AtomicU64::new(MemberId::NONE.0),

@@ -142,6 +142,7 @@ pub(crate) fn render(handle: &Handle) -> String {
         "Versions dropped by compaction.",
         metrics.compacted_rows.get(),
     );
+    shared.leases.metrics.print(&mut out);
     count(
         &mut out,
         "cairn_snapshots_installed_total",

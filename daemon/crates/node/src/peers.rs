@@ -12,14 +12,15 @@ use consensus::io::Input;
 use state_machine::{Reader, membership::Member};
 use storage::state_store::FjallStore;
 use tracing::{info, warn};
-use transport::{Handler, PeerClient, PeerHash, PeerMember, SnapshotSink, Transport};
-use types::{MemberId, limits};
+use transport::{Handler, LeaseRefusal, PeerClient, PeerHash, PeerMember, Pending, SnapshotSink, Transport};
+use types::{LeaseId, MemberId, limits};
 use url::Url;
 
 use crate::{
     announce,
     config::NodeConfig,
     handle::Handle,
+    lessor::{self, Question, Refusal},
     shared::{MESSAGES_QUEUED_MAX, Shared, ToRaft},
     snapshots,
 };
@@ -85,6 +86,17 @@ impl Handler for PeerFace {
         })
     }
 
+    fn renew_lease(&self, id: i64) -> Pending<Result<i64, LeaseRefusal>> {
+        answer(self.shared(), lessor::Renew(LeaseId(id)))
+    }
+
+    fn lease_time_to_live(
+        &self,
+        request: pb::LeaseTimeToLiveRequest,
+    ) -> Pending<Result<pb::LeaseTimeToLiveResponse, LeaseRefusal>> {
+        answer(self.shared(), lessor::TimeToLive(request))
+    }
+
     fn unreachable(&self, peer: MemberId) {
         let Some(shared) = self.shared() else { return };
         // Losing one of these costs raft a little speed, nothing else.
@@ -111,6 +123,20 @@ impl Handler for PeerFace {
         // Only somebody whom the log knows: a stranger that knows the cluster id proves nothing.
         self.shared().is_some_and(|shared| shared.reader().member(member).is_some())
     }
+}
+
+/// As the leader, and nothing is passed on.
+fn answer<Q: Question>(shared: Option<Arc<Shared>>, question: Q) -> Pending<Result<Q::Answer, LeaseRefusal>> {
+    Box::pin(async move {
+        let handle = Handle { shared: shared.ok_or(LeaseRefusal::NotPrimary)? };
+        let limit = handle.shared.config.request_timeout();
+        match tokio::time::timeout(limit, question.here(&handle)).await {
+            Ok(Ok(answer)) => Ok(answer),
+            Ok(Err(Refusal::NotFound)) => Err(LeaseRefusal::NotFound),
+            Ok(Err(Refusal::NotApplied)) => Err(LeaseRefusal::NotApplied),
+            Ok(Err(Refusal::NotPrimary | Refusal::Error(_))) | Err(_) => Err(LeaseRefusal::NotPrimary),
+        }
+    })
 }
 
 fn peer_member(member: Member) -> PeerMember {

@@ -21,6 +21,7 @@ use types::{Entry, EntryKind, LogIndex, LogPosition, MemberId};
 
 use crate::{
     apply_worker::{SharedWorker, ToApply},
+    lessor::Decided,
     log_writer::{self, SharedWal, ToLog},
     shared::{Leadership, PROPOSALS_QUEUED_MAX, Shared, ToRaft},
     snapshots,
@@ -28,6 +29,9 @@ use crate::{
 
 /// How often waits are checked for expiry. A request's deadline is thus met within half a second.
 const EXPIRY_INTERVAL: Duration = Duration::from_millis(500);
+
+/// Confirmations of leadership that the lessor is told of in one election timeout, at most.
+const CONFIRMATIONS_PER_ELECTION: u32 = 16;
 
 /// Reports of one kind about one peer are logged at most once in this time, with a count of those kept back.
 const REPORT_INTERVAL: Duration = Duration::from_secs(60);
@@ -47,6 +51,8 @@ pub(crate) struct RaftLoop {
     core: Core,
     transport: Transport,
     wal: SharedWal,
+    /// Start of the newest round that confirmed this leader, as the lessor was told.
+    confirmed: Option<Instant>,
     /// The newest persist that the log writer has not confirmed.
     handed: Option<PersistSeq>,
     worker: SharedWorker,
@@ -89,6 +95,7 @@ pub(crate) fn run(
         core,
         transport,
         wal,
+        confirmed: None,
         handed: None,
         worker,
         handed_to_apply: LogIndex(0),
@@ -172,9 +179,11 @@ impl RaftLoop {
     fn feed(&mut self, batch: &mut VecDeque<ToRaft>, proposals: &mut Vec<Proposal>, now: Instant) {
         let mut persisted: Option<PersistSeq> = None;
         let mut readers = false;
+        let mut decided = Vec::new();
         for item in batch.drain(..) {
             match item {
                 ToRaft::Propose(proposal) => proposals.push(proposal),
+                ToRaft::Decided(more) => decided.push(*more),
                 ToRaft::ReadersWait => readers = true,
                 ToRaft::Persisted(seq) => persisted = persisted.max(Some(seq)),
                 ToRaft::Input(input) => {
@@ -200,6 +209,9 @@ impl RaftLoop {
                 self.handed = None;
             }
             self.core.handle(Input::Persisted(seq));
+        }
+        for decided in decided {
+            self.propose_decided(decided);
         }
         if !proposals.is_empty() {
             if self.leadership.leader.is_none() || self.transferring {
@@ -235,6 +247,16 @@ impl RaftLoop {
     fn propose(&mut self, proposals: Vec<Proposal>) {
         self.shared.release_proposals(proposals.iter().map(|proposal| proposal.data.len() as u64).sum());
         self.core.handle(Input::Propose(proposals));
+    }
+
+    /// What the lessor decided is worth something only in the term in which it did. Raft itself is asked, since a message of this very
+    /// turn may have deposed this member, and what it proposes would then travel to its successor.
+    fn propose_decided(&mut self, decided: Decided) {
+        let status = self.core.status();
+        if status.role != Role::Leader || status.term != decided.term || status.lead_transferee.is_some() {
+            return self.shared.leases.refused(&decided);
+        }
+        self.core.handle(Input::Propose(decided.proposals));
     }
 
     /// Those whose client was told or has gone are left out: a write must not happen after its caller was told "no leader".
@@ -316,7 +338,8 @@ impl RaftLoop {
                 Output::Send(messages) => self.transport.send(messages),
                 Output::Apply(entries) => self.apply(entries),
                 Output::ReadReady { tickets, index } => {
-                    self.shared.gate.confirm(&tickets, index, || self.shared.applied());
+                    let began = self.shared.gate.confirm(&tickets, index, || self.shared.applied());
+                    self.confirm(began);
                 }
                 Output::ReadRetry { tickets, reason } => self.retry_reads(tickets, reason),
                 Output::ProposalDropped { ids, reason } => self.dropped(ids, reason),
@@ -345,6 +368,16 @@ impl RaftLoop {
         };
         // On the next tick: whatever made the round fail is not over yet.
         self.retry_reads.extend(again);
+    }
+
+    /// A quorum has answered a round. Many reads make many rounds, of which the lessor needs a few.
+    fn confirm(&mut self, began: Option<Instant>) {
+        let Some(began) = began.filter(|_| self.leadership.role == Role::Leader) else { return };
+        let step = self.shared.config.election_timeout() / CONFIRMATIONS_PER_ELECTION;
+        if self.confirmed.is_none_or(|last| began.saturating_duration_since(last) >= step) {
+            self.confirmed = Some(began);
+            self.shared.leases.confirmed(&self.shared, began);
+        }
     }
 
     fn dropped(&mut self, ids: Vec<ProposalId>, reason: DropReason) {
@@ -388,6 +421,8 @@ impl RaftLoop {
         self.shared.leader.store(now.leader.0, Ordering::Release);
         self.shared.is_leader.store(now.role == Role::Leader, Ordering::Release);
         self.shared.leadership.send_replace(now);
+        self.confirmed = None;
+        self.shared.leases.leadership_changed(&self.shared);
     }
 
     /// What a former leader was given and put into the log stands before the first entry of the present term. Once that is applied, and

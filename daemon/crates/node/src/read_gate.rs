@@ -31,6 +31,8 @@ pub(crate) struct ReadGate {
 struct State {
     /// Not yet part of a round.
     gathering: Vec<oneshot::Sender<Passed>>,
+    /// A round is wanted by somebody who is not a reader.
+    wanted: bool,
     /// The raft loop knows that somebody gathers.
     asked: bool,
     /// In a round, by its ticket.
@@ -74,11 +76,18 @@ impl ReadGate {
         if std::mem::replace(&mut state.asked, true) { Joined::Another(told) } else { Joined::First(told) }
     }
 
+    /// Wants a round for what it says about leadership. True when the raft loop must be told.
+    pub(crate) fn ask(&self) -> bool {
+        let mut state = self.state.lock();
+        state.wanted = true;
+        !state.closed && !std::mem::replace(&mut state.asked, true)
+    }
+
     /// Raft loop: closes the gathering group and names it. Whoever joins from here on needs the next round.
     pub(crate) fn seal(&self, now: Instant) -> Option<ReadTicket> {
         let mut state = self.state.lock();
         state.asked = false;
-        if state.gathering.is_empty() {
+        if !std::mem::take(&mut state.wanted) && state.gathering.is_empty() {
             return None;
         }
         let readers = std::mem::take(&mut state.gathering);
@@ -89,12 +98,20 @@ impl ReadGate {
 
     /// Raft loop: the state at `index` answers these groups. `applied` is read under the lock that [`ReadGate::advance`] takes after
     /// publishing it, so no group can fall between the two.
-    pub(crate) fn confirm(&self, tickets: &[ReadTicket], index: LogIndex, applied: impl Fn() -> LogIndex) {
+    /// Answers when the youngest of their rounds began at the earliest: what confirms a leader, whether or not apply is behind.
+    pub(crate) fn confirm(
+        &self,
+        tickets: &[ReadTicket],
+        index: LogIndex,
+        applied: impl Fn() -> LogIndex,
+    ) -> Option<Instant> {
+        let mut began = None;
         let mut pass = Vec::new();
         let mut state = self.state.lock();
         for ticket in tickets {
             let Some(group) = state.rounds.remove(ticket) else { continue };
-            if applied() >= index {
+            began = began.max(Some(group.since));
+            if applied() >= index || group.readers.is_empty() {
                 state.waiting -= group.readers.len();
                 pass.push(group.readers);
             } else {
@@ -103,6 +120,7 @@ impl ReadGate {
         }
         drop(state);
         tell(pass, Ok(()));
+        began
     }
 
     /// Apply worker: everything up to `applied` is visible.

@@ -3,7 +3,7 @@
 use std::{
     sync::{
         Arc,
-        atomic::{AtomicBool, AtomicU64, Ordering},
+        atomic::{AtomicBool, AtomicI64, AtomicU64, Ordering},
     },
     time::{Duration, Instant},
 };
@@ -20,8 +20,15 @@ use tokio::sync::watch;
 use types::{ConfState, LogIndex, MemberId, Term};
 
 use crate::{
-    apply_worker::ToApply, config::NodeConfig, log_writer::ToLog, mailbox::Mailbox, metrics::Metrics,
-    read_gate::ReadGate, snapshots::Outgoing, waiters::Waiters,
+    apply_worker::ToApply,
+    config::NodeConfig,
+    lessor::{Decided, LeaseDesk},
+    log_writer::ToLog,
+    mailbox::Mailbox,
+    metrics::Metrics,
+    read_gate::ReadGate,
+    snapshots::Outgoing,
+    waiters::Waiters,
 };
 
 /// To the raft loop, which owns the core.
@@ -35,6 +42,8 @@ pub(crate) enum ToRaft {
     Persisted(PersistSeq),
     /// A snapshot file for a peer is ready to be streamed.
     SnapshotReady(Outgoing),
+    /// From the lessor, to be proposed in the term in which it was decided or not at all; waits with the proposals.
+    Decided(Box<Decided>),
     Stop,
 }
 
@@ -77,6 +86,7 @@ pub(crate) struct Shared {
     /// Added by clients' threads, taken off by the raft loop; limited by [`PROPOSAL_BYTES_QUEUED_MAX`].
     pub(crate) proposal_bytes: AtomicU64,
     pub(crate) gate: ReadGate,
+    pub(crate) leases: LeaseDesk,
     pub(crate) metrics: Metrics,
     /// Swapped by the apply worker when a snapshot is installed.
     pub(crate) reader: RwLock<Reader<FjallStore>>,
@@ -98,6 +108,8 @@ pub(crate) struct Shared {
     /// Term of the newest entry whose outcome was told.
     pub(crate) applied_term: AtomicU64,
     pub(crate) is_learner: AtomicBool,
+    /// Of the state, for those who must not wait for the state's lock: never ahead of it, and not behind what anybody was told.
+    pub(crate) revision: AtomicI64,
     pub(crate) compacted: watch::Sender<i64>,
     /// Who votes and who learns as of `applied`. For a position other than that ask the state itself ([`crate::snapshots::conf_state`]).
     pub(crate) conf_state: Mutex<ConfState>,

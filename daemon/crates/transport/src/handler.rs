@@ -1,8 +1,12 @@
 //! The transport's side of the conversation with the node.
 
-use std::io;
+use std::{future::Future, io, pin::Pin};
 
-use api::{error::EtcdError, raftpb::Message};
+use api::{
+    error::EtcdError,
+    etcdserverpb::{LeaseTimeToLiveRequest, LeaseTimeToLiveResponse},
+    raftpb::Message,
+};
 use bytes::Bytes;
 use serde::{Deserialize, Deserializer, Serialize};
 use types::MemberId;
@@ -33,6 +37,20 @@ pub trait Handler: Send + Sync + 'static {
     /// The hash of the key space at a revision, 0 for the newest. Called on a blocking thread, one at a time.
     fn hash_kv(&self, revision: i64) -> Result<PeerHash, EtcdError>;
 
+    /// A follower passes on a keep-alive; answers the seconds that the lease has again. Only the leader answers, and nothing is
+    /// passed on a second time. May wait, for seconds at most.
+    fn renew_lease(&self, _id: i64) -> Pending<Result<i64, LeaseRefusal>> {
+        Box::pin(std::future::ready(Err(LeaseRefusal::NotPrimary)))
+    }
+
+    /// A follower asks for the time that a lease has left, on the same terms. The header of the answer is not used.
+    fn lease_time_to_live(
+        &self,
+        _request: LeaseTimeToLiveRequest,
+    ) -> Pending<Result<LeaseTimeToLiveResponse, LeaseRefusal>> {
+        Box::pin(std::future::ready(Err(LeaseRefusal::NotPrimary)))
+    }
+
     /// A message to this peer was lost: tell raft. May be called from inside `send`.
     fn unreachable(&self, peer: MemberId);
 
@@ -53,6 +71,21 @@ pub trait Handler: Send + Sync + 'static {
 
     /// Something odd, already logged; at most once a minute per peer and topic.
     fn report(&self, _report: &Report) {}
+}
+
+/// An answer that takes a while; polled on an I/O thread.
+pub type Pending<T> = Pin<Box<dyn Future<Output = T> + Send>>;
+
+/// Why a follower gets no answer about a lease. The texts are etcd's.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]
+pub enum LeaseRefusal {
+    #[error("requested lease not found")]
+    NotFound,
+    /// This member does not lead, or cannot confirm that it does.
+    #[error("not a primary lessor")]
+    NotPrimary,
+    #[error("waiting for node to catch up its applied index has timed out")]
+    NotApplied,
 }
 
 /// Takes the bytes of an arriving snapshot. Dropped without [`SnapshotSink::finish`] when the upload breaks off.

@@ -3,7 +3,8 @@
 //! Each pair of members keeps four long requests open. A member *dials* to *read*: it asks `GET /raft/stream/msgapp/<own id>` and
 //! `GET /raft/stream/message/<own id>`, and the other answers with a body that never ends. Appends travel on `msgapp`, everything else
 //! on `message`, so a heartbeat or a vote never waits behind megabytes of log. While a stream is not attached its messages go by
-//! `POST /raft`, one each. Snapshots have a request of their own. A few GETs let members question each other before raft runs.
+//! `POST /raft`, one each. Snapshots have a request of their own. A few GETs let members question each other before raft runs,
+//! and followers pass on to the leader what clients ask them about leases.
 //!
 //! [`Transport::send`] only queues: it never waits and may be called from the raft thread. Every queue is bounded in messages and in
 //! bytes; what does not fit is dropped and reported as unreachable once per burst, which is what raft expects of a network. Whatever
@@ -30,5 +31,8 @@ mod wire;
 
 pub use client::{MembersAnswer, PeerClient, PeerClientError, PeerVersions};
 pub use config::{Limits, StartError, Timeouts, TransportConfig, frame_bytes_max};
-pub use handler::{Handler, PeerHash, PeerMember, Report, SnapshotSink, SnapshotSource, Topic};
+pub use handler::{
+    Handler, LeaseRefusal, PeerHash, PeerMember, Pending, Report, SnapshotSink, SnapshotSource, Topic,
+};
+pub use peer::lease::LeaseCallError;
 pub use transport::Transport;

@@ -189,6 +189,8 @@ pub struct TransferMetrics {
 pub struct MetricsSnapshot {
     /// Members we exchange messages with, in ascending order; remotes too.
     pub peers: Vec<PeerMetrics>,
+    /// Connections that others have open to the peer port now.
+    pub open_connections: usize,
     /// Messages and connections on the peer port that were refused, whoever they came from.
     pub refused_requests: u64,
 }

@@ -4,10 +4,13 @@ use std::{
     collections::HashMap,
     net::SocketAddr,
     sync::{Arc, atomic::Ordering::Relaxed},
-    time::Instant,
+    time::{Duration, Instant},
 };
 
-use api::raftpb::{Message, MessageType};
+use api::{
+    etcdserverpb::{LeaseTimeToLiveRequest, LeaseTimeToLiveResponse},
+    raftpb::{Message, MessageType},
+};
 use tracing::info;
 use types::MemberId;
 use url::Url;
@@ -18,7 +21,11 @@ use crate::{
     handler::{Handler, SnapshotSource, Topic},
     headers::{Identity, Version},
     metrics::MetricsSnapshot,
-    peer::{Peer, Sent, Standing, StreamKind, send_snapshot},
+    peer::{
+        Peer, Sent, Standing, StreamKind,
+        lease::{self, LeaseCallError},
+        send_snapshot,
+    },
     server,
     wire::Shared,
 };
@@ -98,6 +105,33 @@ impl Transport {
             self.shared.handler.unreachable(peer.id);
         }
         misplaced.into_iter().for_each(|peer| self.shared.handler.snapshot_status(peer, false));
+    }
+
+    /// Asks a peer, the leader, to renew a lease; answers the seconds that it has again. `patience` covers all of it, the wait for one of
+    /// the few connections included. Runs on the transport's threads; safe to drop and to repeat.
+    pub async fn renew_lease(
+        &self,
+        leader: MemberId,
+        id: i64,
+        patience: Duration,
+    ) -> Result<i64, LeaseCallError> {
+        lease::renew(self.shared.clone(), self.peer(leader)?, id, patience).await
+    }
+
+    /// Asks a peer, the leader, how long a lease lives; on the same terms.
+    pub async fn lease_time_to_live(
+        &self,
+        leader: MemberId,
+        request: LeaseTimeToLiveRequest,
+        patience: Duration,
+    ) -> Result<LeaseTimeToLiveResponse, LeaseCallError> {
+        lease::time_to_live(self.shared.clone(), self.peer(leader)?, request, patience).await
+    }
+
+    fn peer(&self, id: MemberId) -> Result<Arc<Peer>, LeaseCallError> {
+        self.shared
+            .peer(id)
+            .ok_or_else(|| LeaseCallError::NoAnswer("nobody knows the leader's address".into()))
     }
 
     /// Sends a MsgSnap and the database file that goes with it. Does not wait; [`Handler::snapshot_status`] follows exactly once. One
@@ -180,7 +214,11 @@ impl Transport {
             .map(|peer| peer.counters.snapshot(peer.id, peer.active_since().is_some()))
             .collect();
         rows.sort_unstable_by_key(|row| row.id);
-        MetricsSnapshot { peers: rows, refused_requests: self.shared.received_failures.load(Relaxed) }
+        MetricsSnapshot {
+            peers: rows,
+            open_connections: self.shared.connections.load(Relaxed),
+            refused_requests: self.shared.received_failures.load(Relaxed),
+        }
     }
 
     /// Ends all connections and closes the listeners. Snapshots on their way fail and are reported. Returns at once; see

@@ -8,10 +8,13 @@ use std::{
     time::Duration,
 };
 
-use api::raftpb::{Message, MessageType, MessageType::*};
+use api::{
+    etcdserverpb::LeaseTimeToLiveRequest,
+    raftpb::{Message, MessageType, MessageType::*},
+};
 use bytes::Bytes;
 use support::*;
-use transport::{PeerClient, PeerClientError, PeerMember, SnapshotSource, Timeouts, Topic};
+use transport::{LeaseCallError, PeerClient, PeerClientError, PeerMember, SnapshotSource, Timeouts, Topic};
 use types::{ClusterId, MemberId, limits};
 
 const KINDS: [MessageType; 13] = [
@@ -390,4 +393,40 @@ fn round_trips_are_measured() {
     let (a, _b) = pair(&runtime);
     eventually("a probe has come back", || a.transport.metrics().peers[0].rtt.count > 0);
     assert_eq!(a.seen.reports(Topic::ClockDrift), 0, "both have the same clock");
+}
+
+#[test]
+fn questions_about_leases_share_a_few_kept_connections() {
+    let runtime = runtime();
+    let (a, b) = pair(&runtime);
+    let before = b.transport.metrics().open_connections;
+    runtime.block_on(async {
+        let mut asked = tokio::task::JoinSet::new();
+        for round in 0..500 {
+            let (transport, to) = (a.transport.clone(), b.id);
+            asked.spawn(async move {
+                if round % 5 == 0 {
+                    let request = LeaseTimeToLiveRequest { id: 7, keys: true };
+                    let answer =
+                        transport.lease_time_to_live(to, request, PATIENCE).await.expect("an answer");
+                    assert_eq!((answer.ttl, answer.granted_ttl, answer.keys.len()), (17, 42, 1));
+                } else {
+                    assert_eq!(transport.renew_lease(to, 7, PATIENCE).await, Ok(42));
+                }
+            });
+        }
+        while let Some(done) = asked.join_next().await {
+            done.expect("no panic");
+        }
+        assert_eq!(a.transport.renew_lease(b.id, 9, PATIENCE).await, Err(LeaseCallError::NotFound));
+        let refused = a.transport.renew_lease(b.id, 11, PATIENCE).await;
+        assert!(
+            matches!(&refused, Err(LeaseCallError::NoAnswer(text)) if text.contains("not a primary lessor"))
+        );
+        let stranger = a.transport.renew_lease(MemberId(0xdead), 7, PATIENCE).await;
+        assert!(matches!(stranger, Err(LeaseCallError::NoAnswer(_))));
+    });
+    // A probe or a message without its stream may have one of its own.
+    let opened = b.transport.metrics().open_connections.saturating_sub(before);
+    assert!((1..=40).contains(&opened), "{opened} connections for 500 questions at once");
 }

@@ -3,6 +3,7 @@
 //! A *member* has streams in both directions, a pipeline and a prober. A *remote* is somebody we know only by its own word and can
 //! merely answer: it has a pipeline.
 
+pub(crate) mod lease;
 mod outlet;
 mod pipeline;
 mod probe;
@@ -36,6 +37,7 @@ use crate::{
     metrics::PeerCounters,
     wire::{Shared, Voice},
 };
+use lease::LeaseLinks;
 use outlet::{Offered, Outlet};
 use pipeline::Pipeline;
 use queue::{Offer, QueueLimits};
@@ -74,6 +76,7 @@ pub(crate) struct Peer {
     pub(crate) voice: Voice,
     outlets: [Outlet; 2],
     pipeline: Pipeline,
+    leases: LeaseLinks,
     links: Mutex<Links>,
     stop: CancellationToken,
     sending_snapshot: AtomicBool,
@@ -110,6 +113,7 @@ impl Peer {
             voice: Voice::default(),
             outlets: [Outlet::new(limits), Outlet::new(limits)],
             pipeline: Pipeline::new(),
+            leases: LeaseLinks::new(),
             links: Mutex::default(),
             stop: shared.stop.child_token(),
             sending_snapshot: AtomicBool::new(false),

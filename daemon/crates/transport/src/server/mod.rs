@@ -1,6 +1,7 @@
 //! The peer port: accepts connections, within limits per address and in all, and routes requests.
 
 mod info;
+mod lease;
 mod raft;
 mod reply;
 mod snapshot;
@@ -143,7 +144,9 @@ async fn route(shared: Arc<Shared>, request: Request<Incoming>) -> Response<Repl
         "/members" => info::members(&shared, &request),
         "/version" => info::version(&shared, &request),
         "/members/hashkv" => info::hash_kv(&shared, request).await,
-        "/leases" | "/leases/internal" | "/downgrade/enabled" => reply::not_implemented(),
+        "/leases" => lease::keep_alive(&shared, request).await,
+        "/leases/internal" => lease::internal(&shared, request).await,
+        "/downgrade/enabled" => reply::not_implemented(),
         path if path.starts_with("/members/promote/") => reply::not_implemented(),
         _ => reply::not_found(),
     }

@@ -74,6 +74,10 @@ pub(super) fn json(value: &impl Serialize, end: &str) -> Response<ReplyBody> {
     }
 }
 
+pub(super) fn protobuf(message: &impl prost::Message) -> Response<ReplyBody> {
+    reply(StatusCode::OK, "application/protobuf", message.encode_to_vec())
+}
+
 pub(super) fn no_content() -> Response<ReplyBody> {
     let mut response = Response::new(ReplyBody::Bytes(Bytes::new()));
     *response.status_mut() = StatusCode::NO_CONTENT;

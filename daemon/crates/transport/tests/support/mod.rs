@@ -14,13 +14,15 @@ use std::{
 
 use api::{
     error::EtcdError,
+    etcdserverpb::{LeaseTimeToLiveRequest, LeaseTimeToLiveResponse},
     raftpb::{Entry, Message, MessageType, Snapshot, SnapshotMetadata},
 };
 use bytes::Bytes;
 use parking_lot::{Condvar, Mutex};
 use tokio::runtime::{Builder, Runtime};
 use transport::{
-    Handler, Limits, PeerHash, PeerMember, Report, SnapshotSink, Timeouts, Topic, Transport, TransportConfig,
+    Handler, LeaseRefusal, Limits, PeerHash, PeerMember, Pending, Report, SnapshotSink, Timeouts, Topic,
+    Transport, TransportConfig,
 };
 use types::{ClusterId, MemberId};
 use url::Url;
@@ -171,6 +173,22 @@ impl Handler for Noting {
             at => Ok(PeerHash { revision: 99, hash: 0xdead_beef, compact_revision: 1, hash_revision: at }),
         }
     }
+    fn renew_lease(&self, id: i64) -> Pending<Result<i64, LeaseRefusal>> {
+        Box::pin(std::future::ready(lease(id).map(|(ttl, _)| ttl)))
+    }
+    fn lease_time_to_live(
+        &self,
+        request: LeaseTimeToLiveRequest,
+    ) -> Pending<Result<LeaseTimeToLiveResponse, LeaseRefusal>> {
+        let answer = lease(request.id).map(|(granted_ttl, ttl)| LeaseTimeToLiveResponse {
+            header: None,
+            id: request.id,
+            ttl,
+            granted_ttl,
+            keys: if request.keys { vec![Bytes::from_static(b"held")] } else { vec![] },
+        });
+        Box::pin(std::future::ready(answer))
+    }
     fn unreachable(&self, peer: MemberId) {
         self.0.note(Event::Unreachable(peer));
     }
@@ -188,6 +206,16 @@ impl Handler for Noting {
     }
     fn report(&self, report: &Report) {
         self.0.note(Event::Report(report.clone()));
+    }
+}
+
+/// The lease that everybody has is 7: granted 42 s, 17 left. The others show how one refuses.
+fn lease(id: i64) -> Result<(i64, i64), LeaseRefusal> {
+    match id {
+        7 => Ok((42, 17)),
+        9 => Err(LeaseRefusal::NotFound),
+        10 => Err(LeaseRefusal::NotApplied),
+        _ => Err(LeaseRefusal::NotPrimary),
     }
 }
 

@@ -1,0 +1,272 @@
+//! The lessor of a running member: the pure one behind a lock, a thread that looks at it, and the ways in which clients and peers ask.
+//!
+//! - [`LeaseDesk`] is where keep-alives are answered. Its lock is held for microseconds by everybody: clients' threads renew under it,
+//!   apply tells of changes, the raft loop of confirmations, the thread below takes pieces.
+//! - [`work`] is the thread: it takes the table on promotion, turns the wheel, asks for rounds, proposes.
+//! - [`ask`] has the methods of [`crate::Handle`], [`leader`] the way to whoever leads.
+//!
+//! **Expiry.** A lease that is over is revoked by an entry of its own, as etcd writes it, and not by one entry for many: members of etcd
+//! may read the same log, and nothing private is ever put into their messages. What would be gained by one entry is had by proposing
+//! many at once: they share a message, a write, a sync and a hold of the state's lock. Such a proposal carries the term in which it was
+//! decided, and the raft loop drops it unless this member still leads in that term; it is never passed on to another leader, who may
+//! have renewed the lease (regression LE01).
+//!
+//! **Confirmation.** A keep-alive is answered from memory while this member knows that nobody else can have been elected: the rounds of
+//! ordinary reads say so, and while leases exist the thread asks for a round per third of an election timeout if nobody else does. None of
+//! it waits for the disk or for apply.
+//!
+//! Not here: when a lease ends (the lessor crate), what exists (state-machine).
+
+mod ask;
+mod leader;
+mod metrics;
+mod work;
+
+use std::{
+    collections::HashMap,
+    hash::{BuildHasher, RandomState},
+    sync::{
+        Arc, OnceLock,
+        atomic::{AtomicUsize, Ordering},
+    },
+    time::{Duration, Instant},
+};
+
+use ::lessor::{Config, Lease, Lessor, Mono, Now, Phase, Renewal, Revoked, Table};
+use parking_lot::{Condvar, Mutex};
+use state_machine::LeaseChange;
+use tokio::sync::{oneshot, watch};
+use transport::Transport;
+use types::{LeaseId, Term};
+
+pub(crate) use leader::{Question, Refusal, Renew, TimeToLive};
+pub(crate) use work::run;
+
+use crate::{config::NodeConfig, shared::Shared};
+use metrics::LeaseMetrics;
+
+/// Keep-alives that may wait for the outcome of a revocation, or for a record to be cleared, at a time: some 10 MB.
+const WAITS_MAX: usize = 100_000;
+
+/// What the lessor wants to have in the log, decided in a term and worth nothing in another.
+pub(crate) struct Decided {
+    pub(crate) term: Term,
+    /// Of the proposals that the lessor has to know the fate of.
+    pub(crate) leases: Vec<LeaseId>,
+    pub(crate) proposals: Vec<consensus::io::Proposal>,
+}
+
+/// See the module text.
+pub(crate) struct LeaseDesk {
+    origin: Instant,
+    lessor: Mutex<Lessor>,
+    /// Something changed that keep-alives without an answer may wait for: confirmed, promoted, demoted.
+    news: watch::Sender<()>,
+    waits: Mutex<HashMap<LeaseId, Vec<oneshot::Sender<()>>>>,
+    waiting: AtomicUsize,
+    /// Tables of former terms, freed by the thread.
+    former: Mutex<Vec<Table>>,
+    wake: Mutex<bool>,
+    woken: Condvar,
+    transport: OnceLock<Transport>,
+    pub(crate) metrics: LeaseMetrics,
+}
+
+impl LeaseDesk {
+    pub(crate) fn new(config: &NodeConfig) -> LeaseDesk {
+        let chance = RandomState::new();
+        let config = Config {
+            election_timeout: nanoseconds(config.election_timeout()),
+            checkpoint_interval_ms: config.lease_checkpoint_interval.map(|interval| {
+                u64::try_from(interval.as_millis()).unwrap_or(u64::MAX / 4).min(u64::MAX / 4)
+            }),
+            ttl_min: config.lease_ttl_min(),
+            seed: [chance.hash_one(0), chance.hash_one(1)],
+        };
+        LeaseDesk {
+            origin: Instant::now(),
+            lessor: Mutex::new(Lessor::new(config)),
+            news: watch::Sender::new(()),
+            waits: Mutex::default(),
+            waiting: AtomicUsize::new(0),
+            former: Mutex::default(),
+            wake: Mutex::new(false),
+            woken: Condvar::new(),
+            transport: OnceLock::new(),
+            metrics: LeaseMetrics::new(),
+        }
+    }
+
+    /// Once, when the member starts: the way to the leader.
+    pub(crate) fn connect(&self, transport: Transport) {
+        assert!(self.transport.set(transport).is_ok(), "a member has one transport");
+    }
+
+    fn now(&self, shared: &Shared) -> Now {
+        Now { at: self.mono(Instant::now()), sole: shared.sole_leader.load(Ordering::Acquire) }
+    }
+
+    fn mono(&self, at: Instant) -> Mono {
+        Mono(nanoseconds(at.saturating_duration_since(self.origin)))
+    }
+
+    /// Apply worker, before it tells anybody of the entries: what they did to leases.
+    pub(crate) fn applied(&self, shared: &Shared, changes: &[LeaseChange]) {
+        let mut expired = 0;
+        let mut lessor = self.lessor.lock();
+        let was_empty = lessor.is_empty();
+        let now = self.now(shared);
+        for change in changes {
+            match *change {
+                LeaseChange::Granted { id, ttl } => lessor.granted(id, ttl, now),
+                LeaseChange::Revoked { id } => expired += u64::from(lessor.revoked(id) == Revoked::Expired),
+                LeaseChange::Checkpointed { id, remaining_ttl } => lessor.checkpointed(id, remaining_ttl),
+            }
+        }
+        let awaited = expired > 0 || (was_empty && !lessor.is_empty());
+        drop(lessor);
+        self.metrics.count(changes, expired);
+        self.end_waits(changes);
+        if awaited {
+            self.wake();
+        }
+    }
+
+    /// Raft loop, after it has published who leads now: whatever was known here belongs to the past.
+    pub(crate) fn leadership_changed(&self, shared: &Shared) {
+        let table = {
+            let mut lessor = self.lessor.lock();
+            let now = self.now(shared);
+            lessor.demote(now)
+        };
+        self.former.lock().push(table);
+        let waits = std::mem::take(&mut *self.waits.lock());
+        self.waiting.fetch_sub(waits.values().map(Vec::len).sum(), Ordering::Relaxed);
+        drop(waits);
+        self.news.send_replace(());
+        self.wake();
+    }
+
+    /// Raft loop of a leader: a quorum answered a round that began then.
+    pub(crate) fn confirmed(&self, shared: &Shared, began: Instant) {
+        {
+            let mut lessor = self.lessor.lock();
+            let now = self.now(shared);
+            lessor.confirm(self.mono(began), now);
+        }
+        if self.news.receiver_count() > 0 {
+            self.news.send_replace(());
+        }
+    }
+
+    /// Raft loop: this cannot be proposed now.
+    pub(crate) fn refused(&self, decided: &Decided) {
+        let mut lessor = self.lessor.lock();
+        if lessor.phase() == Phase::Primary(decided.term) {
+            lessor.refused(&decided.leases);
+        }
+    }
+
+    fn renew(&self, shared: &Shared, id: LeaseId) -> Renewal {
+        let renewal = {
+            let mut lessor = self.lessor.lock();
+            let now = self.now(shared);
+            lessor.renew(id, now)
+        };
+        if let Renewal::Renewed(_) | Renewal::Stale(_) = renewal {
+            self.metrics.renewed.add(1);
+        }
+        renewal
+    }
+
+    /// Of the leader that is sure to be one.
+    fn look(&self, shared: &Shared, id: LeaseId) -> Result<Option<Lease>, NotNow> {
+        let mut lessor = self.lessor.lock();
+        let now = self.now(shared);
+        if !matches!(lessor.phase(), Phase::Primary(_)) {
+            return Err(NotNow::NotPrimary);
+        }
+        if !lessor.is_confirmed(now) {
+            return Err(NotNow::Unconfirmed);
+        }
+        Ok(lessor.lease(id, now))
+    }
+
+    /// Told when the lease is revoked, its record is cleared, or this member leads no longer. None: too many wait.
+    fn wait_for(&self, id: LeaseId) -> Option<oneshot::Receiver<()>> {
+        if self.waiting.fetch_add(1, Ordering::Relaxed) >= WAITS_MAX {
+            self.waiting.fetch_sub(1, Ordering::Relaxed);
+            return None;
+        }
+        let (tell, told) = oneshot::channel();
+        self.waits.lock().entry(id).or_default().push(tell);
+        Some(told)
+    }
+
+    fn end_waits(&self, changes: &[LeaseChange]) {
+        // Whoever registers looks at the lease once more, so that none is missed here.
+        if self.waiting.load(Ordering::Acquire) == 0 {
+            return;
+        }
+        let mut over = Vec::new();
+        {
+            let mut waits = self.waits.lock();
+            for change in changes {
+                let (LeaseChange::Revoked { id } | LeaseChange::Checkpointed { id, .. }) = *change else {
+                    continue;
+                };
+                over.extend(waits.remove(&id).unwrap_or_default());
+            }
+        }
+        self.waiting.fetch_sub(over.len(), Ordering::Relaxed);
+        drop(over);
+    }
+
+    /// Forgets those that wait no longer: their client has gone, or what they waited for came before they could be told.
+    fn sweep_waits(&self) {
+        if self.waiting.load(Ordering::Relaxed) == 0 {
+            return;
+        }
+        let mut gone = 0;
+        self.waits.lock().retain(|_, waits| {
+            let before = waits.len();
+            waits.retain(|wait| !wait.is_closed());
+            gone += before - waits.len();
+            !waits.is_empty()
+        });
+        self.waiting.fetch_sub(gone, Ordering::Relaxed);
+    }
+
+    pub(crate) fn wake(&self) {
+        *self.wake.lock() = true;
+        self.woken.notify_one();
+    }
+
+    /// The thread's pause: until somebody wakes it, at most `limit`.
+    fn sleep(&self, limit: Duration) {
+        let mut wake = self.wake.lock();
+        if !*wake {
+            self.woken.wait_for(&mut wake, limit);
+        }
+        *wake = false;
+    }
+}
+
+/// Why the desk cannot answer at once.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum NotNow {
+    NotPrimary,
+    Unconfirmed,
+}
+
+fn nanoseconds(duration: Duration) -> u64 {
+    // 584 years.
+    duration.as_secs().saturating_mul(1_000_000_000).saturating_add(u64::from(duration.subsec_nanos()))
+}
+
+/// A round of confirmation that nobody's read needs.
+fn ask_round(shared: &Arc<Shared>) {
+    if shared.gate.ask() {
+        shared.raft.push(crate::shared::ToRaft::ReadersWait);
+    }
+}
