@@ -2,12 +2,16 @@
 //!
 //! Every answer carries its header already: whoever answers knows member, term and revision, the edge does not.
 
-use std::future::Future;
+use std::{
+    future::Future,
+    task::{Context, Poll},
+};
 
 use api::{error::EtcdError, etcdserverpb as pb};
+use bytes::Bytes;
 use node::NodeStatus;
 
-type Answer<T> = Result<T, EtcdError>;
+pub(crate) type Answer<T> = Result<T, EtcdError>;
 
 /// One member as the client edge sees it. Cheap to clone: every runtime of the edge keeps its own.
 ///
@@ -50,6 +54,31 @@ pub trait Backend: Clone + Send + Sync + 'static {
         request: pb::MoveLeaderRequest,
     ) -> impl Future<Output = Answer<pb::MoveLeaderResponse>> + Send;
 
+    fn lease_grant(
+        &self,
+        request: pb::LeaseGrantRequest,
+    ) -> impl Future<Output = Answer<pb::LeaseGrantResponse>> + Send;
+    fn lease_revoke(
+        &self,
+        request: pb::LeaseRevokeRequest,
+    ) -> impl Future<Output = Answer<pb::LeaseRevokeResponse>> + Send;
+    /// From this member's memory when it is the leader and sure of it; None: [`Backend::lease_keep_alive`] knows more.
+    fn lease_keep_alive_now(&self, id: i64) -> Option<pb::LeaseKeepAliveResponse>;
+    /// TTL 0 in the answer: no such lease.
+    fn lease_keep_alive(&self, id: i64) -> impl Future<Output = Answer<pb::LeaseKeepAliveResponse>> + Send;
+    fn lease_time_to_live(
+        &self,
+        request: pb::LeaseTimeToLiveRequest,
+    ) -> impl Future<Output = Answer<pb::LeaseTimeToLiveResponse>> + Send;
+    fn lease_leases(&self) -> impl Future<Output = Answer<pb::LeaseLeasesResponse>> + Send;
+
+    type WatchRequests: WatchRequests;
+    type WatchResponses: WatchResponses;
+    /// One client stream with any number of watches.
+    fn watch(&self) -> (Self::WatchRequests, Self::WatchResponses);
+    /// Whether the bearer of this token may watch that range, asked when a watch is created and not again.
+    fn may_watch(&self, token: Option<&[u8]>, key: &[u8], range_end: &[u8]) -> Answer<()>;
+
     /// Header of now; `revision` as given, or the store's current one when zero.
     fn header(&self, revision: i64) -> pb::ResponseHeader;
     /// Asked once per request: must be a few loads, not a lock.
@@ -70,79 +99,21 @@ pub trait Backend: Clone + Send + Sync + 'static {
     fn metrics_text(&self) -> String;
 }
 
-/// Each method of the handle under its own name.
-impl Backend for node::Handle {
-    async fn put(&self, request: pb::PutRequest) -> Answer<pb::PutResponse> {
-        node::Handle::put(self, request).await
-    }
-    async fn delete_range(&self, request: pb::DeleteRangeRequest) -> Answer<pb::DeleteRangeResponse> {
-        node::Handle::delete_range(self, request).await
-    }
-    async fn txn(&self, request: pb::TxnRequest) -> Answer<pb::TxnResponse> {
-        node::Handle::txn(self, request).await
-    }
-    async fn compact(&self, request: pb::CompactionRequest) -> Answer<pb::CompactionResponse> {
-        node::Handle::compact(self, request).await
-    }
-    async fn range(&self, request: pb::RangeRequest) -> Answer<pb::RangeResponse> {
-        node::Handle::range(self, request).await
-    }
-    async fn read_barrier(&self) -> Answer<()> {
-        node::Handle::read_barrier(self).await
-    }
-    fn range_local(&self, request: &pb::RangeRequest) -> Answer<pb::RangeResponse> {
-        node::Handle::range_local(self, request)
-    }
-    fn range_stream(
-        &self,
-        request: &pb::RangeRequest,
-        piece_bytes: usize,
-    ) -> Answer<impl Iterator<Item = Answer<pb::RangeStreamResponse>> + Send + 'static> {
-        node::Handle::reader(self).range_stream(request, piece_bytes)
-    }
-    async fn member_list(&self, request: pb::MemberListRequest) -> Answer<pb::MemberListResponse> {
-        node::Handle::member_list(self, request).await
-    }
-    async fn alarm(&self, request: pb::AlarmRequest) -> Answer<pb::AlarmResponse> {
-        node::Handle::alarm(self, request).await
-    }
-    async fn status(&self) -> Answer<pb::StatusResponse> {
-        node::Handle::status(self).await
-    }
-    async fn hash(&self) -> Answer<pb::HashResponse> {
-        node::Handle::hash(self).await
-    }
-    async fn hash_kv(&self, request: pb::HashKvRequest) -> Answer<pb::HashKvResponse> {
-        node::Handle::hash_kv(self, request).await
-    }
-    async fn move_leader(&self, request: pb::MoveLeaderRequest) -> Answer<pb::MoveLeaderResponse> {
-        node::Handle::move_leader(self, request).await
-    }
-    fn header(&self, revision: i64) -> pb::ResponseHeader {
-        node::Handle::header(self, revision)
-    }
-    fn node_status(&self) -> NodeStatus {
-        node::Handle::node_status(self)
-    }
-    fn alarms(&self) -> Vec<pb::AlarmMember> {
-        node::Handle::alarms(self)
-    }
-    fn cluster_version(&self) -> Option<String> {
-        node::Handle::cluster_version(self)
-    }
-    fn storage_version(&self) -> String {
-        node::Handle::storage_version(self)
-    }
-    fn has_space_for(&self, cost_bytes: u64) -> bool {
-        node::Handle::has_space_for(self, cost_bytes)
-    }
-    fn raise_no_space(&self) {
-        node::Handle::raise_no_space(self)
-    }
-    fn has_leader(&self) -> bool {
-        node::Handle::has_leader(self)
-    }
-    fn metrics_text(&self) -> String {
-        node::Handle::metrics_text(self)
-    }
+/// The asking half of a watch stream. Dropping it ends nothing: a client may be done asking and go on listening.
+pub trait WatchRequests: Send + Sync + 'static {
+    /// Waits while too much of what this stream asked is still to be done.
+    fn send(&self, request: pb::WatchRequest) -> impl Future<Output = Result<(), WatchClosed>> + Send;
+    /// The answer to a create that the edge refused, in its turn among the others.
+    fn refuse(&self, reason: String) -> impl Future<Output = Result<(), WatchClosed>> + Send;
 }
+
+/// The answering half of a watch stream. Dropping it ends the stream and all its watches at once.
+pub trait WatchResponses: Send + 'static {
+    /// One or more whole gRPC frames, each a `WatchResponse`, in one piece. None: this member stops.
+    fn poll_next(&mut self, cx: &mut Context<'_>) -> Poll<Option<Bytes>>;
+}
+
+/// The member serves this watch stream no longer.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]
+#[error("the watch stream is closed")]
+pub struct WatchClosed;

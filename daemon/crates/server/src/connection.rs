@@ -45,9 +45,10 @@ use crate::{
 /// large put takes one round trip, not one for every 64 KiB of the protocol's default.
 const STREAM_WINDOW_BYTES: u32 = 1024 * 1024;
 
-/// Data all streams of a connection may send before it is read. A client multiplexes hundreds of calls; four large ones may be in
-/// flight without waiting for each other.
-const CONNECTION_WINDOW_BYTES: u32 = 4 * 1024 * 1024;
+/// Data all streams of a connection may send before it is read. A client multiplexes hundreds of calls; eight large ones may be in
+/// flight without waiting for each other. HTTP/2 closes a connection when small frames that nobody read take up half of this at 256
+/// bytes each, some 18,000 of them: a client that creates ten thousand watches in one breath is none to lose its connection.
+const CONNECTION_WINDOW_BYTES: u32 = 8 * 1024 * 1024;
 
 /// HTTP/2 frame size we take. 16 KiB is the protocol's default; twice that saves frames on large values without letting one
 /// stream block the others for long.

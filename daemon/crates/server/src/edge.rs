@@ -9,6 +9,7 @@ use crate::{
     http::access::Access,
     metrics::{HttpMetrics, Registry, RpcMetrics},
     serving::PhaseReceiver,
+    streams::Streams,
 };
 
 /// What a listener offers.
@@ -38,13 +39,14 @@ pub(crate) struct Edge<B> {
     pub backend: B,
     pub shared: Arc<Shared>,
     pub metrics: Arc<RpcMetrics>,
-    pub receiving: Receiving,
+    pub receiving: Arc<Receiving>,
+    pub streams: Arc<Streams>,
 }
 
 impl<B: Backend> Edge<B> {
     pub fn new(backend: B, shared: Arc<Shared>) -> Arc<Self> {
         let metrics = shared.registry.runtime();
-        let receiving = Receiving::new(shared.config.message_bytes_max());
-        Arc::new(Edge { backend, shared, metrics, receiving })
+        let receiving = Arc::new(Receiving::new(shared.config.message_bytes_max()));
+        Arc::new(Edge { backend, shared, metrics, receiving, streams: Arc::default() })
     }
 }

@@ -7,6 +7,7 @@ use std::{
     time::Duration,
 };
 
+use api::error::EtcdError;
 use tokio::{runtime, time::Instant};
 
 use crate::{
@@ -146,8 +147,8 @@ impl Running {
         });
     }
 
-    /// Stops accepting, reports NOT_SERVING, lets calls in flight finish, and cuts what is left after `timeout`. Blocks until the
-    /// threads are gone, so it must not run on an async runtime.
+    /// Stops accepting, reports NOT_SERVING, ends watches and keep-alives, lets other calls finish, and cuts what is left after
+    /// `timeout`. Blocks until the threads are gone, so it must not run on an async runtime.
     pub fn drain(mut self, timeout: Duration) -> Drained {
         self.stop(timeout)
     }
@@ -233,12 +234,16 @@ async fn serve<B: Backend>(
         };
         accepting.spawn(acceptor.run(listener));
     }
+    let keeper = edge.clone();
+    accepting.spawn(async move { keeper.streams.keep_to_leader(|| keeper.backend.has_leader()).await });
     let until = match phase.wait_for(|phase| phase.is_draining()).await.map(|phase| *phase) {
         Ok(Phase::Draining { until }) => until,
         _ => Instant::now(),
     };
     accepting.shutdown().await;
+    // First the connections, so that a client whose stream ends already knows to come back elsewhere.
     open.close_all();
+    edge.streams.close_all(EtcdError::Stopped);
     match tokio::time::timeout_at(until, open.empty()).await {
         Ok(()) => 0,
         Err(_) => open.count(),

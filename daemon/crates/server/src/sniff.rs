@@ -19,6 +19,10 @@ pub(crate) const PREFACE: &[u8; 24] = b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n";
 /// Read at once while the first head is looked at; a client's preface, settings and first request are smaller.
 const HEAD_READ_BYTES: usize = 2048;
 
+/// Reads of one connection, of some 8 KiB each, before the other tasks of the thread have their turn: above all those that take what
+/// was read. A connection that reads on and on piles up small frames until HTTP/2 takes them for an attack.
+const TURN_READS: usize = 2;
+
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) enum Protocol {
     Http1,
@@ -44,7 +48,7 @@ pub(crate) async fn sniff<T: AsyncRead + Unpin>(mut io: T) -> io::Result<Option<
     };
     let ready = seen[..length].to_vec();
     let held = (protocol == Protocol::Http2).then(Vec::new);
-    Ok(Some((protocol, Prefixed { ready, next: 0, held, io: TokioIo::new(io) })))
+    Ok(Some((protocol, Prefixed { ready, next: 0, held, turn_reads: 0, io: TokioIo::new(io) })))
 }
 
 /// A connection whose first bytes were looked at and are given back before the rest.
@@ -53,6 +57,8 @@ pub(crate) struct Prefixed<T> {
     next: usize,
     /// HTTP/2: what arrived of the first request's head, until it is whole and was mended if it needed that.
     held: Option<Vec<u8>>,
+    /// Reads since the last turn began.
+    turn_reads: usize,
     io: TokioIo<T>,
 }
 
@@ -99,7 +105,14 @@ where
                 return Poll::Ready(Ok(()));
             }
         }
-        Pin::new(&mut this.io).poll_read(cx, buffer)
+        if this.turn_reads == TURN_READS {
+            this.turn_reads = 0;
+            cx.waker().wake_by_ref();
+            return Poll::Pending;
+        }
+        let read = Pin::new(&mut this.io).poll_read(cx, buffer);
+        this.turn_reads = if read.is_ready() { this.turn_reads + 1 } else { 0 };
+        read
     }
 }
 

@@ -66,7 +66,7 @@ pub(super) async fn compact<B: Backend>(
 }
 
 /// The member refuses what would exceed its quota, and tells the cluster; `cost` zero is free.
-fn check_space<B: Backend>(edge: &Edge<B>, cost_bytes: u64) -> Result<(), Status> {
+pub(super) fn check_space<B: Backend>(edge: &Edge<B>, cost_bytes: u64) -> Result<(), Status> {
     if cost_bytes == 0 || edge.backend.has_space_for(cost_bytes) {
         return Ok(());
     }

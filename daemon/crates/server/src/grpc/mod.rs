@@ -1,23 +1,39 @@
 //! gRPC calls: from path to method, through the checks every call passes, to the answer.
 //!
 //! The order of checks is etcd's: the message is read, learners refuse, the client's API version is counted, `hasleader` is
-//! honoured, and only then the method looks at its request.
+//! honoured, and only then the method looks at its request. A stream in both directions is checked before it is read, and its answer
+//! begins at once.
 
 mod health;
+mod inbound;
+mod keep_alive;
 mod kv;
+mod lease;
 mod maintenance;
 pub(crate) mod method;
 mod range_stream;
+mod watch;
 mod wide_range;
 pub(crate) mod wire;
 
-use std::{collections::VecDeque, future::Future, pin::pin, sync::Arc, time::Instant};
+use std::{
+    collections::VecDeque,
+    future::Future,
+    pin::{Pin, pin},
+    sync::Arc,
+    task::{Poll, ready},
+    time::Instant,
+};
 
 use api::{error::EtcdError, etcdserverpb as pb};
 use bytes::Bytes;
 use http::{HeaderMap, HeaderValue, Request, Response, header};
 use hyper::body::Incoming;
 use prost::Message;
+use tokio::{
+    task::coop,
+    time::{Sleep, sleep},
+};
 use tonic::{Code, Status};
 
 use crate::{
@@ -46,13 +62,11 @@ pub(crate) async fn serve<B: Backend>(edge: Arc<Edge<B>>, request: Request<Incom
     let call = Call::begin(edge.metrics.clone(), method);
     let context = Context { edge: &edge, headers: &head.headers, method };
     let answer = pin!(dispatch(&context, body));
-    let answer = match wire::timeout(&head.headers) {
+    let limit = wire::timeout(&head.headers);
+    let answer = match limit {
         Ok(None) => answer.await,
-        Ok(Some(limit)) => match tokio::time::timeout(limit, answer).await {
-            Ok(answer) => answer,
-            Err(_) => Err(Status::deadline_exceeded("context deadline exceeded")),
-        },
-        Err(status) => Err(status),
+        Ok(Some(limit)) => tokio::time::timeout(limit, answer).await.unwrap_or_else(|_| Err(too_late())),
+        Err(ref status) => Err(status.clone()),
     };
     match answer {
         Ok(Answer::Message(frame)) => {
@@ -61,16 +75,24 @@ pub(crate) async fn serve<B: Backend>(edge: Arc<Edge<B>>, request: Request<Incom
             respond(Body::Message(frame))
         }
         Ok(Answer::Parts { length, parts }) => {
-            call.metrics.message_sent(method, length);
+            call.metrics.messages_sent(method, 1, length);
             call.end(Code::Ok);
             respond(Body::Parts(parts))
         }
-        Ok(Answer::Messages(messages)) => respond(Body::Messages(Box::new(Counted { messages, call }))),
+        Ok(Answer::Messages(messages)) => {
+            let left = limit.ok().flatten().map(|limit| limit.saturating_sub(call.since.elapsed()));
+            let deadline = left.map(|left| Box::pin(sleep(left)));
+            respond(Body::Messages(Box::new(Counted { messages, call, deadline })))
+        }
         Err(status) => {
             call.end(status.code());
             refusal(&status)
         }
     }
+}
+
+fn too_late() -> Status {
+    Status::deadline_exceeded("context deadline exceeded")
 }
 
 enum Answer {
@@ -112,8 +134,7 @@ async fn dispatch<B: Backend>(cx: &Context<'_, B>, body: Incoming) -> Result<Ans
         Method::Put => cx.unary(body, |request| kv::put(cx.edge, request)).await,
         Method::Txn => cx.unary(body, |request| kv::txn(cx.edge, request)).await,
         _ => {
-            let rare: std::pin::Pin<Box<dyn Future<Output = _> + Send + '_>> =
-                Box::pin(dispatch_rare(cx, body));
+            let rare: Pin<Box<dyn Future<Output = _> + Send + '_>> = Box::pin(dispatch_rare(cx, body));
             rare.await
         }
     }
@@ -127,6 +148,18 @@ async fn dispatch_rare<B: Backend>(cx: &Context<'_, B>, body: Incoming) -> Resul
         Method::RangeStream => {
             cx.server_stream(body, |request| range_stream::range_stream(edge.clone(), request)).await
         }
+        Method::Watch => {
+            cx.admit(false)?;
+            Ok(Answer::Messages(watch::open(cx, body)))
+        }
+        Method::LeaseKeepAlive => {
+            cx.admit(false)?;
+            Ok(Answer::Messages(keep_alive::open(cx, body)))
+        }
+        Method::LeaseGrant => cx.unary(body, |request| lease::grant(edge, request)).await,
+        Method::LeaseRevoke => cx.unary(body, |request| lease::revoke(edge, request)).await,
+        Method::LeaseTimeToLive => cx.unary(body, |request| lease::time_to_live(edge, request)).await,
+        Method::LeaseLeases => cx.unary(body, |request| lease::leases(edge, request)).await,
         Method::MemberList => cx.unary(body, |request| maintenance::member_list(edge, request)).await,
         Method::Alarm => cx.unary(body, |request| maintenance::alarm(edge, request)).await,
         Method::Status => cx.unary(body, |request| maintenance::status(edge, request)).await,
@@ -180,16 +213,24 @@ impl<B: Backend> Context<'_, B> {
         let message = self.edge.receiving.message(self.headers, body).await?;
         self.edge.metrics.message_received(self.method, message.len());
         let request: Q = wire::decode(message)?;
-        if self.edge.backend.node_status().is_learner && !request.on_learner(self.method) {
-            return Err(EtcdError::NotSupportedForLearner.into());
+        self.admit(request.on_learner(self.method))?;
+        Ok(request)
+    }
+
+    /// The checks that look at the call and not at what it asks.
+    fn admit(&self, on_learner: bool) -> Result<(), EtcdError> {
+        if self.edge.backend.node_status().is_learner && !on_learner {
+            return Err(EtcdError::NotSupportedForLearner);
         }
         self.edge.metrics.client_version(self.method.kind(), self.headers.get("client-api-version"))?;
-        if self.headers.get("hasleader").is_some_and(|value| value == "true")
-            && !self.edge.backend.has_leader()
-        {
-            return Err(EtcdError::NoLeader.into());
+        if self.demands_leader() && !self.edge.backend.has_leader() {
+            return Err(EtcdError::NoLeader);
         }
-        Ok(request)
+        Ok(())
+    }
+
+    fn demands_leader(&self) -> bool {
+        self.headers.get("hasleader").is_some_and(|value| value == "true")
     }
 }
 
@@ -225,6 +266,10 @@ impl LearnerRule for pb::PutRequest {}
 impl LearnerRule for pb::TxnRequest {}
 impl LearnerRule for pb::DeleteRangeRequest {}
 impl LearnerRule for pb::CompactionRequest {}
+impl LearnerRule for pb::LeaseGrantRequest {}
+impl LearnerRule for pb::LeaseRevokeRequest {}
+impl LearnerRule for pb::LeaseTimeToLiveRequest {}
+impl LearnerRule for pb::LeaseLeasesRequest {}
 impl LearnerRule for pb::MemberListRequest {}
 impl LearnerRule for pb::AlarmRequest {}
 impl LearnerRule for pb::HashRequest {}
@@ -246,8 +291,9 @@ impl Call {
         Call { metrics, method, since: Instant::now(), ended: false }
     }
 
-    fn sent(&self, frame: &Bytes) {
-        self.metrics.message_sent(self.method, wire::framed_length(frame));
+    fn sent(&self, frames: &Bytes) {
+        let (count, bytes) = wire::measure(frames);
+        self.metrics.messages_sent(self.method, count, bytes);
     }
 
     fn end(mut self, code: Code) {
@@ -268,24 +314,26 @@ impl Drop for Call {
     }
 }
 
-/// A stream of answers with its call, which ends when the stream does.
+/// A stream of answers with its call, which ends when the stream does or when the client's time is over.
 struct Counted {
     messages: Box<dyn Messages>,
     call: Call,
+    deadline: Option<Pin<Box<Sleep>>>,
 }
 
 impl Messages for Counted {
-    fn poll_next(
-        &mut self,
-        cx: &mut std::task::Context<'_>,
-    ) -> std::task::Poll<Option<Result<Bytes, Status>>> {
-        let next = std::task::ready!(self.messages.poll_next(cx));
+    fn poll_next(&mut self, cx: &mut std::task::Context<'_>) -> Poll<Option<Result<Bytes, Status>>> {
+        // A stream that always has something to say lets the others of its thread speak in between.
+        let turn = ready!(coop::poll_proceed(cx));
+        let late = self.deadline.as_mut().is_some_and(|deadline| deadline.as_mut().poll(cx).is_ready());
+        let next = if late { Some(Err(too_late())) } else { ready!(self.messages.poll_next(cx)) };
+        turn.made_progress();
         match &next {
-            Some(Ok(frame)) => self.call.sent(frame),
+            Some(Ok(frames)) => self.call.sent(frames),
             Some(Err(status)) => self.call.count(status.code()),
             None => self.call.count(Code::Ok),
         }
-        std::task::Poll::Ready(next)
+        Poll::Ready(next)
     }
 }
 

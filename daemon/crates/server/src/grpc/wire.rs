@@ -4,19 +4,23 @@
 
 use std::{
     collections::VecDeque,
+    ops::Deref,
     sync::atomic::{AtomicUsize, Ordering},
     time::Duration,
 };
 
 use bytes::{Buf, BufMut, Bytes, BytesMut};
-use http::{HeaderMap, header};
+use http::{HeaderMap, HeaderValue, header};
 use http_body_util::BodyExt;
 use hyper::body::{Body as _, Incoming};
 use prost::Message;
 use tonic::Status;
 
 /// Compression flag and length, which precede each message.
-const FRAME_HEAD_BYTES: usize = 5;
+pub(super) const FRAME_HEAD_BYTES: usize = 5;
+
+/// How a client says that its messages are compressed.
+pub(super) const ENCODING: &str = "grpc-encoding";
 
 /// Bytes of half-received messages that one runtime holds. Each stream may hold one message of 2 MiB, and streams are unlimited by
 /// default; this many large puts may arrive at the same time, more are refused.
@@ -41,15 +45,16 @@ impl Receiving {
 
     /// Reads the one message of a unary request, to the end of the stream.
     pub async fn message(&self, headers: &HeaderMap, mut body: Incoming) -> Result<Bytes, Status> {
-        let mut gathered = Gathered { receiving: self, bytes: BytesMut::new() };
+        let mut gathered = Gathered::new(self);
+        let encoding = || headers.get(ENCODING);
         let mut wanted = None;
         let message = loop {
             let Some(mut data) = next_data(&mut body).await? else {
-                return Err(Status::internal("grpc: the request ended before its message was complete"));
+                return Err(incomplete());
             };
             if gathered.bytes.is_empty() {
                 if data.len() >= FRAME_HEAD_BYTES {
-                    let length = self.frame_length(headers, &data)?;
+                    let length = self.frame_length(encoding(), &data)?;
                     if data.len() >= FRAME_HEAD_BYTES + length {
                         data.advance(FRAME_HEAD_BYTES);
                         break whole(data, length)?;
@@ -59,12 +64,12 @@ impl Receiving {
                     continue;
                 }
             }
-            gathered.push(data)?;
+            gathered.push(&data)?;
             let length = match wanted {
                 Some(length) => length,
                 None if gathered.bytes.len() < FRAME_HEAD_BYTES => continue,
                 None => {
-                    let length = self.frame_length(headers, &gathered.bytes)?;
+                    let length = self.frame_length(encoding(), &gathered.bytes)?;
                     wanted = Some(length);
                     length
                 }
@@ -86,10 +91,10 @@ impl Receiving {
     }
 
     /// The announced length of the message whose frame begins here, refused before a byte of it is kept.
-    fn frame_length(&self, headers: &HeaderMap, frame: &[u8]) -> Result<usize, Status> {
+    pub(super) fn frame_length(&self, encoding: Option<&HeaderValue>, frame: &[u8]) -> Result<usize, Status> {
         let length = u32::from_be_bytes([frame[1], frame[2], frame[3], frame[4]]) as usize;
         if frame[0] != 0 {
-            return Err(compressed(headers));
+            return Err(compressed(encoding));
         }
         if length > self.message_bytes_max {
             return Err(Status::resource_exhausted(format!(
@@ -102,29 +107,49 @@ impl Receiving {
 }
 
 /// Part of a message, counted as long as it is held.
-struct Gathered<'a> {
-    receiving: &'a Receiving,
+pub(super) struct Gathered<R: Deref<Target = Receiving>> {
+    receiving: R,
     bytes: BytesMut,
 }
 
-impl Gathered<'_> {
-    fn push(&mut self, data: Bytes) -> Result<(), Status> {
+impl<R: Deref<Target = Receiving>> Gathered<R> {
+    pub fn new(receiving: R) -> Self {
+        Gathered { receiving, bytes: BytesMut::new() }
+    }
+
+    pub fn receiving(&self) -> &Receiving {
+        &self.receiving
+    }
+
+    pub fn bytes(&self) -> &[u8] {
+        &self.bytes
+    }
+
+    pub fn len(&self) -> usize {
+        self.bytes.len()
+    }
+
+    pub fn is_empty(&self) -> bool {
+        self.bytes.is_empty()
+    }
+
+    pub fn push(&mut self, data: &[u8]) -> Result<(), Status> {
         let held = self.receiving.gathered_bytes.fetch_add(data.len(), Ordering::Relaxed) + data.len();
         // First into the buffer, so that the drop below gives back exactly what was counted.
-        self.bytes.extend_from_slice(&data);
+        self.bytes.extend_from_slice(data);
         if held > self.receiving.gathered_bytes_max {
             return Err(api::error::EtcdError::RequestTooManyRequests.into());
         }
         Ok(())
     }
 
-    fn take(&mut self) -> Bytes {
+    pub fn take(&mut self) -> Bytes {
         self.receiving.gathered_bytes.fetch_sub(self.bytes.len(), Ordering::Relaxed);
         std::mem::take(&mut self.bytes).freeze()
     }
 }
 
-impl Drop for Gathered<'_> {
+impl<R: Deref<Target = Receiving>> Drop for Gathered<R> {
     fn drop(&mut self) {
         self.receiving.gathered_bytes.fetch_sub(self.bytes.len(), Ordering::Relaxed);
     }
@@ -138,10 +163,19 @@ async fn next_data(body: &mut Incoming) -> Result<Option<Bytes>, Status> {
                     return Ok(Some(data));
                 }
             }
-            Err(error) => return Err(Status::cancelled(format!("grpc: read the request: {error}"))),
+            Err(error) => return Err(unreadable(&error)),
         }
     }
     Ok(None)
+}
+
+/// The client or its connection went away.
+pub(super) fn unreadable(error: &hyper::Error) -> Status {
+    Status::cancelled(format!("grpc: read the request: {error}"))
+}
+
+pub(super) fn incomplete() -> Status {
+    Status::internal("grpc: the request ended before its message was complete")
 }
 
 fn whole(data: Bytes, length: usize) -> Result<Bytes, Status> {
@@ -153,8 +187,8 @@ fn more_than_one() -> Status {
 }
 
 /// No codec is installed, as in etcd; the flag alone decides, whatever the encoding header says.
-fn compressed(headers: &HeaderMap) -> Status {
-    match headers.get("grpc-encoding").map(|value| value.as_bytes()) {
+fn compressed(encoding: Option<&HeaderValue>) -> Status {
+    match encoding.map(HeaderValue::as_bytes) {
         None | Some(b"") | Some(b"identity") => {
             Status::internal("grpc: compressed flag set with identity or empty encoding")
         }
@@ -198,12 +232,18 @@ fn frame_head(length: usize) -> Result<[u8; FRAME_HEAD_BYTES], Status> {
 
 /// One framed message, in one allocation of the right size.
 pub(crate) fn encode<M: Message>(message: &M) -> Result<Bytes, Status> {
-    let length = message.encoded_len();
-    let head = frame_head(length)?;
-    let mut frame = BytesMut::with_capacity(FRAME_HEAD_BYTES + length);
-    frame.put_slice(&head);
-    message.encode(&mut frame).expect("the buffer has room for the encoded length");
+    let mut frame = BytesMut::with_capacity(FRAME_HEAD_BYTES + message.encoded_len());
+    encode_into(&mut frame, message)?;
     Ok(frame.freeze())
+}
+
+/// One more framed message behind what is there.
+pub(super) fn encode_into<M: Message>(frames: &mut BytesMut, message: &M) -> Result<(), Status> {
+    let length = message.encoded_len();
+    frames.reserve(FRAME_HEAD_BYTES + length);
+    frames.put_slice(&frame_head(length)?);
+    message.encode(frames).expect("the buffer has room for the encoded length");
+    Ok(())
 }
 
 /// One message in several parts, whose encodings follow each other.
@@ -237,9 +277,24 @@ impl Frames {
     }
 }
 
-/// Length of the message inside a frame that [`encode`] made.
-pub(crate) fn framed_length(frame: &Bytes) -> usize {
-    frame.len() - FRAME_HEAD_BYTES
+/// How many messages a chunk of whole frames holds, and their length without the frames.
+pub(crate) fn measure(mut chunk: &[u8]) -> (usize, usize) {
+    let (mut count, mut bytes) = (0, 0);
+    while !chunk.is_empty() {
+        let length = match chunk {
+            [_, a, b, c, d, rest @ ..] => {
+                let length = u32::from_be_bytes([*a, *b, *c, *d]) as usize;
+                chunk = rest;
+                length
+            }
+            _ => chunk.len() + 1,
+        };
+        assert!(length <= chunk.len(), "what is sent in one piece is whole frames");
+        chunk = &chunk[length..];
+        count += 1;
+        bytes += length;
+    }
+    (count, bytes)
 }
 
 /// The time a client gives its call: `grpc-timeout`, at most eight digits and a unit.
@@ -304,11 +359,11 @@ mod tests {
     fn half_received_messages_share_a_budget() {
         let receiving = Receiving { gathered_bytes_max: 100, ..Receiving::new(1000) };
         let held = || receiving.gathered_bytes.load(Ordering::Relaxed);
-        let gather = || Gathered { receiving: &receiving, bytes: BytesMut::new() };
+        let gather = || Gathered::new(&receiving);
         let (mut first, mut second) = (gather(), gather());
-        first.push(Bytes::from(vec![0; 60])).unwrap();
-        second.push(Bytes::from(vec![0; 40])).unwrap();
-        let refusal = second.push(Bytes::from(vec![0; 1])).unwrap_err();
+        first.push(&[0; 60]).unwrap();
+        second.push(&[0; 40]).unwrap();
+        let refusal = second.push(&[0; 1]).unwrap_err();
         assert_eq!(refusal.message(), api::error::EtcdError::RequestTooManyRequests.text());
         drop(second);
         assert_eq!(held(), 60, "a refused message gives back all it held");
@@ -324,6 +379,26 @@ mod tests {
         assert_eq!(frames.length(), 5);
         let bytes: Vec<u8> = frames.framed().unwrap().into_iter().flatten().collect();
         assert_eq!(bytes, b"\0\0\0\0\x05abcde");
+    }
+
+    #[test]
+    fn messages_of_a_chunk_are_measured() {
+        let mut chunk = BytesMut::new();
+        for value in ["", "a", "abc"] {
+            encode_into(&mut chunk, &value.to_owned()).unwrap();
+        }
+        assert_eq!(
+            measure(&chunk),
+            (3, 3 + 5),
+            "an empty text has no bytes, a short one a tag, a length and itself"
+        );
+        assert_eq!(measure(&[]), (0, 0));
+    }
+
+    #[test]
+    #[should_panic(expected = "whole frames")]
+    fn half_a_frame_is_our_mistake() {
+        measure(&[0, 0, 0, 0, 2, 1]);
     }
 
     #[test]

@@ -80,6 +80,10 @@ pub(crate) enum RequestType {
 
 const REQUEST_TYPES: [&str; 6] = ["Range", "ReadonlyTxn", "Put", "DeleteRange", "Txn", "Compaction"];
 
+/// The streams whose failures are counted, with etcd's names for them.
+const STREAM_APIS: [(Method, &str); 2] =
+    [(Method::Watch, "watch"), (Method::LeaseKeepAlive, "lease-keepalive")];
+
 #[derive(Default)]
 struct RpcCounts {
     started: AtomicU64,
@@ -112,6 +116,7 @@ pub(crate) struct RpcMetrics {
     versions: [ClientVersion; CLIENT_VERSIONS_MAX],
     versions_unknown: [AtomicU64; 2],
     versions_other: [AtomicU64; 2],
+    receive_failures: [AtomicU64; STREAM_APIS.len()],
 }
 
 impl RpcMetrics {
@@ -124,6 +129,7 @@ impl RpcMetrics {
             versions: Default::default(),
             versions_unknown: Default::default(),
             versions_other: Default::default(),
+            receive_failures: Default::default(),
         }
     }
 
@@ -136,8 +142,15 @@ impl RpcMetrics {
         self.received_bytes.fetch_add(bytes as u64, Relaxed);
     }
 
-    pub fn message_sent(&self, method: Method, bytes: usize) {
-        self.rpc[method as usize].sent.fetch_add(1, Relaxed);
+    /// A client's message on a stream could not be taken.
+    pub fn receive_failed(&self, method: Method) {
+        let place = STREAM_APIS.iter().position(|(of, _)| *of == method);
+        let place = place.expect("only streams in both directions are counted here");
+        self.receive_failures[place].fetch_add(1, Relaxed);
+    }
+
+    pub fn messages_sent(&self, method: Method, count: usize, bytes: usize) {
+        self.rpc[method as usize].sent.fetch_add(count as u64, Relaxed);
         self.sent_bytes.fetch_add(bytes as u64, Relaxed);
     }
 
@@ -208,6 +221,7 @@ impl Registry {
         let sum = |of: &dyn Fn(&RpcMetrics) -> u64| runtimes.iter().map(|metrics| of(metrics)).sum::<u64>();
         render_bytes(out, &sum);
         render_versions(out, &runtimes);
+        render_stream_failures(out, &sum);
         render_requests(out, &sum);
         render_methods(out, &sum);
         if extensive {
@@ -257,6 +271,16 @@ fn render_versions(out: &mut String, runtimes: &[Arc<RpcMetrics>]) {
         for (kind, total) in ["unary", "stream"].iter().zip(totals).filter(|(_, total)| *total > 0) {
             let _ = writeln!(out, "{NAME}{{client_api_version=\"{version}\",type=\"{kind}\"}} {total}");
         }
+    }
+}
+
+/// Failures to send are none of ours to see: the connection ends, and its streams with it.
+fn render_stream_failures(out: &mut String, sum: &Sum<'_>) {
+    const NAME: &str = "etcd_network_server_stream_failures_total";
+    text::family(out, NAME, "counter", "Messages on client streams that could not be received.");
+    for (place, (_, name)) in STREAM_APIS.iter().enumerate() {
+        let value = sum(&|metrics| metrics.receive_failures[place].load(Relaxed));
+        let _ = writeln!(out, "{NAME}{{API=\"{name}\",Type=\"receive\"}} {value}");
     }
 }
 

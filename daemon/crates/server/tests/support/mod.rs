@@ -2,6 +2,7 @@
 
 #![allow(dead_code, reason = "every test file uses its own part")]
 
+pub mod endless;
 pub mod raw;
 
 use std::{
@@ -14,6 +15,7 @@ use std::{
 };
 
 use api::{error::EtcdError, etcdserverpb as pb};
+use endless::Endless;
 use node::NodeStatus;
 use parking_lot::Mutex;
 use prost::Message;
@@ -42,6 +44,7 @@ pub struct Inner {
     /// Barriers do not come back.
     pub stuck: AtomicBool,
     pub extra_alarms: Mutex<Vec<pb::AlarmMember>>,
+    pub endless: Arc<Endless>,
     /// So many streams find after their first piece that the store moved on and compacted what they read.
     pub overtake: AtomicUsize,
     /// While set, puts wait for a permit after they announced themselves.
@@ -65,6 +68,7 @@ impl Fake {
                 barriers: AtomicUsize::new(0),
                 stuck: AtomicBool::new(false),
                 extra_alarms: Mutex::new(Vec::new()),
+                endless: Arc::default(),
                 overtake: AtomicUsize::new(0),
                 holding: AtomicBool::new(false),
                 arrived: Semaphore::new(0),
@@ -82,9 +86,9 @@ impl Fake {
         };
         let entry =
             Entry { term: Term(1), index, kind: EntryKind::Normal, data: request.encode_to_vec().into() };
-        let mut last = Last(None);
+        let mut last = Last { endless: &self.inner.endless, outcome: None };
         machine.apply(&[entry], &mut last);
-        last.0.expect("an applied entry has an outcome")
+        last.outcome.expect("an applied entry has an outcome")
     }
 
     /// Every key the tests read changes, and the state before is compacted away.
@@ -103,13 +107,18 @@ impl Fake {
     }
 }
 
-struct Last(Option<Result<Outcome, EtcdError>>);
+struct Last<'a> {
+    endless: &'a Endless,
+    outcome: Option<Result<Outcome, EtcdError>>,
+}
 
-impl Sink for Last {
+impl Sink for Last<'_> {
     fn outcome(&mut self, _: LogIndex, _: u64, outcome: Result<Outcome, EtcdError>) {
-        self.0 = Some(outcome);
+        self.outcome = Some(outcome);
     }
-    fn events(&mut self, _: Revision, _: Vec<api::mvccpb::Event>) {}
+    fn events(&mut self, revision: Revision, events: Vec<api::mvccpb::Event>) {
+        self.endless.publish(revision.0, &events);
+    }
     fn conf_change(&mut self, _: LogIndex, _: Option<api::raftpb::ConfChangeV2>) {}
 }
 
@@ -212,6 +221,54 @@ impl Backend for Fake {
         }
         Ok(pb::MoveLeaderResponse { header: None })
     }
+    async fn lease_grant(&self, request: pb::LeaseGrantRequest) -> Result<pb::LeaseGrantResponse, EtcdError> {
+        let mut leases = self.inner.endless.leases.lock();
+        if leases.insert(request.id, request.ttl).is_some() {
+            return Err(EtcdError::LeaseExist);
+        }
+        let header = Some(self.header(0));
+        Ok(pb::LeaseGrantResponse { header, id: request.id, ttl: request.ttl, error: String::new() })
+    }
+    async fn lease_revoke(
+        &self,
+        request: pb::LeaseRevokeRequest,
+    ) -> Result<pb::LeaseRevokeResponse, EtcdError> {
+        self.inner.endless.leases.lock().remove(&request.id).ok_or(EtcdError::LeaseNotFound)?;
+        Ok(pb::LeaseRevokeResponse { header: Some(self.header(0)) })
+    }
+    fn lease_keep_alive_now(&self, id: i64) -> Option<pb::LeaseKeepAliveResponse> {
+        self.inner.endless.keep_alive_now(id)
+    }
+    async fn lease_keep_alive(&self, id: i64) -> Result<pb::LeaseKeepAliveResponse, EtcdError> {
+        self.inner.endless.keep_alive(id).await
+    }
+    async fn lease_time_to_live(
+        &self,
+        request: pb::LeaseTimeToLiveRequest,
+    ) -> Result<pb::LeaseTimeToLiveResponse, EtcdError> {
+        let ttl = self.inner.endless.leases.lock().get(&request.id).copied();
+        Ok(pb::LeaseTimeToLiveResponse {
+            header: Some(self.header(0)),
+            id: request.id,
+            ttl: ttl.unwrap_or(-1),
+            granted_ttl: ttl.unwrap_or_default(),
+            keys: Vec::new(),
+        })
+    }
+    async fn lease_leases(&self) -> Result<pb::LeaseLeasesResponse, EtcdError> {
+        let leases = self.inner.endless.leases.lock();
+        let leases = leases.keys().map(|&id| pb::LeaseStatus { id }).collect();
+        Ok(pb::LeaseLeasesResponse { header: Some(self.header(0)), leases })
+    }
+    type WatchRequests = endless::Asking;
+    type WatchResponses = endless::Answering;
+    fn watch(&self) -> (endless::Asking, endless::Answering) {
+        self.inner.endless.watch()
+    }
+    fn may_watch(&self, token: Option<&[u8]>, key: &[u8], _: &[u8]) -> Result<(), EtcdError> {
+        self.inner.endless.tokens.lock().push(token.map(<[u8]>::to_vec));
+        self.inner.endless.forbidden.lock().get(key).map_or(Ok(()), |&error| Err(error))
+    }
     fn header(&self, revision: i64) -> pb::ResponseHeader {
         let revision = if revision == 0 { self.inner.reader.revision().0 } else { revision };
         pb::ResponseHeader { cluster_id: CLUSTER, member_id: MEMBER, revision, raft_term: 1 }
@@ -309,4 +366,14 @@ pub fn range(key: impl Into<bytes::Bytes>, end: impl Into<bytes::Bytes>) -> pb::
 pub fn assert_refused<T: std::fmt::Debug>(answer: Result<T, tonic::Status>, error: EtcdError) {
     let status = answer.expect_err("a refusal");
     assert_eq!((status.code() as i32, status.message()), (error.code() as i32, error.text()));
+}
+
+/// Waits for a state that nobody announces.
+pub async fn until(what: &str, is: impl Fn() -> bool) {
+    let wait = async {
+        while !is() {
+            tokio::task::yield_now().await;
+        }
+    };
+    tokio::time::timeout(PATIENCE, wait).await.unwrap_or_else(|_| panic!("waited in vain: {what}"));
 }

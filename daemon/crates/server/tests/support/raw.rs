@@ -59,6 +59,65 @@ pub async fn grpc_pieces(
     Answer { http_status: head.status.as_u16(), headers: head.headers, trailers }
 }
 
+/// A call whose request goes on.
+pub struct Going {
+    pub pieces: tokio::sync::mpsc::UnboundedSender<Bytes>,
+    pub head: HeaderMap,
+    body: hyper::body::Incoming,
+    trailers: HeaderMap,
+    connection: tokio::task::JoinHandle<hyper::Result<()>>,
+}
+
+impl Going {
+    /// Returns when the head of the answer is there.
+    pub async fn open(address: SocketAddr, path: &str, headers: &[(&str, &str)]) -> Self {
+        let stream = TcpStream::connect(address).await.unwrap();
+        let (mut sender, connection) =
+            hyper::client::conn::http2::handshake(TokioExecutor::new(), TokioIo::new(stream)).await.unwrap();
+        let connection = tokio::spawn(connection);
+        let mut request =
+            Request::post(format!("http://{address}{path}")).header("content-type", "application/grpc");
+        for (name, value) in headers {
+            request = request.header(*name, *value);
+        }
+        let (pieces, body) = tokio::sync::mpsc::unbounded_channel();
+        let body = futures_util::stream::unfold(body, |mut body| async move {
+            let piece = body.recv().await?;
+            Some((Ok::<_, std::convert::Infallible>(http_body::Frame::data(piece)), body))
+        });
+        let request = request.body(StreamBody::new(Box::pin(body))).unwrap();
+        let (head, body) = sender.send_request(request).await.unwrap().into_parts();
+        Going { pieces, head: head.headers, body, trailers: HeaderMap::new(), connection }
+    }
+
+    pub fn send(&self, piece: impl Into<Bytes>) {
+        self.pieces.send(piece.into()).unwrap();
+    }
+
+    /// The next piece of the answer; None at its end, when `status` is there.
+    pub async fn piece(&mut self) -> Option<Bytes> {
+        loop {
+            match self.body.frame().await?.unwrap().into_data() {
+                Ok(piece) => return Some(piece),
+                Err(frame) => self.trailers = frame.into_trailers().unwrap(),
+            }
+        }
+    }
+
+    /// Reads to the end.
+    pub async fn status(mut self) -> (i32, String) {
+        while self.piece().await.is_some() {}
+        let answer = Answer { http_status: 200, headers: self.head.clone(), trailers: self.trailers.clone() };
+        answer.status()
+    }
+}
+
+impl Drop for Going {
+    fn drop(&mut self) {
+        self.connection.abort();
+    }
+}
+
 /// Sends bytes and reads until the server closes.
 pub async fn until_closed(address: SocketAddr, bytes: &[u8]) -> Vec<u8> {
     let mut stream = TcpStream::connect(address).await.unwrap();

@@ -1,0 +1,129 @@
+//! The running member behind the edge: each method of its handle under its own name.
+
+use std::task::{Context, Poll};
+
+use api::etcdserverpb as pb;
+use bytes::Bytes;
+use node::NodeStatus;
+
+use crate::backend::{Answer, Backend, WatchClosed, WatchRequests, WatchResponses};
+
+impl Backend for node::Handle {
+    async fn put(&self, request: pb::PutRequest) -> Answer<pb::PutResponse> {
+        node::Handle::put(self, request).await
+    }
+    async fn delete_range(&self, request: pb::DeleteRangeRequest) -> Answer<pb::DeleteRangeResponse> {
+        node::Handle::delete_range(self, request).await
+    }
+    async fn txn(&self, request: pb::TxnRequest) -> Answer<pb::TxnResponse> {
+        node::Handle::txn(self, request).await
+    }
+    async fn compact(&self, request: pb::CompactionRequest) -> Answer<pb::CompactionResponse> {
+        node::Handle::compact(self, request).await
+    }
+    async fn range(&self, request: pb::RangeRequest) -> Answer<pb::RangeResponse> {
+        node::Handle::range(self, request).await
+    }
+    async fn read_barrier(&self) -> Answer<()> {
+        node::Handle::read_barrier(self).await
+    }
+    fn range_local(&self, request: &pb::RangeRequest) -> Answer<pb::RangeResponse> {
+        node::Handle::range_local(self, request)
+    }
+    fn range_stream(
+        &self,
+        request: &pb::RangeRequest,
+        piece_bytes: usize,
+    ) -> Answer<impl Iterator<Item = Answer<pb::RangeStreamResponse>> + Send + 'static> {
+        node::Handle::reader(self).range_stream(request, piece_bytes)
+    }
+    async fn member_list(&self, request: pb::MemberListRequest) -> Answer<pb::MemberListResponse> {
+        node::Handle::member_list(self, request).await
+    }
+    async fn alarm(&self, request: pb::AlarmRequest) -> Answer<pb::AlarmResponse> {
+        node::Handle::alarm(self, request).await
+    }
+    async fn status(&self) -> Answer<pb::StatusResponse> {
+        node::Handle::status(self).await
+    }
+    async fn hash(&self) -> Answer<pb::HashResponse> {
+        node::Handle::hash(self).await
+    }
+    async fn hash_kv(&self, request: pb::HashKvRequest) -> Answer<pb::HashKvResponse> {
+        node::Handle::hash_kv(self, request).await
+    }
+    async fn move_leader(&self, request: pb::MoveLeaderRequest) -> Answer<pb::MoveLeaderResponse> {
+        node::Handle::move_leader(self, request).await
+    }
+    async fn lease_grant(&self, _: pb::LeaseGrantRequest) -> Answer<pb::LeaseGrantResponse> {
+        Err(api::error::EtcdError::NotCapable)
+    }
+    async fn lease_revoke(&self, _: pb::LeaseRevokeRequest) -> Answer<pb::LeaseRevokeResponse> {
+        Err(api::error::EtcdError::NotCapable)
+    }
+    fn lease_keep_alive_now(&self, _: i64) -> Option<pb::LeaseKeepAliveResponse> {
+        None
+    }
+    async fn lease_keep_alive(&self, _: i64) -> Answer<pb::LeaseKeepAliveResponse> {
+        Err(api::error::EtcdError::NotCapable)
+    }
+    async fn lease_time_to_live(&self, _: pb::LeaseTimeToLiveRequest) -> Answer<pb::LeaseTimeToLiveResponse> {
+        Err(api::error::EtcdError::NotCapable)
+    }
+    async fn lease_leases(&self) -> Answer<pb::LeaseLeasesResponse> {
+        Err(api::error::EtcdError::NotCapable)
+    }
+    type WatchRequests = Later;
+    type WatchResponses = Later;
+    fn watch(&self) -> (Later, Later) {
+        (Later, Later)
+    }
+    fn may_watch(&self, _: Option<&[u8]>, _: &[u8], _: &[u8]) -> Answer<()> {
+        Ok(())
+    }
+    fn header(&self, revision: i64) -> pb::ResponseHeader {
+        node::Handle::header(self, revision)
+    }
+    fn node_status(&self) -> NodeStatus {
+        node::Handle::node_status(self)
+    }
+    fn alarms(&self) -> Vec<pb::AlarmMember> {
+        node::Handle::alarms(self)
+    }
+    fn cluster_version(&self) -> Option<String> {
+        node::Handle::cluster_version(self)
+    }
+    fn storage_version(&self) -> String {
+        node::Handle::storage_version(self)
+    }
+    fn has_space_for(&self, cost_bytes: u64) -> bool {
+        node::Handle::has_space_for(self, cost_bytes)
+    }
+    fn raise_no_space(&self) {
+        node::Handle::raise_no_space(self)
+    }
+    fn has_leader(&self) -> bool {
+        node::Handle::has_leader(self)
+    }
+    fn metrics_text(&self) -> String {
+        node::Handle::metrics_text(self)
+    }
+}
+
+impl WatchRequests for Later {
+    async fn send(&self, _: pb::WatchRequest) -> Result<(), WatchClosed> {
+        Err(WatchClosed)
+    }
+    async fn refuse(&self, _: String) -> Result<(), WatchClosed> {
+        Err(WatchClosed)
+    }
+}
+
+impl WatchResponses for Later {
+    fn poll_next(&mut self, _: &mut Context<'_>) -> Poll<Option<Bytes>> {
+        Poll::Ready(None)
+    }
+}
+
+/// Stands in until the member has watches.
+pub struct Later;
