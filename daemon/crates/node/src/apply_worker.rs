@@ -1,5 +1,5 @@
-//! The thread that owns the state machine. Takes committed entries, applies them in order, then tells in this order: readers that wait
-//! for the index, clients that wait for their outcome, raft. Between batches it does a bounded piece of physical compaction.
+//! The thread that owns the state machine. Takes committed entries, applies them in order, then tells in this order: the watch hub,
+//! readers that wait for the index, clients that wait for their outcome, raft. Between batches it does a bounded piece of physical compaction.
 
 use std::{
     collections::VecDeque,
@@ -7,7 +7,7 @@ use std::{
     time::{Duration, Instant},
 };
 
-use api::{error::EtcdError, etcdserverpb::response_op::Response, mvccpb, raftpb};
+use api::{error::EtcdError, etcdserverpb::response_op::Response, mvccpb::Event, raftpb};
 use consensus::io::Input;
 use parking_lot::Mutex;
 use state_machine::{CompactProgress, LeaseChange, Outcome, Sink, StateMachine};
@@ -21,6 +21,7 @@ use crate::{
     peers,
     shared::{Shared, ToRaft},
     snapshots,
+    watches::{TellEvents, WatchDesk},
 };
 
 pub(crate) enum ToApply {
@@ -139,10 +140,15 @@ impl ApplyWorker {
     /// `entries` is not empty.
     fn apply_batch(&mut self, entries: &[Entry]) -> Applied {
         let started = Instant::now();
-        let mut told = Told::default();
-        self.machine.apply(entries, &mut told);
         let shared = &self.shared;
+        let mut told = Told::new(&shared.watch);
+        self.machine.apply(entries, &mut told);
         let last = entries.last().expect("a batch has an entry");
+        let reader = self.machine.reader();
+        let revision = reader.revision();
+        // First of all: whoever learns a revision may at once ask its watches whether they have it.
+        let compacted = told.compacted.then(|| reader.compact_revision());
+        shared.watch.applied(std::mem::take(&mut told.events), revision, compacted);
         if !told.conf_changes.is_empty() {
             shared.note_conf_state(self.machine.conf_state());
             peers::follow_members(&self.transport, &shared.config, &self.machine.reader());
@@ -150,7 +156,7 @@ impl ApplyWorker {
         if !told.leases.is_empty() {
             shared.leases.applied(shared, &told.leases);
         }
-        shared.revision.store(self.machine.reader().revision().0, Ordering::Release);
+        shared.revision.store(revision.0, Ordering::Release);
         shared.applied.store(last.index.0, Ordering::Release);
         shared.gate.advance(last.index);
         told.count(&shared.metrics);
@@ -201,7 +207,10 @@ impl ApplyWorker {
                 let shared = &self.shared;
                 shared.note_conf_state(conf_state);
                 peers::follow_members(&self.transport, &shared.config, &self.machine.reader());
-                shared.revision.store(self.machine.reader().revision().0, Ordering::Release);
+                let reader = self.machine.reader();
+                let (revision, compacted) = (reader.revision(), reader.compact_revision());
+                shared.watch.applied(TellEvents::default(), revision, Some(compacted));
+                shared.revision.store(revision.0, Ordering::Release);
                 shared.applied.store(position.index.0, Ordering::Release);
                 shared.gate.advance(position.index);
                 shared.raft.push(ToRaft::input(Input::SnapshotInstalled { position }));
@@ -209,7 +218,7 @@ impl ApplyWorker {
                 // The state that came may be amid a compaction of its own, and a waiter may wait for one that it has done.
                 self.compacting = true;
                 self.compaction_next = Instant::now();
-                shared.compacted.send_replace(self.machine.reader().compact_revision().0);
+                shared.compacted.send_replace(compacted.0);
                 shared.metrics.snapshots_installed.add(1);
                 info!(index = position.index.0, "installed snapshot");
             }
@@ -230,8 +239,9 @@ struct Applied {
 }
 
 /// Gathers what the state machine says while it applies a batch.
-#[derive(Default)]
-struct Told {
+struct Told<'a> {
+    watch: &'a WatchDesk,
+    events: TellEvents,
     outcomes: Vec<(u64, Result<Outcome, EtcdError>)>,
     conf_changes: Vec<(LogIndex, Option<raftpb::ConfChangeV2>)>,
     leases: Vec<LeaseChange>,
@@ -239,7 +249,19 @@ struct Told {
     over_quota: bool,
 }
 
-impl Told {
+impl Told<'_> {
+    fn new(watch: &WatchDesk) -> Told<'_> {
+        Told {
+            watch,
+            events: TellEvents::default(),
+            outcomes: Vec::new(),
+            conf_changes: Vec::new(),
+            leases: Vec::new(),
+            compacted: false,
+            over_quota: false,
+        }
+    }
+
     /// By request; operations of a txn count for themselves too.
     fn count(&self, metrics: &Metrics) {
         for outcome in self.outcomes.iter().filter_map(|(_, outcome)| outcome.as_ref().ok()) {
@@ -262,7 +284,7 @@ impl Told {
     }
 }
 
-impl Sink for Told {
+impl Sink for Told<'_> {
     fn outcome(&mut self, _index: LogIndex, request_id: u64, outcome: Result<Outcome, EtcdError>) {
         if matches!(outcome, Ok(Outcome::Compaction(_))) {
             self.compacted = true;
@@ -270,12 +292,13 @@ impl Sink for Told {
         self.outcomes.push((request_id, outcome));
     }
 
-    /// Watch is not served, so events are not built.
     fn wants_events(&self) -> bool {
-        false
+        self.watch.wants_events()
     }
 
-    fn events(&mut self, _revision: Revision, _events: Vec<mvccpb::Event>) {}
+    fn events(&mut self, revision: Revision, events: Vec<Event>) {
+        self.events.add(revision, events);
+    }
 
     fn lease(&mut self, change: LeaseChange) {
         self.leases.push(change);

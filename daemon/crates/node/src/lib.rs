@@ -29,6 +29,7 @@ mod read_gate;
 mod shared;
 mod snapshots;
 mod waiters;
+mod watches;
 
 use std::{
     net::TcpListener,
@@ -62,6 +63,7 @@ pub use config::{Fatal, NodeConfig};
 pub use consensus::LoadError;
 pub use handle::{Handle, NodeStatus};
 pub use shared::Leadership;
+pub use watches::{WatchClosed, WatchRequests, WatchResponses};
 
 use apply_worker::ApplyWorker;
 use lessor::LeaseDesk;
@@ -70,6 +72,7 @@ use metrics::Metrics;
 use read_gate::ReadGate;
 use shared::{Shared, ToRaft};
 use waiters::Waiters;
+use watches::WatchDesk;
 
 /// I/O threads for peers. Framing is cheap; two let a snapshot's checksums and a busy stream run beside each other.
 const PEER_THREADS: usize = 2;
@@ -110,6 +113,7 @@ pub struct Node {
     apply: JoinHandle<()>,
     keeper: JoinHandle<()>,
     lessor: JoinHandle<()>,
+    watches: [JoinHandle<()>; 2],
     runtime: Runtime,
 }
 
@@ -180,7 +184,8 @@ impl Node {
         runtime.spawn(peers::publish(Arc::downgrade(&shared)));
         runtime.spawn(peers::watch_versions(Arc::downgrade(&shared)));
         runtime.spawn(auto_compaction::run(Arc::downgrade(&shared)));
-        Ok(Node { shared, transport, raft, log, apply, keeper, lessor, runtime })
+        let watches = watches::start(&shared)?;
+        Ok(Node { shared, transport, raft, log, apply, keeper, lessor, watches, runtime })
     }
 
     pub fn handle(&self) -> Handle {
@@ -190,7 +195,7 @@ impl Node {
     /// Hands leadership over if this member leads, lets every thread finish what it has, and makes the state durable. The transfer is
     /// given an election timeout and a half; the rest takes as long as the disk does.
     pub fn stop(self) {
-        let Node { shared, transport, raft, log, apply, keeper, lessor, runtime } = self;
+        let Node { shared, transport, raft, log, apply, keeper, lessor, watches, runtime } = self;
         hand_over(&shared);
         shared.stopping.store(true, Ordering::Release);
         keeper.thread().unpark();
@@ -204,6 +209,10 @@ impl Node {
         join("log-writer", log);
         shared.apply.close();
         join("apply", apply);
+        shared.watch.stop();
+        for thread in watches {
+            join("watch", thread);
+        }
         transport.stop();
         shared.waiters.expire(Instant::now() + Duration::from_secs(1), api::error::EtcdError::Stopped);
         shared.gate.close();
@@ -343,6 +352,7 @@ impl Shared {
             waiters: Waiters::new(config.member, unix_ms),
             proposal_bytes: AtomicU64::new(0),
             gate: ReadGate::new(),
+            watch: WatchDesk::new(unix_ms),
             leases: LeaseDesk::new(config),
             metrics: Metrics::new(),
             reader: RwLock::new(machine.reader()),

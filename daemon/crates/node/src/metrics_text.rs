@@ -142,12 +142,40 @@ pub(crate) fn render(handle: &Handle) -> String {
         "Versions dropped by compaction.",
         metrics.compacted_rows.get(),
     );
+    count(
+        &mut out,
+        "cairn_read_rounds_total",
+        "Rounds begun here to confirm reads or leadership.",
+        shared.gate.rounds(),
+    );
     shared.leases.metrics.print(&mut out);
     count(
         &mut out,
         "cairn_snapshots_installed_total",
         "Whole states received from a leader and installed.",
         metrics.snapshots_installed.get(),
+    );
+    let watch = &shared.watch.gauges;
+    gauge(&mut out, "etcd_debugging_mvcc_watch_stream_total", "Open watch streams.", watch.streams() as f64);
+    gauge(&mut out, "etcd_debugging_mvcc_watcher_total", "Watchers.", watch.watchers() as f64);
+    gauge(
+        &mut out,
+        "etcd_debugging_mvcc_slow_watcher_total",
+        "Watchers that catch up, or whose client does not read.",
+        watch.slow_watchers() as f64,
+    );
+    count(&mut out, "etcd_debugging_mvcc_events_total", "Events sent to watchers.", watch.events());
+    gauge(
+        &mut out,
+        "etcd_debugging_mvcc_pending_events_total",
+        "Events that wait in the queues of watch streams.",
+        watch.pending_events() as f64,
+    );
+    gauge(
+        &mut out,
+        "cairn_watch_queued_bytes",
+        "Bytes of events that wait in the queues of watch streams.",
+        watch.queued_bytes() as f64,
     );
     gauge(
         &mut out,

@@ -29,6 +29,7 @@ use crate::{
     read_gate::ReadGate,
     snapshots::Outgoing,
     waiters::Waiters,
+    watches::WatchDesk,
 };
 
 /// To the raft loop, which owns the core.
@@ -86,6 +87,7 @@ pub(crate) struct Shared {
     /// Added by clients' threads, taken off by the raft loop; limited by [`PROPOSAL_BYTES_QUEUED_MAX`].
     pub(crate) proposal_bytes: AtomicU64,
     pub(crate) gate: ReadGate,
+    pub(crate) watch: WatchDesk,
     pub(crate) leases: LeaseDesk,
     pub(crate) metrics: Metrics,
     /// Swapped by the apply worker when a snapshot is installed.
