@@ -1,4 +1,4 @@
-//! The replicated state machine: what a committed entry does to keys, members and alarms, and how the result is read.
+//! The replicated state machine: what a committed entry does to keys, leases, members and alarms, and how the result is read.
 //!
 //! [`StateMachine`] owns the state and applies entries; [`Reader`]s read beside it. Rows go to a [`store::Store`] with the applied
 //! position in every batch; the index over them is in memory ([`index`]) and is rebuilt at start, from a checkpoint when there is
