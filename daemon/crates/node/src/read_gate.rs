@@ -76,6 +76,11 @@ impl ReadGate {
         if std::mem::replace(&mut state.asked, true) { Joined::Another(told) } else { Joined::First(told) }
     }
 
+    /// Rounds begun since the start.
+    pub(crate) fn rounds(&self) -> u64 {
+        self.next_ticket.load(Ordering::Relaxed) - 1
+    }
+
     /// Wants a round for what it says about leadership. True when the raft loop must be told.
     pub(crate) fn ask(&self) -> bool {
         let mut state = self.state.lock();

@@ -1,0 +1,245 @@
+//! Leases of whole members: real threads, logs, stores and sockets; only time is short.
+
+mod support;
+
+use std::{
+    sync::atomic::{AtomicBool, Ordering},
+    time::{Duration, Instant},
+};
+
+use api::{error::EtcdError, etcdserverpb as pb};
+use node::Handle;
+use support::*;
+use types::LeaseId;
+
+async fn grant(handle: &Handle, id: i64, ttl: i64) -> pb::LeaseGrantResponse {
+    let request = pb::LeaseGrantRequest { id, ttl };
+    handle.lease_grant(request).await.expect("a grant")
+}
+
+async fn keep_alive(handle: &Handle, id: i64) -> i64 {
+    handle.lease_keep_alive(id).await.expect("a keep-alive").ttl
+}
+
+async fn time_to_live(handle: &Handle, id: i64) -> pb::LeaseTimeToLiveResponse {
+    let request = pb::LeaseTimeToLiveRequest { id, keys: true };
+    handle.lease_time_to_live(request).await.expect("a time to live")
+}
+
+async fn put_with_lease(handle: &Handle, key: &str, lease: i64) {
+    let request =
+        pb::PutRequest { key: key.to_owned().into(), value: "v".into(), lease, ..Default::default() };
+    handle.put(request).await.expect("a put");
+}
+
+fn metric(handle: &Handle, name: &str) -> u64 {
+    let text = handle.metrics_text();
+    let line = text.lines().find_map(|line| line.strip_prefix(&format!("{name} ")));
+    line.and_then(|value| value.parse::<f64>().ok()).expect("the metric") as u64
+}
+
+fn exists(handle: &Handle, id: i64) -> bool {
+    handle.reader().lease(LeaseId(id)).is_some()
+}
+
+#[test]
+fn a_lease_lives_while_it_is_kept_alive_and_takes_its_keys_with_it() {
+    let cluster = Cluster::start(1);
+    let handle = cluster.handle(0);
+    block_on(async {
+        let granted = grant(&handle, 7, 1).await;
+        assert_eq!((granted.id, granted.ttl), (7, 1), "the answer says what was granted");
+        let chosen = grant(&handle, 0, 60).await;
+        assert!(chosen.id > 0);
+        assert_eq!(
+            handle.lease_grant(pb::LeaseGrantRequest { id: 7, ttl: 5 }).await,
+            Err(EtcdError::LeaseExist)
+        );
+        put_with_lease(&handle, "a", 7).await;
+        put_with_lease(&handle, "b", 7).await;
+        let until = Instant::now() + Duration::from_secs(4);
+        while Instant::now() < until {
+            assert_eq!(keep_alive(&handle, 7).await, 1);
+            assert!(handle.lease_keep_alive_now(7).is_some());
+            tokio::time::sleep(Duration::from_millis(200)).await;
+        }
+        let lives = time_to_live(&handle, 7).await;
+        assert_eq!((lives.granted_ttl, lives.keys.len()), (1, 2));
+        let listed = handle.lease_leases().await.expect("a list").leases;
+        assert_eq!(listed.iter().map(|lease| lease.id).collect::<Vec<_>>(), [7, chosen.id], "by their ends");
+        let revision = handle.header(0).revision;
+        wait("the lease to end", || !exists(&handle, 7)).await;
+        assert_eq!(handle.header(0).revision, revision + 1, "its keys go under one revision");
+        assert_eq!(get(&handle, "a").await, Ok(None));
+        assert_eq!(keep_alive(&handle, 7).await, 0);
+        let over = time_to_live(&handle, 7).await;
+        assert_eq!((over.id, over.ttl, over.granted_ttl), (7, -1, 0));
+        assert_eq!(metric(&handle, "etcd_debugging_server_lease_expired_total"), 1);
+        assert_eq!(metric(&handle, "etcd_debugging_lease_granted_total"), 2);
+        assert!(metric(&handle, "etcd_debugging_lease_renewed_total") >= 20);
+    });
+}
+
+/// Regression LE03.
+#[test]
+fn concurrent_revoke_of_one_lease() {
+    let cluster = Cluster::start(3);
+    let handles = cluster.handles();
+    block_on(async {
+        for round in 1..=20 {
+            grant(&handles[0], round, 60).await;
+            put_with_lease(&handles[0], "k", round).await;
+            let revision = handles[0].header(0).revision;
+            let revokes = handles.iter().map(|handle| {
+                let handle = handle.clone();
+                tokio::spawn(async move { handle.lease_revoke(pb::LeaseRevokeRequest { id: round }).await })
+            });
+            let mut won = 0;
+            for revoke in revokes.collect::<Vec<_>>() {
+                match revoke.await.expect("no panic") {
+                    Ok(revoked) => {
+                        assert_eq!(revoked.header.expect("a header").revision, revision + 1);
+                        won += 1;
+                    }
+                    Err(error) => assert_eq!(error, EtcdError::LeaseNotFound),
+                }
+            }
+            assert_eq!(won, 1, "one of them revoked it");
+        }
+    });
+}
+
+#[test]
+fn a_follower_passes_keep_alives_on_and_learns_the_end_of_a_lease() {
+    let cluster = Cluster::start(3);
+    block_on(async {
+        let leader = cluster.leader().await;
+        let follower = cluster.handle((leader + 1) % 3);
+        let leader = cluster.handle(leader);
+        let granted = grant(&follower, 0, 2).await;
+        put_with_lease(&follower, "k", granted.id).await;
+        let until = Instant::now() + Duration::from_secs(5);
+        while Instant::now() < until {
+            assert_eq!(keep_alive(&follower, granted.id).await, granted.ttl);
+            assert!(
+                follower.lease_keep_alive_now(granted.id).is_none(),
+                "only the leader answers from memory"
+            );
+            tokio::time::sleep(Duration::from_millis(300)).await;
+        }
+        let lives = time_to_live(&follower, granted.id).await;
+        assert_eq!((lives.granted_ttl, lives.keys.len()), (granted.ttl, 1));
+        assert_eq!(
+            lives.header.expect("a header").member_id,
+            follower.node_status().member.0,
+            "the header is of whoever was asked"
+        );
+        wait("the lease to end", || !exists(&leader, granted.id)).await;
+        assert_eq!(keep_alive(&follower, granted.id).await, 0);
+        assert_eq!(time_to_live(&follower, granted.id).await.ttl, -1);
+    });
+}
+
+/// Regression LE07.
+#[test]
+fn keepalive_without_quorum_round() {
+    let cluster = Cluster::start(3);
+    block_on(async {
+        let leader = cluster.leader().await;
+        let handle = cluster.handle(leader);
+        grant(&handle, 7, 60).await;
+        assert_eq!(keep_alive(&handle, 7).await, 60);
+        let before = metric(&handle, "cairn_read_rounds_total");
+        let began = Instant::now();
+        let mut answered = 0u64;
+        for _ in 0..100_000 {
+            answered += u64::from(handle.lease_keep_alive_now(7).is_some());
+        }
+        let rounds = metric(&handle, "cairn_read_rounds_total") - before;
+        let thirds = began.elapsed().as_millis() as u64 / (ELECTION.as_millis() as u64 / 3);
+        assert!(answered > 0);
+        assert!(rounds <= thirds + 2, "{rounds} rounds for {answered} keep-alives in {:?}", began.elapsed());
+    });
+}
+
+/// A leader that is killed takes its memory with it: its successor gives every lease its time anew.
+#[test]
+fn a_lease_survives_its_leader() {
+    let cluster = Cluster::start(3);
+    block_on(async {
+        let leader = cluster.leader().await;
+        let survivor = cluster.handle((leader + 1) % 3);
+        let granted = grant(&survivor, 0, 4).await;
+        put_with_lease(&survivor, "k", granted.id).await;
+        let stop = AtomicBool::new(false);
+        let kept = async {
+            let mut answers = 0;
+            while !stop.load(Ordering::Relaxed) {
+                match survivor.lease_keep_alive(granted.id).await {
+                    Ok(answer) => {
+                        assert_eq!(answer.ttl, granted.ttl, "a lease that is kept alive is never lost");
+                        answers += 1;
+                    }
+                    Err(error) => {
+                        assert!(matches!(error, EtcdError::NoLeader | EtcdError::Timeout), "{error}")
+                    }
+                }
+                tokio::time::sleep(Duration::from_millis(50)).await;
+            }
+            answers
+        };
+        let killed = async {
+            let asked = {
+                let survivor = survivor.clone();
+                tokio::spawn(async move {
+                    // Regression LE06: a question over a change of leader gets its answer.
+                    for _ in 0..100 {
+                        let lives = time_to_live(&survivor, granted.id).await;
+                        assert!(lives.ttl >= 0 && lives.granted_ttl == granted.ttl, "{lives:?}");
+                        tokio::time::sleep(Duration::from_millis(30)).await;
+                    }
+                })
+            };
+            tokio::time::sleep(Duration::from_millis(500)).await;
+            cluster.cut_off(leader);
+            asked.await.expect("every question was answered");
+            stop.store(true, Ordering::Relaxed);
+        };
+        let (answers, ()) = tokio::join!(kept, killed);
+        assert!(answers > 10, "{answers} keep-alives");
+        wait("another leader", || survivor.node_status().leader.0 != cluster.member(leader).id.0).await;
+        wait("the lease to end", || !exists(&survivor, granted.id)).await;
+    });
+}
+
+/// Regression LE01: a leader that nobody hears any more revokes nothing, and gives no time to anybody either.
+#[test]
+fn old_leader_cannot_revoke() {
+    let cluster = Cluster::start(3);
+    block_on(async {
+        let old = cluster.leader().await;
+        let deposed = cluster.handle(old);
+        let survivor = cluster.handle((old + 1) % 3);
+        grant(&deposed, 7, 2).await;
+        put_with_lease(&deposed, "k", 7).await;
+        cluster.cut_off(old);
+        wait("another leader", || {
+            let leader = survivor.node_status().leader;
+            !leader.is_none() && leader != cluster.member(old).id
+        })
+        .await;
+        let until = Instant::now() + Duration::from_secs(6);
+        while Instant::now() < until {
+            assert_eq!(keep_alive(&survivor, 7).await, 2);
+            assert!(deposed.lease_keep_alive_now(7).is_none(), "its leadership is confirmed by nobody");
+            assert!(exists(&deposed, 7), "it has revoked nothing");
+            tokio::time::sleep(Duration::from_millis(200)).await;
+        }
+        assert_eq!(metric(&deposed, "etcd_debugging_server_lease_expired_total"), 0);
+        cluster.connect(old);
+        wait("the old leader to follow", || deposed.node_status().leader == survivor.node_status().leader)
+            .await;
+        assert_eq!(get(&deposed, "k").await, Ok(Some("v".to_owned())));
+        assert_eq!(keep_alive(&deposed, 7).await, 2, "through the new leader");
+    });
+}
