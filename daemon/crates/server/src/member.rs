@@ -55,28 +55,31 @@ impl Backend for node::Handle {
     async fn move_leader(&self, request: pb::MoveLeaderRequest) -> Answer<pb::MoveLeaderResponse> {
         node::Handle::move_leader(self, request).await
     }
-    async fn lease_grant(&self, _: pb::LeaseGrantRequest) -> Answer<pb::LeaseGrantResponse> {
-        Err(api::error::EtcdError::NotCapable)
+    async fn lease_grant(&self, request: pb::LeaseGrantRequest) -> Answer<pb::LeaseGrantResponse> {
+        node::Handle::lease_grant(self, request).await
     }
-    async fn lease_revoke(&self, _: pb::LeaseRevokeRequest) -> Answer<pb::LeaseRevokeResponse> {
-        Err(api::error::EtcdError::NotCapable)
+    async fn lease_revoke(&self, request: pb::LeaseRevokeRequest) -> Answer<pb::LeaseRevokeResponse> {
+        node::Handle::lease_revoke(self, request).await
     }
-    fn lease_keep_alive_now(&self, _: i64) -> Option<pb::LeaseKeepAliveResponse> {
-        None
+    fn lease_keep_alive_now(&self, id: i64) -> Option<pb::LeaseKeepAliveResponse> {
+        node::Handle::lease_keep_alive_now(self, id)
     }
-    async fn lease_keep_alive(&self, _: i64) -> Answer<pb::LeaseKeepAliveResponse> {
-        Err(api::error::EtcdError::NotCapable)
+    async fn lease_keep_alive(&self, id: i64) -> Answer<pb::LeaseKeepAliveResponse> {
+        node::Handle::lease_keep_alive(self, id).await
     }
-    async fn lease_time_to_live(&self, _: pb::LeaseTimeToLiveRequest) -> Answer<pb::LeaseTimeToLiveResponse> {
-        Err(api::error::EtcdError::NotCapable)
+    async fn lease_time_to_live(
+        &self,
+        request: pb::LeaseTimeToLiveRequest,
+    ) -> Answer<pb::LeaseTimeToLiveResponse> {
+        node::Handle::lease_time_to_live(self, request).await
     }
     async fn lease_leases(&self) -> Answer<pb::LeaseLeasesResponse> {
-        Err(api::error::EtcdError::NotCapable)
+        node::Handle::lease_leases(self).await
     }
-    type WatchRequests = Later;
-    type WatchResponses = Later;
-    fn watch(&self) -> (Later, Later) {
-        (Later, Later)
+    type WatchRequests = node::WatchRequests;
+    type WatchResponses = node::WatchResponses;
+    fn watch(&self) -> (node::WatchRequests, node::WatchResponses) {
+        node::Handle::watch(self)
     }
     fn may_watch(&self, _: Option<&[u8]>, _: &[u8], _: &[u8]) -> Answer<()> {
         Ok(())
@@ -110,20 +113,17 @@ impl Backend for node::Handle {
     }
 }
 
-impl WatchRequests for Later {
-    async fn send(&self, _: pb::WatchRequest) -> Result<(), WatchClosed> {
-        Err(WatchClosed)
+impl WatchRequests for node::WatchRequests {
+    async fn send(&self, request: pb::WatchRequest) -> Result<(), WatchClosed> {
+        node::WatchRequests::send(self, request).await.map_err(|_| WatchClosed)
     }
-    async fn refuse(&self, _: String) -> Result<(), WatchClosed> {
-        Err(WatchClosed)
-    }
-}
-
-impl WatchResponses for Later {
-    fn poll_next(&mut self, _: &mut Context<'_>) -> Poll<Option<Bytes>> {
-        Poll::Ready(None)
+    async fn refuse(&self, reason: String) -> Result<(), WatchClosed> {
+        node::WatchRequests::refuse(self, reason).await.map_err(|_| WatchClosed)
     }
 }
 
-/// Stands in until the member has watches.
-pub struct Later;
+impl WatchResponses for node::WatchResponses {
+    fn poll_next(&mut self, cx: &mut Context<'_>) -> Poll<Option<Bytes>> {
+        node::WatchResponses::poll_next(self, cx)
+    }
+}

@@ -3,20 +3,17 @@
 use std::sync::Arc;
 
 use api::etcdserverpb as pb;
-use state_machine::validate;
+use state_machine::{lease_cost, validate};
 use tonic::Status;
 
 use super::kv;
 use crate::{backend::Backend, edge::Edge};
 
-/// What a lease is taken to cost when there is room for it or not; etcd's number.
-const GRANT_COST_BYTES: u64 = 64;
-
 pub(super) async fn grant<B: Backend>(
     edge: &Arc<Edge<B>>,
     request: pb::LeaseGrantRequest,
 ) -> Result<pb::LeaseGrantResponse, Status> {
-    kv::check_space(edge, GRANT_COST_BYTES)?;
+    kv::check_space(edge, lease_cost(&request))?;
     validate::lease_grant(&request)?;
     Ok(edge.backend.lease_grant(request).await?)
 }
