@@ -144,10 +144,14 @@ fn text(options: &Options, outcome: &Outcome) -> String {
         plural(options.threads, "thread"),
     );
     say(format_args!("bench {}: {clients}, {connections}, {threads}, {pace}, {until}", options.kind));
-    say(format_args!(
-        "keys: {} of {} bytes, values of {} bytes",
-        options.key_space, options.key_bytes, options.value_bytes
-    ));
+    if options.weights.iter().all(|(operation, _)| *operation == Operation::Grant) {
+        say(format_args!("leases of {}s", options.ttl));
+    } else {
+        say(format_args!(
+            "keys: {} of {} bytes, values of {} bytes",
+            options.key_space, options.key_bytes, options.value_bytes
+        ));
+    }
     say(format_args!(""));
     say(format_args!("{}", table_head()));
     let mut row = |name: &str, tally: &Tally| {

@@ -12,6 +12,8 @@ use tokio_rustls::TlsAcceptor;
 #[derive(Clone)]
 pub enum Answer {
     Messages(Vec<Bytes>),
+    /// Each request of a stream has these answers, at once; the stream ends when the client ends it.
+    Each(fn(&[u8]) -> Vec<Bytes>),
     Status(i32, &'static str),
     /// The connection breaks when the request arrives.
     Hangup,
@@ -99,9 +101,49 @@ async fn serve(
         let answer = answers.get(method.as_str()).cloned();
         match answer.unwrap_or(Answer::Status(12, "unknown method")) {
             Answer::Hangup => return,
+            Answer::Each(each) => drop(tokio::spawn(converse(request.into_body(), reply, each))),
             answer => drop(tokio::spawn(respond(request.into_body(), reply, answer))),
         }
     }
+}
+
+/// A stream of requests.
+async fn converse(
+    mut body: h2::RecvStream,
+    mut reply: h2::server::SendResponse<Bytes>,
+    each: fn(&[u8]) -> Vec<Bytes>,
+) {
+    let head = http::Response::builder().header("content-type", "application/grpc");
+    let Ok(mut stream) = reply.send_response(head.body(()).expect("a response"), false) else { return };
+    let mut arrived = BytesMut::new();
+    while let Some(Ok(chunk)) = body.data().await {
+        let _ = body.flow_control().release_capacity(chunk.len());
+        arrived.extend_from_slice(&chunk);
+        while let Some(len) =
+            arrived.get(1..5).map(|len| u32::from_be_bytes(len.try_into().expect("four bytes")))
+        {
+            if arrived.len() < 5 + len as usize {
+                break;
+            }
+            let request = arrived.split_to(5 + len as usize);
+            each(&request[5..]).iter().for_each(|message| drop(stream.send_data(framed(message), false)));
+        }
+    }
+    let _ = stream.send_trailers(success());
+}
+
+fn framed(message: &Bytes) -> Bytes {
+    let mut frame = BytesMut::new();
+    frame.put_u8(0);
+    frame.put_u32(message.len() as u32);
+    frame.extend_from_slice(message);
+    frame.freeze()
+}
+
+fn success() -> http::HeaderMap {
+    let mut trailers = http::HeaderMap::new();
+    trailers.insert("grpc-status", http::HeaderValue::from_static("0"));
+    trailers
 }
 
 async fn respond(mut body: h2::RecvStream, mut reply: h2::server::SendResponse<Bytes>, answer: Answer) {
@@ -110,7 +152,7 @@ async fn respond(mut body: h2::RecvStream, mut reply: h2::server::SendResponse<B
     }
     let head = || http::Response::builder().header("content-type", "application/grpc");
     match answer {
-        Answer::Hangup => {}
+        Answer::Hangup | Answer::Each(_) => unreachable!("handled before"),
         Answer::Silence => std::future::pending().await,
         Answer::Status(code, text) => {
             let response =
@@ -122,15 +164,9 @@ async fn respond(mut body: h2::RecvStream, mut reply: h2::server::SendResponse<B
                 return;
             };
             for message in messages {
-                let mut frame = BytesMut::new();
-                frame.put_u8(0);
-                frame.put_u32(message.len() as u32);
-                frame.extend_from_slice(&message);
-                let _ = stream.send_data(frame.freeze(), false);
+                let _ = stream.send_data(framed(&message), false);
             }
-            let mut trailers = http::HeaderMap::new();
-            trailers.insert("grpc-status", http::HeaderValue::from_static("0"));
-            let _ = stream.send_trailers(trailers);
+            let _ = stream.send_trailers(success());
         }
     }
 }

@@ -4,6 +4,7 @@
 //! `CAIRN_COMPAT_SERVER` names another server binary with etcd's flags (cairnd) to run both tools against.
 //! What differs on purpose is in `differences.rs`, each with its reason.
 
+mod bench;
 mod crafted;
 mod differences;
 mod fake;

@@ -65,7 +65,7 @@ fn ttl(options: &Options) -> Result<()> {
 pub fn grant(matches: &ArgMatches) -> Result<Options> {
     let options = Options::read("lease grant", matches)?;
     ttl(&options)?;
-    Ok(Options { sequential: true, key_space: u64::MAX, ..options })
+    Ok(Options { sequential: true, key_space: 1, ..options })
 }
 
 /// `key_space` is the number of leases.
