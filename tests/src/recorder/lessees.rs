@@ -9,7 +9,7 @@ use std::{
     time::Duration,
 };
 
-use anyhow::{Context, Result};
+use anyhow::{Context, Result, ensure};
 use api::etcdserverpb::{
     LeaseGrantRequest, LeaseKeepAliveRequest, LeaseKeepAliveResponse, LeaseRevokeRequest,
     LeaseTimeToLiveRequest, LeaseTimeToLiveResponse, PutRequest, kv_client::KvClient,
@@ -47,14 +47,20 @@ pub struct Lessees {
 pub struct KeptAlive {
     stop: Arc<AtomicBool>,
     answers: Arc<AtomicU64>,
+    gone: Arc<AtomicBool>,
     thread: Option<std::thread::JoinHandle<()>>,
 }
 
 impl KeptAlive {
-    /// Waits for so many more renewals.
-    pub fn go_on(&self, more: u64) -> Result<()> {
-        let goal = self.answers.load(Ordering::Acquire) + more;
-        wait_for("renewals", || (self.answers.load(Ordering::Acquire) >= goal).then_some(()))
+    /// Waits until each of them was renewed so many times more; an error as soon as a client is told that its lease is gone.
+    pub fn go_on(all: &[KeptAlive], more: u64) -> Result<()> {
+        let answers = |lease: &KeptAlive| lease.answers.load(Ordering::Acquire);
+        let gone = || all.iter().any(|lease| lease.gone.load(Ordering::Acquire));
+        let goals: Vec<u64> = all.iter().map(|lease| answers(lease) + more).collect();
+        let renewed = || all.iter().zip(&goals).all(|(lease, goal)| answers(lease) >= *goal);
+        wait_for("renewals", || (renewed() || gone()).then_some(()))?;
+        ensure!(!gone(), "a lease that is kept alive is gone");
+        Ok(())
     }
 }
 
@@ -154,7 +160,8 @@ impl Lessees {
     pub fn keep_alive(&self, endpoints: &[String], id: i64, every: Duration) -> KeptAlive {
         let stop = Arc::new(AtomicBool::new(false));
         let answers = Arc::new(AtomicU64::new(0));
-        let (me, stopped, answered) = (self.clone(), stop.clone(), answers.clone());
+        let gone = Arc::new(AtomicBool::new(false));
+        let (me, stopped, answered, ended) = (self.clone(), stop.clone(), answers.clone(), gone.clone());
         let endpoints = endpoints.to_vec();
         let thread = std::thread::spawn(move || {
             let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build();
@@ -166,7 +173,7 @@ impl Lessees {
                     let Ok(mut stream) = Renewals::open(endpoint) else { continue };
                     while !stopped.load(Ordering::Acquire) {
                         match me.renewed(endpoint, &mut stream, id).await {
-                            Ok(0) => return,
+                            Ok(0) => return ended.store(true, Ordering::Release),
                             Ok(_) => answered.fetch_add(1, Ordering::AcqRel),
                             Err(_) => break,
                         };
@@ -176,7 +183,7 @@ impl Lessees {
                 }
             });
         });
-        KeptAlive { stop, answers, thread: Some(thread) }
+        KeptAlive { stop, answers, gone, thread: Some(thread) }
     }
 }
 
