@@ -25,5 +25,5 @@ mod tree;
 pub use events::{Previous, RevisionEvents};
 pub use gauges::Gauges;
 pub use hub::{Hub, HubConfig, ReadJob, Request, Slice, StoreNow};
-pub use queue::{Door, StreamQueue, WatchClosed};
+pub use queue::{Door, QueueLimits, StreamQueue, WatchClosed};
 pub use responses::{Face, Responses};

@@ -22,15 +22,29 @@ use crate::{
 
 /// Items that may wait. etcd's channel has 128 responses, one for each watcher; ours hold a revision for all of a stream's watchers alike,
 /// and two thousand are what an undisturbed member writes in a tenth of a second.
-pub(crate) const ITEMS_MAX: usize = 2048;
+pub const QUEUE_ITEMS_MAX: usize = 2048;
 
 /// Bytes of events that may wait for one stream: several round trips of a fast connection. One event that is larger is still queued when
 /// nothing else is.
-pub(crate) const BYTES_MAX: usize = 1024 * 1024;
+pub const QUEUE_BYTES_MAX: usize = 1024 * 1024;
 
 /// Bytes of events that may wait for all streams together. Past it a stream gets events only while its queue is empty: a thousand clients
 /// that stopped at different moments hold no more than this and one event each.
-pub(crate) const ALL_BYTES_MAX: usize = 256 * 1024 * 1024;
+pub const ALL_QUEUES_BYTES_MAX: usize = 256 * 1024 * 1024;
+
+/// How much may wait. Tests take less, to get there.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct QueueLimits {
+    pub items: usize,
+    pub bytes: usize,
+    pub all_bytes: usize,
+}
+
+impl Default for QueueLimits {
+    fn default() -> Self {
+        QueueLimits { items: QUEUE_ITEMS_MAX, bytes: QUEUE_BYTES_MAX, all_bytes: ALL_QUEUES_BYTES_MAX }
+    }
+}
 
 /// Requests of one stream that are not answered, by weight: about 500 small ones. The stream is not read further past it, so a client that
 /// creates watches and reads no replies stops itself.
@@ -147,6 +161,7 @@ struct State {
 #[derive(Debug)]
 pub struct StreamQueue {
     id: u64,
+    limits: QueueLimits,
     gauges: Arc<Gauges>,
     state: Mutex<State>,
 }
@@ -155,8 +170,8 @@ pub struct StreamQueue {
 pub(crate) struct Full;
 
 impl StreamQueue {
-    pub fn new(id: u64, gauges: Arc<Gauges>) -> StreamQueue {
-        StreamQueue { id, gauges, state: Mutex::new(State::default()) }
+    pub fn new(id: u64, limits: QueueLimits, gauges: Arc<Gauges>) -> StreamQueue {
+        StreamQueue { id, limits, gauges, state: Mutex::new(State::default()) }
     }
 
     pub fn id(&self) -> u64 {
@@ -196,9 +211,9 @@ impl StreamQueue {
         if state.items.is_empty() {
             return false;
         }
-        state.items.len() >= ITEMS_MAX
-            || state.bytes >= BYTES_MAX
-            || self.gauges.queued_bytes() >= ALL_BYTES_MAX
+        state.items.len() >= self.limits.items
+            || state.bytes >= self.limits.bytes
+            || self.gauges.queued_bytes() >= self.limits.all_bytes
     }
 
     fn push(&self, state: &mut State, item: Item) -> Option<Waker> {
@@ -240,13 +255,13 @@ impl StreamQueue {
     /// Whether half of the queue is free; if not, the door will tell when it is.
     pub(crate) fn has_half(&self) -> bool {
         let mut state = self.state.lock();
-        let is_half_empty = Self::is_half_empty(&state);
+        let is_half_empty = self.is_half_empty(&state);
         state.blocked |= !is_half_empty;
         is_half_empty
     }
 
-    fn is_half_empty(state: &State) -> bool {
-        state.items.len() <= ITEMS_MAX / 2 && state.bytes <= BYTES_MAX / 2
+    fn is_half_empty(&self, state: &State) -> bool {
+        state.items.len() <= self.limits.items / 2 && state.bytes <= self.limits.bytes / 2
     }
 
     /// For the reader: moves about a chunk's worth of items out, or waits. False at the end.
@@ -284,7 +299,7 @@ impl StreamQueue {
         state.bytes -= bytes;
         state.admitted -= answered.min(state.admitted);
         let sender = if answered > 0 { state.sender.take() } else { None };
-        let drained = state.blocked && Self::is_half_empty(&state);
+        let drained = state.blocked && self.is_half_empty(&state);
         if drained {
             state.blocked = false;
         }

@@ -244,7 +244,10 @@ impl Responses {
                 let Item::Delivery(next) = item else { break };
                 let same = Arc::ptr_eq(&next.ids, &ids) && next.previous == first.previous;
                 len += if same { delivered_len(next) } else { 0 };
-                if !same || len > MERGED_BYTES_MAX || count + 1 >= MERGED_REVISIONS_MAX {
+                if !same
+                    || len > MERGED_BYTES_MAX.min(self.face.fragment_bytes / 2)
+                    || count + 1 >= MERGED_REVISIONS_MAX
+                {
                     break;
                 }
                 header = header.max(next.header);

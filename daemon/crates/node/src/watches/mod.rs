@@ -22,7 +22,7 @@ use std::{
 use api::{etcdserverpb as pb, etcdserverpb::watch_request::RequestUnion, mvccpb::Event};
 use bytes::Bytes;
 use types::{Revision, limits};
-use watch::{Door, Face, Gauges, Request, Responses, StreamQueue};
+use watch::{Door, Face, Gauges, QueueLimits, Request, Responses, StreamQueue};
 
 use crate::{handle::Handle, shared::Shared};
 use inbox::{Asked, Inbox, Told};
@@ -133,7 +133,7 @@ impl Handle {
         let shared = &self.shared;
         let desk = &shared.watch;
         let id = desk.streams_opened.fetch_add(1, Ordering::Relaxed);
-        let queue = Arc::new(StreamQueue::new(id, desk.gauges.clone()));
+        let queue = Arc::new(StreamQueue::new(id, QueueLimits::default(), desk.gauges.clone()));
         desk.inbox.ask(Asked::Open(queue.clone()));
         let fragment_bytes = shared.config.max_request_bytes.saturating_add(limits::GRPC_OVERHEAD_BYTES);
         let face = Face {

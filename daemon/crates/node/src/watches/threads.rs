@@ -17,8 +17,9 @@ use watch::{Hub, HubConfig, Previous, ReadJob, Request, RevisionEvents, Slice, S
 use super::inbox::{Asked, Told};
 use crate::shared::Shared;
 
-/// Revisions fed from memory between two looks at the inbox: well under a millisecond for few watchers.
-const WORK_REVISIONS: usize = 1024;
+/// Revisions fed from memory between two looks at the inbox: well under a millisecond for few watchers, and a few if a previous version is
+/// read from the store for each.
+const WORK_REVISIONS: usize = 256;
 
 /// Revisions of a batch after which readers are woken although the batch goes on.
 const WAKE_REVISIONS: usize = 64;
@@ -52,7 +53,7 @@ pub(crate) fn run_hub(shared: Arc<Shared>, reads: Sender<ReadJob>) {
         let now_ms = started.elapsed().as_millis() as u64;
         answer(&shared, &mut hub, &mut asked, now_ms);
         hub.tick(now_ms);
-        has_work = hub.work(WORK_REVISIONS);
+        has_work = hub.work(WORK_REVISIONS, &store);
         if let Some(job) = hub.next_read() {
             // One job at a time: there is room. Without the other thread the process is ending.
             let _ = reads.send(job);

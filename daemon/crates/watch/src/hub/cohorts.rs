@@ -12,25 +12,20 @@ use types::{KeyRange, Revision};
 
 use super::{FutureKey, Group, Hub, Options, Picks, Place, StreamId};
 use crate::{
-    events::RevisionEvents,
+    events::{Previous, RevisionEvents},
     gauges::Gauges,
-    queue::{self, Delivery, Full, Reply},
+    queue::{Delivery, Full, Reply},
     ranges::{GroupId, RangeId},
 };
 
 pub(super) type CohortId = u64;
 
-/// Revisions in a slice: as many as half a queue holds, since that is the room that is waited for.
-pub const SLICE_REVISIONS_MAX: usize = queue::ITEMS_MAX / 2;
-/// Bytes in a slice, for the same reason.
-pub const SLICE_BYTES_MAX: usize = queue::BYTES_MAX / 2;
-
 /// Cohorts that one slice serves, looked at and chosen.
 const SHARERS_LOOKED_AT_MAX: usize = 4096;
 /// Single keys that different cohorts may bring into one slice: each is one look-up.
 const SHARED_KEYS_MAX: usize = 512;
-/// How far ahead of the slice's beginning a cohort may be to be served by it: what a slice holds at most.
-const SHARED_REVISIONS: i64 = SLICE_REVISIONS_MAX as i64;
+/// How far ahead of the slice's beginning a cohort may be to be served by it: what a slice of many small revisions holds.
+const SHARED_REVISIONS: i64 = 1024;
 
 /// Slices that are read and not yet handed out: one is handed out while the next is read.
 const SLICES_MAX: usize = 2;
@@ -251,8 +246,9 @@ impl Hub {
         }
     }
 
-    /// Feeds cohorts from memory, in turn, a bounded number of revisions each. True when there is more to do.
-    pub fn work(&mut self, revisions_max: usize) -> bool {
+    /// Feeds cohorts from memory, in turn, a bounded number of revisions each. True when there is more to do. `previous` is for recent
+    /// events that nobody wanted with previous versions when they were told.
+    pub fn work(&mut self, revisions_max: usize, previous: &dyn Previous) -> bool {
         /// One turn of one cohort.
         const TURN: usize = 128;
         let mut left = revisions_max;
@@ -264,13 +260,13 @@ impl Hub {
             }
             let turn = TURN.min(left);
             // Even one with nothing to feed costs a step.
-            left -= self.feed(id, turn).max(1);
+            left -= self.feed(id, turn, previous).max(1);
         }
         !self.ready.is_empty()
     }
 
     /// Answers how many revisions it was fed.
-    fn feed(&mut self, id: CohortId, turn: usize) -> usize {
+    fn feed(&mut self, id: CohortId, turn: usize, previous: &dyn Previous) -> usize {
         let mut fed = 0;
         loop {
             let cohort = &self.cohorts[&id];
@@ -302,7 +298,7 @@ impl Hub {
                 return fed;
             };
             fed += 1;
-            let fits = self.feed_one(id, &events, header);
+            let fits = self.feed_one(id, &events, header, previous);
             let cohort = self.cohort_mut(id);
             if !fits {
                 cohort.next = events.revision;
@@ -315,7 +311,13 @@ impl Hub {
     }
 
     /// False when there was no room; then nothing of the revision is queued.
-    fn feed_one(&mut self, id: CohortId, events: &Arc<RevisionEvents>, header: Revision) -> bool {
+    fn feed_one(
+        &mut self,
+        id: CohortId,
+        events: &Arc<RevisionEvents>,
+        header: Revision,
+        previous: &dyn Previous,
+    ) -> bool {
         let cohort = &self.cohorts[&id];
         let mut deliveries: Vec<Delivery> = Vec::new();
         let mut hits = std::mem::take(&mut self.hits);
@@ -339,6 +341,9 @@ impl Hub {
                 let group = &mut self.groups[*group as usize];
                 if let Some(pick) = picks.get(group.options) {
                     group.active = true;
+                    if group.options.has(Options::PREVIOUS) {
+                        events.fill_previous(previous);
+                    }
                     deliveries.push(group.delivery(events, pick, header));
                 }
             }
@@ -508,8 +513,9 @@ impl Hub {
             to: self.current,
             ranges: wanted.keys().map(|range| self.ranges.get(*range).range.clone()).collect(),
             previous,
-            revisions_max: SLICE_REVISIONS_MAX,
-            bytes_max: SLICE_BYTES_MAX,
+            // Half a queue is the room that was waited for.
+            revisions_max: self.config.queue.items / 2,
+            bytes_max: self.config.queue.bytes / 2,
         }
     }
 

@@ -7,8 +7,6 @@
 mod cohorts;
 mod progress;
 mod requests;
-#[cfg(test)]
-mod tests;
 
 use std::{
     collections::{BTreeMap, BTreeSet, HashMap, VecDeque},
@@ -24,7 +22,7 @@ use types::Revision;
 use crate::{
     events::{Pick, Previous, RevisionEvents},
     gauges::Gauges,
-    queue::{Delivery, Full, Reply, StreamQueue},
+    queue::{Delivery, Full, QueueLimits, Reply, StreamQueue},
     ranges::{GroupId, RangeId, Ranges},
     ring::Ring,
 };
@@ -47,6 +45,8 @@ pub struct HubConfig {
     pub progress_interval_ms: u64,
     pub ring_bytes_max: usize,
     pub ring_revisions_max: usize,
+    /// Of the queues that are opened here.
+    pub queue: QueueLimits,
 }
 
 impl HubConfig {
@@ -56,6 +56,7 @@ impl HubConfig {
             progress_interval_ms,
             ring_bytes_max: RING_BYTES_MAX,
             ring_revisions_max: RING_REVISIONS_MAX,
+            queue: QueueLimits::default(),
         }
     }
 }
