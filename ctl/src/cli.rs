@@ -14,6 +14,8 @@ use std::os::unix::ffi::OsStringExt;
 
 /// The id under which every verb keeps its arguments.
 const ARGUMENTS: &str = "arguments";
+/// The id of what follows `--` where that is a command.
+const COMMAND: &str = "command";
 
 /// A flag with a value. Values may begin with a dash: what follows such a flag is always its value.
 pub fn value(name: &'static str, help: &'static str) -> Arg {
@@ -90,6 +92,60 @@ pub fn del() -> Command {
         ])
 }
 
+pub fn watch() -> Command {
+    verb(
+        "watch",
+        "Shows changes of a key or a range of keys as they happen",
+        "cairnctl watch [flags] <key> [range_end] [-- command [argument ...]]\n       cairnctl watch -i [flags]",
+    )
+    .after_help(
+        "A command runs once for each change, with ETCD_WATCH_REVISION, ETCD_WATCH_EVENT_TYPE, ETCD_WATCH_KEY and \
+         ETCD_WATCH_VALUE in its environment.\nLines of the interactive mode are watch with its flags and arguments, or progress. \
+         The watch ends when a\nsignal ends it; a lost connection is replaced without a gap.",
+    )
+    .args([
+        switch("interactive", "Read any number of watches from stdin").short('i'),
+        switch("prefix", "All keys that begin with the key"),
+        number("rev", "From this revision on (0: from now on)"),
+        switch("prev-kv", "Show also what was there before"),
+        switch("progress-notify", "Let the server say now and then how far the watch has come"),
+        number("exit-after", "End after so many changes (0: never)"),
+        switch("resume-after-compaction", "Go on at the oldest change that is left when older ones are gone"),
+    ])
+    .arg(
+        Arg::new(COMMAND)
+            .num_args(0..)
+            .last(true)
+            .allow_hyphen_values(true)
+            .value_parser(ValueParser::os_string())
+            .hide(true),
+    )
+}
+
+fn lease() -> Command {
+    group("lease", "Leases: keys that end with their owner").subcommands([
+        verb("grant", "Creates a lease", "cairnctl lease grant <ttl in seconds>"),
+        verb(
+            "revoke",
+            "Ends a lease and deletes its keys",
+            "cairnctl lease revoke <lease id in hexadecimal>",
+        ),
+        verb(
+            "timetolive",
+            "What a lease was granted and what is left of it",
+            "cairnctl lease timetolive [flags] <lease id in hexadecimal>",
+        )
+        .arg(switch("keys", "Show the keys that are attached to it")),
+        verb("list", "Lists the leases", "cairnctl lease list"),
+        verb(
+            "keep-alive",
+            "Keeps a lease alive until it is gone",
+            "cairnctl lease keep-alive [flags] <lease id in hexadecimal>",
+        )
+        .arg(switch("once", "Renew it once and end")),
+    ])
+}
+
 fn endpoint() -> Command {
     let cluster = || switch("cluster", "Ask every member that the cluster knows instead of --endpoints");
     group("endpoint", "What single members say about themselves").subcommands([
@@ -134,6 +190,8 @@ pub fn command() -> Command {
         verb("compaction", "Discards history before a revision", "cairnctl compaction [flags] <revision>")
             .visible_alias("compact")
             .arg(switch("physical", "Wait until the space is given back")),
+        watch(),
+        lease(),
         group("member", "The members of the cluster").subcommands([verb(
             "list",
             "Lists the members",
@@ -177,7 +235,7 @@ pub fn parse(words: impl Iterator<Item = OsString>) -> Result<Option<ArgMatches>
 }
 
 /// One line in the words of etcdctl, with the nearest known name where there is one.
-fn usage_failure(error: &clap::Error) -> Failure {
+pub fn usage_failure(error: &clap::Error) -> Failure {
     let text = |kind| match error.get(kind) {
         Some(ContextValue::String(text)) => Some(text.as_str()),
         Some(ContextValue::Strings(texts)) => texts.first().map(String::as_str),
@@ -249,6 +307,11 @@ pub fn arguments(matches: &ArgMatches) -> Vec<Vec<u8>> {
         .flatten()
         .map(|word| word.clone().into_vec())
         .collect()
+}
+
+/// The command after `--`; empty when there is none.
+pub fn command_words(matches: &ArgMatches) -> Vec<OsString> {
+    matches.get_many::<OsString>(COMMAND).into_iter().flatten().cloned().collect()
 }
 
 /// Whether a switch is on.

@@ -4,6 +4,7 @@
 //! Not here: bytes and frames (`wire`), and what a verb does with an answer.
 
 use crate::failure::{Details, Exit, Failure, Result};
+use crate::session::Session;
 use crate::settings::{Identity, Settings};
 use crate::units::format_duration;
 use crate::wire::endpoint::Endpoint;
@@ -42,6 +43,12 @@ pub const ALARM_CHANGE: Method = method("/etcdserverpb.Maintenance/Alarm", false
 pub const STATUS: Method = method("/etcdserverpb.Maintenance/Status", true);
 pub const HASH_KV: Method = method("/etcdserverpb.Maintenance/HashKV", true);
 pub const MOVE_LEADER: Method = method("/etcdserverpb.Maintenance/MoveLeader", false);
+pub const WATCH: Method = method("/etcdserverpb.Watch/Watch", true);
+pub const LEASE_GRANT: Method = method("/etcdserverpb.Lease/LeaseGrant", false);
+pub const LEASE_REVOKE: Method = method("/etcdserverpb.Lease/LeaseRevoke", false);
+pub const LEASE_KEEP_ALIVE: Method = method("/etcdserverpb.Lease/LeaseKeepAlive", true);
+pub const LEASE_TIME_TO_LIVE: Method = method("/etcdserverpb.Lease/LeaseTimeToLive", true);
+pub const LEASE_LEASES: Method = method("/etcdserverpb.Lease/LeaseLeases", true);
 const AUTHENTICATE: Method = method("/etcdserverpb.Auth/Authenticate", true);
 
 impl Method {
@@ -62,6 +69,8 @@ pub struct Client {
     /// When the command must be over; `None` waits as long as it takes.
     deadline: Option<Instant>,
     command_timeout: Duration,
+    keepalive_time: Duration,
+    keepalive_timeout: Duration,
     request_bytes_max: usize,
     debug: bool,
     identity: Identity,
@@ -95,6 +104,8 @@ impl Client {
             dial_timeout: settings.dial_timeout,
             deadline: bounded.then(|| Instant::now() + settings.command_timeout),
             command_timeout: settings.command_timeout,
+            keepalive_time: settings.keepalive_time,
+            keepalive_timeout: settings.keepalive_timeout,
             request_bytes_max: settings.request_bytes_max,
             debug: settings.debug,
             identity: settings.identity.clone(),
@@ -135,6 +146,63 @@ impl Client {
                 None => return Ok(()),
             }
         }
+    }
+
+    /// A call of many requests and answers at the endpoint that takes it first. How it goes on is the caller's affair.
+    pub async fn open(&mut self, method: &Method) -> Result<Session> {
+        self.authenticate().await?;
+        let started = Instant::now();
+        let dial_until = self.dial_until(started);
+        loop {
+            let mut evidence = Vec::new();
+            for _ in 0..self.endpoints.len() {
+                match self.open_here(method, dial_until).await {
+                    Ok(session) => return Ok(session),
+                    Err(why) => {
+                        evidence.push(format!("{}: {why}", self.endpoints[self.current].name));
+                        self.leave();
+                    }
+                }
+            }
+            if Instant::now() + ROUND_PAUSE >= dial_until {
+                return Err(self.unreachable(evidence, started.elapsed()));
+            }
+            tokio::time::sleep(ROUND_PAUSE).await;
+        }
+    }
+
+    async fn open_here(&mut self, method: &Method, dial_until: Instant) -> Result<Session, String> {
+        let connection = self.connect(dial_until).await?;
+        let why = |error: CallError| match error {
+            CallError::Status(status) => status.message,
+            CallError::Broken { why, .. } => why,
+        };
+        // A member that lost its leader ends the call instead of leaving it without news.
+        let head = connection.head(method.path, self.token.as_deref(), None).map_err(why)?;
+        let call = connection.bidi(&head.with("hasleader", "true")).await.map_err(why)?;
+        let endpoint = &self.endpoints[self.current].name;
+        if self.debug {
+            eprintln!("debug: {} at {endpoint}: opened", method.name());
+        }
+        let silence = connection.silence(self.keepalive_time, self.keepalive_timeout);
+        Ok(Session::new(call, silence, endpoint.clone()))
+    }
+
+    /// The next call goes to the next endpoint, over a new connection.
+    pub fn leave(&mut self) {
+        self.connection = None;
+        self.current = (self.current + 1) % self.endpoints.len();
+    }
+
+    /// Whether another try can help against a refusal of the token: it is fetched again then.
+    pub fn renew_token(&mut self, status: &Status) -> bool {
+        let renewable = matches!(self.identity, Identity::Password { .. })
+            && [EtcdError::InvalidAuthToken.text(), EtcdError::AuthOldRevision.text()]
+                .contains(&status.message.as_str());
+        if renewable {
+            self.token = None;
+        }
+        renewable
     }
 
     /// Gets a token when a password is known. Servers without authentication say so, which is not an error.
@@ -191,9 +259,7 @@ impl Client {
     /// Sends to the current endpoint and, as long as nothing was executed, to the others; rounds go on for the dial timeout.
     async fn answers(&mut self, method: &Method, framed: Bytes) -> Result<Answers> {
         let started = Instant::now();
-        let dial_until = self
-            .deadline
-            .map_or(started + self.dial_timeout, |deadline| deadline.min(started + self.dial_timeout));
+        let dial_until = self.dial_until(started);
         loop {
             let mut evidence = Vec::new();
             let mut refused = None;
@@ -204,8 +270,7 @@ impl Client {
                     Err(Attempt::Next(why, status)) => {
                         evidence.push(format!("{}: {why}", self.endpoints[self.current].name));
                         refused = refused.or(status);
-                        self.connection = None;
-                        self.current = (self.current + 1) % self.endpoints.len();
+                        self.leave();
                     }
                 }
             }
@@ -219,24 +284,35 @@ impl Client {
         }
     }
 
+    fn dial_until(&self, started: Instant) -> Instant {
+        self.deadline
+            .map_or(started + self.dial_timeout, |deadline| deadline.min(started + self.dial_timeout))
+    }
+
+    /// The connection to the current endpoint, opened when there is none.
+    async fn connect(&mut self, dial_until: Instant) -> Result<Connection, String> {
+        if let Some(connection) = &self.connection {
+            return Ok(connection.clone());
+        }
+        // Each endpoint of a round has its share of the time, so that a silent one does not use up that of its neighbours.
+        let now = Instant::now();
+        let share = dial_until.saturating_duration_since(now) / self.endpoints.len() as u32;
+        let open = self.dialer.open(&self.endpoints[self.current]);
+        let opened = within(Some(now + share.max(Duration::from_millis(1))), open).await;
+        let connection =
+            opened.unwrap_or_else(|| Err(format!("no answer within {}", format_duration(share))))?;
+        self.connection = Some(connection.clone());
+        Ok(connection)
+    }
+
     async fn attempt(
         &mut self,
         method: &Method,
         framed: Bytes,
         dial_until: Instant,
     ) -> Result<Answers, Attempt> {
+        let connection = self.connect(dial_until).await.map_err(|why| Attempt::Next(why, None))?;
         let endpoint = &self.endpoints[self.current];
-        if self.connection.is_none() {
-            // Each endpoint of a round has its share of the time, so that a silent one does not use up that of its neighbours.
-            let now = Instant::now();
-            let share = dial_until.saturating_duration_since(now) / self.endpoints.len() as u32;
-            let opened =
-                within(Some(now + share.max(Duration::from_millis(1))), self.dialer.open(endpoint)).await;
-            let opened =
-                opened.unwrap_or_else(|| Err(format!("no answer within {}", format_duration(share))));
-            self.connection = Some(opened.map_err(|why| Attempt::Next(why, None))?);
-        }
-        let connection = self.connection.as_ref().expect("just opened");
         let remaining = self.deadline.map(|deadline| deadline.saturating_duration_since(Instant::now()));
         let head = connection
             .head(method.path, self.token.as_deref(), remaining)
@@ -366,7 +442,7 @@ fn decode<A: Message + Default>(message: Bytes) -> Result<A> {
 }
 
 /// A server's refusal in etcdctl's words: known texts as they are, others with their gRPC code.
-fn server_failure(status: &Status) -> Failure {
+pub fn server_failure(status: &Status) -> Failure {
     if is_etcds(status) {
         return Failure::new(Exit::Error, status.message.clone());
     }

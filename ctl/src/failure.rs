@@ -6,7 +6,7 @@
 
 use std::fmt;
 
-/// Exit codes. 0 to 6 and 128 mean what they mean for etcdctl; 64 is for a command line or setting that cannot be read.
+/// Exit codes. 0 to 6 and 128 mean what they mean for etcdctl; 7 and 64 are ours.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 #[repr(u8)]
 pub enum Exit {
@@ -18,8 +18,12 @@ pub enum Exit {
     InvalidInput = 3,
     /// A value outside the known ones: output format, sort order, consistency.
     BadFeature = 4,
+    /// The server ended a watch.
+    Interrupted = 5,
     /// Reading or writing a local file or stream went wrong.
     Io = 6,
+    /// The server ended a watch because part of the history it was to show is gone.
+    Compacted = 7,
     /// Unknown flag, command, variable value or configuration key.
     Usage = 64,
     /// Wrong number or combination of arguments.

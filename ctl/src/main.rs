@@ -7,6 +7,7 @@ mod cli;
 mod client;
 mod failure;
 mod output;
+mod session;
 mod settings;
 mod txn_script;
 mod units;

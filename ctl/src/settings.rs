@@ -89,19 +89,20 @@ pub const GLOBALS: &[Global] = &[
         "keepalive-time",
         Kind::Text,
         "2s",
-        "Accepted for compatibility; --command-timeout bounds every call",
+        "How often watch and lease keep-alive ask whether the member is still there (at least 10s)",
     ),
-    global(
-        "keepalive-timeout",
-        Kind::Text,
-        "6s",
-        "Accepted for compatibility; --command-timeout bounds every call",
-    ),
+    global("keepalive-timeout", Kind::Text, "6s", "How long the member may take to answer that"),
 ];
 
 /// Variables with the prefix of ours or etcdctl's that are no global setting and yet no mistake.
-const OTHER_VARIABLES: &[&str] =
-    &["ETCDCTL_API", "ETCDCTL_WATCH_KEY", "ETCDCTL_WATCH_RANGE_END", CONFIG_VARIABLE];
+const OTHER_VARIABLES: &[&str] = &[
+    "ETCDCTL_API",
+    "ETCDCTL_WATCH_KEY",
+    "ETCDCTL_WATCH_RANGE_END",
+    "CAIRNCTL_WATCH_KEY",
+    "CAIRNCTL_WATCH_RANGE_END",
+    CONFIG_VARIABLE,
+];
 
 /// Names the configuration file; else [`DEFAULT_CONFIG`] when it exists.
 const CONFIG_VARIABLE: &str = "CAIRNCTL_CONFIG_FILE";
@@ -111,6 +112,9 @@ const DEFAULT_CONFIG: &str = "/etc/cairn/cairnctl.toml";
 const REQUEST_BYTES_MAX: usize = 2 * 1024 * 1024;
 /// The longest message gRPC's own clients accept.
 const RECEIVE_BYTES_MAX: usize = i32::MAX as usize;
+
+/// Members refuse clients that ping more often than every 5 s; gRPC's own clients never do it more often than this either.
+const KEEPALIVE_MIN: Duration = Duration::from_secs(10);
 
 /// How answers are printed.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -164,6 +168,9 @@ pub struct Settings {
     pub tls: TlsSettings,
     pub request_bytes_max: usize,
     pub receive_bytes_max: usize,
+    /// How often a long call asks whether the member is still there, and how long it waits for the answer.
+    pub keepalive_time: Duration,
+    pub keepalive_timeout: Duration,
     /// Lines for stderr before the command runs: unknown variables, odd mixes.
     pub warnings: Vec<String>,
 }
@@ -237,8 +244,6 @@ pub fn resolve(given: &Given, variables: &BTreeMap<String, OsString>) -> Result<
         );
     }
     switch("insecure-discovery")?;
-    duration("keepalive-time")?;
-    duration("keepalive-timeout")?;
     if values["debug"].text == "true" {
         warnings.extend(values.iter().map(|(name, value)| {
             let shown = if *name == "password" || *name == "auth-jwt-token" || *name == "user" {
@@ -261,6 +266,8 @@ pub fn resolve(given: &Given, variables: &BTreeMap<String, OsString>) -> Result<
         tls,
         request_bytes_max: bytes("max-request-bytes", REQUEST_BYTES_MAX)?,
         receive_bytes_max: bytes("max-recv-bytes", RECEIVE_BYTES_MAX)?,
+        keepalive_time: duration("keepalive-time")?.max(KEEPALIVE_MIN),
+        keepalive_timeout: duration("keepalive-timeout")?,
         warnings,
     })
 }

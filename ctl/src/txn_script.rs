@@ -47,7 +47,7 @@ fn section_line(input: &mut impl BufRead) -> Result<Option<Vec<u8>>> {
 
 /// Splits a line into words: blanks separate, double quotes take Go's escapes, single quotes take everything. A quote begins a
 /// quoted word only at the start of a word; one that is never closed is dropped, as etcdctl does.
-fn words(line: &[u8]) -> Result<Vec<Vec<u8>>> {
+pub fn words(line: &[u8]) -> Result<Vec<Vec<u8>>> {
     let mut words = Vec::new();
     let mut at = 0;
     while at < line.len() {

@@ -4,8 +4,9 @@ use super::go::quote;
 use super::{EndpointHash, EndpointHealth, EndpointStatus};
 use api::etcdserverpb::response_op::Response;
 use api::etcdserverpb::{
-    AlarmResponse, AlarmType, DeleteRangeResponse, MemberListResponse, PutResponse, RangeResponse,
-    ResponseHeader, TxnResponse,
+    AlarmResponse, AlarmType, DeleteRangeResponse, LeaseGrantResponse, LeaseKeepAliveResponse,
+    LeaseLeasesResponse, LeaseRevokeResponse, LeaseTimeToLiveResponse, MemberListResponse, PutResponse,
+    RangeResponse, ResponseHeader, TxnResponse, WatchResponse,
 };
 use api::mvccpb::KeyValue;
 use std::fmt::{Display, Write};
@@ -71,6 +72,50 @@ impl Fields {
                 Some(Response::ResponseDeleteRange(answer)) => self.delete(answer),
                 Some(Response::ResponseTxn(answer)) => self.txn(answer),
             }
+        }
+    }
+
+    pub fn watch(&mut self, answer: &WatchResponse) {
+        self.header(answer.header.as_ref());
+        for event in &answer.events {
+            self.line("Type", super::simple::event_type(event.r#type));
+            if let Some(kv) = &event.prev_kv {
+                self.key_value("Prev", kv);
+            }
+            self.key_value("", event.kv.as_ref().unwrap_or(&KeyValue::default()));
+        }
+    }
+
+    pub fn lease_grant(&mut self, answer: &LeaseGrantResponse) {
+        self.header(answer.header.as_ref());
+        self.line("ID", answer.id);
+        self.line("TTL", answer.ttl);
+    }
+
+    pub fn lease_revoke(&mut self, answer: &LeaseRevokeResponse) {
+        self.header(answer.header.as_ref());
+    }
+
+    pub fn keep_alive(&mut self, answer: &LeaseKeepAliveResponse) {
+        self.header(answer.header.as_ref());
+        self.line("ID", answer.id);
+        self.line("TTL", answer.ttl);
+    }
+
+    pub fn time_to_live(&mut self, answer: &LeaseTimeToLiveResponse) {
+        self.header(answer.header.as_ref());
+        self.line("ID", answer.id);
+        self.line("TTL", answer.ttl);
+        self.line("GrantedTTL", answer.granted_ttl);
+        for key in &answer.keys {
+            self.line("Key", quote(key));
+        }
+    }
+
+    pub fn leases(&mut self, answer: &LeaseLeasesResponse) {
+        self.header(answer.header.as_ref());
+        for lease in &answer.leases {
+            self.line("ID", lease.id);
         }
     }
 

@@ -6,10 +6,12 @@
 use super::go::json_string;
 use api::etcdserverpb::response_op::Response;
 use api::etcdserverpb::{
-    AlarmResponse, DeleteRangeResponse, HashKvResponse, Member, MemberListResponse, PutResponse,
-    RangeResponse, ResponseHeader, StatusResponse, TxnResponse,
+    AlarmResponse, DeleteRangeResponse, HashKvResponse, LeaseGrantResponse, LeaseKeepAliveResponse,
+    LeaseLeasesResponse, LeaseRevokeResponse, LeaseStatus, LeaseTimeToLiveResponse, Member,
+    MemberListResponse, PutResponse, RangeResponse, ResponseHeader, StatusResponse, TxnResponse,
+    WatchResponse,
 };
-use api::mvccpb::KeyValue;
+use api::mvccpb::{Event, KeyValue};
 use base64::Engine;
 use base64::engine::general_purpose::STANDARD;
 use std::fmt::Display;
@@ -119,13 +121,20 @@ impl Object<'_> {
 
     pub fn header(&mut self, header: Option<&ResponseHeader>) {
         if let Some(header) = header {
-            self.object("header", |o| {
-                o.number("cluster_id", header.cluster_id);
-                o.number("member_id", header.member_id);
-                o.number("revision", header.revision);
-                o.number("raft_term", header.raft_term);
-            });
+            self.object("header", |o| o.header_fields(header));
         }
+    }
+
+    fn header_fields(&mut self, header: &ResponseHeader) {
+        self.number("cluster_id", header.cluster_id);
+        self.number("member_id", header.member_id);
+        self.number("revision", header.revision);
+        self.number("raft_term", header.raft_term);
+    }
+
+    /// A list of objects, present also when it is empty.
+    fn whole_list<T>(&mut self, name: &str, items: &[T], fill: impl Fn(&mut Object<'_>, &T)) {
+        list(self.name(name), items, fill);
     }
 }
 
@@ -170,6 +179,58 @@ pub fn txn(o: &mut Object<'_>, answer: &TxnResponse) {
             Response::ResponseTxn(answer) => o.object("response_txn", |o| txn(o, answer)),
         }),
     });
+}
+
+/// etcdctl prints its client library's own form of this answer: capitals, nothing left out on the first level, and no watch id.
+pub fn watch(o: &mut Object<'_>, answer: &WatchResponse) {
+    o.object("Header", |o| o.header_fields(&answer.header.unwrap_or_default()));
+    o.whole_list("Events", &answer.events, |o, event: &Event| {
+        o.number("type", event.r#type);
+        for (name, kv) in [("kv", &event.kv), ("prev_kv", &event.prev_kv)] {
+            if let Some(kv) = kv {
+                o.object(name, |o| key_value(o, kv));
+            }
+        }
+    });
+    o.raw("CompactRevision", answer.compact_revision);
+    o.raw("Canceled", answer.canceled);
+    o.raw("Created", answer.created);
+}
+
+// The answers about leases have their header's fields beside their own, since the client library embeds the header.
+
+pub fn lease_grant(o: &mut Object<'_>, answer: &LeaseGrantResponse) {
+    o.header_fields(&answer.header.unwrap_or_default());
+    o.raw("ID", answer.id);
+    o.raw("TTL", answer.ttl);
+    o.text("Error", &answer.error);
+}
+
+pub fn lease_revoke(o: &mut Object<'_>, answer: &LeaseRevokeResponse) {
+    o.header(answer.header.as_ref());
+}
+
+pub fn keep_alive(o: &mut Object<'_>, answer: &LeaseKeepAliveResponse) {
+    o.header_fields(&answer.header.unwrap_or_default());
+    o.raw("ID", answer.id);
+    o.raw("TTL", answer.ttl);
+}
+
+pub fn time_to_live(o: &mut Object<'_>, answer: &LeaseTimeToLiveResponse) {
+    o.header_fields(&answer.header.unwrap_or_default());
+    o.raw("id", answer.id);
+    o.raw("ttl", answer.ttl);
+    o.raw("granted-ttl", answer.granted_ttl);
+    if answer.keys.is_empty() {
+        o.raw("keys", "null");
+    } else {
+        o.all_texts("keys", &answer.keys.iter().map(|key| STANDARD.encode(key)).collect::<Vec<_>>());
+    }
+}
+
+pub fn leases(o: &mut Object<'_>, answer: &LeaseLeasesResponse) {
+    o.header_fields(&answer.header.unwrap_or_default());
+    o.whole_list("leases", &answer.leases, |o, lease: &LeaseStatus| o.raw("id", lease.id));
 }
 
 pub fn member_list(o: &mut Object<'_>, answer: &MemberListResponse) {

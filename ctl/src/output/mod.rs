@@ -11,12 +11,15 @@ mod table;
 use crate::failure::{Failure, Result};
 use crate::settings::{Format, Settings};
 use api::etcdserverpb::{
-    AlarmResponse, DeleteRangeResponse, HashKvResponse, MemberListResponse, MoveLeaderResponse, PutResponse,
-    RangeResponse, StatusResponse, TxnResponse,
+    AlarmResponse, DeleteRangeResponse, HashKvResponse, LeaseGrantResponse, LeaseKeepAliveResponse,
+    LeaseLeasesResponse, LeaseRevokeResponse, LeaseTimeToLiveResponse, MemberListResponse,
+    MoveLeaderResponse, PutResponse, RangeResponse, StatusResponse, TxnResponse, WatchResponse,
 };
 use fields::Fields;
+pub use go::quote;
 use prost::Message;
 use simple::Simple;
+pub use simple::{event_type, lease_id};
 
 /// What one endpoint said about itself.
 pub struct EndpointStatus {
@@ -99,6 +102,62 @@ impl Printer {
 
     pub fn txn(self, answer: &TxnResponse) -> Result<Vec<u8>> {
         self.key_value_verb(answer, |s| s.txn(answer), |f| f.txn(answer), |o| json::txn(o, answer))
+    }
+
+    /// What one answer of a watch shows; nothing when the format has nothing to say about it.
+    pub fn watch(self, answer: &WatchResponse) -> Result<Vec<u8>> {
+        let bare = || WatchResponse { watch_id: 0, cancel_reason: String::new(), ..answer.clone() };
+        match self.format {
+            Format::Protobuf => Ok(bare().encode_to_vec()),
+            _ => self.key_value_verb(
+                answer,
+                |s| s.watch(answer),
+                |f| f.watch(answer),
+                |o| json::watch(o, answer),
+            ),
+        }
+    }
+
+    pub fn lease_grant(self, answer: &LeaseGrantResponse) -> Result<Vec<u8>> {
+        let text = || format!("lease {} granted with TTL({}s)", simple::lease_id(answer.id), answer.ttl);
+        self.key_value_verb(
+            answer,
+            |s| s.line(&text()),
+            |f| f.lease_grant(answer),
+            |o| json::lease_grant(o, answer),
+        )
+    }
+
+    pub fn lease_revoke(self, id: i64, answer: &LeaseRevokeResponse) -> Result<Vec<u8>> {
+        self.key_value_verb(
+            answer,
+            |s| s.line(&format!("lease {} revoked", simple::lease_id(id))),
+            |f| f.lease_revoke(answer),
+            |o| json::lease_revoke(o, answer),
+        )
+    }
+
+    pub fn keep_alive(self, answer: &LeaseKeepAliveResponse) -> Result<Vec<u8>> {
+        self.key_value_verb(
+            answer,
+            |s| s.keep_alive(answer),
+            |f| f.keep_alive(answer),
+            |o| json::keep_alive(o, answer),
+        )
+    }
+
+    /// `keys`: they were asked for.
+    pub fn time_to_live(self, answer: &LeaseTimeToLiveResponse, keys: bool) -> Result<Vec<u8>> {
+        self.key_value_verb(
+            answer,
+            |s| s.time_to_live(answer, keys),
+            |f| f.time_to_live(answer),
+            |o| json::time_to_live(o, answer),
+        )
+    }
+
+    pub fn leases(self, answer: &LeaseLeasesResponse) -> Result<Vec<u8>> {
+        self.key_value_verb(answer, |s| s.leases(answer), |f| f.leases(answer), |o| json::leases(o, answer))
     }
 
     pub fn alarms(self, answer: &AlarmResponse) -> Result<Vec<u8>> {

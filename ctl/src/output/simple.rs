@@ -4,10 +4,11 @@ use super::{EndpointHash, EndpointHealth, EndpointStatus};
 use crate::units::format_size;
 use api::etcdserverpb::response_op::Response;
 use api::etcdserverpb::{
-    AlarmMember, AlarmResponse, AlarmType, DeleteRangeResponse, MemberListResponse, PutResponse,
-    RangeResponse, TxnResponse,
+    AlarmMember, AlarmResponse, AlarmType, DeleteRangeResponse, LeaseKeepAliveResponse, LeaseLeasesResponse,
+    LeaseTimeToLiveResponse, MemberListResponse, PutResponse, RangeResponse, TxnResponse, WatchResponse,
 };
 use api::mvccpb::KeyValue;
+use api::mvccpb::event::EventType;
 use std::fmt::Write;
 
 /// Bytes under construction; keys and values may be anything.
@@ -18,7 +19,7 @@ pub struct Simple {
 }
 
 impl Simple {
-    fn line(&mut self, text: &str) {
+    pub fn line(&mut self, text: &str) {
         self.out.extend_from_slice(text.as_bytes());
         self.out.push(b'\n');
     }
@@ -77,6 +78,44 @@ impl Simple {
         }
     }
 
+    pub fn watch(&mut self, answer: &WatchResponse) {
+        for event in &answer.events {
+            self.line(event_type(event.r#type));
+            if let Some(kv) = &event.prev_kv {
+                self.key_value(kv);
+            }
+            self.key_value(event.kv.as_ref().unwrap_or(&KeyValue::default()));
+        }
+    }
+
+    pub fn keep_alive(&mut self, answer: &LeaseKeepAliveResponse) {
+        self.line(&format!("lease {} keepalived with TTL({})", lease_id(answer.id), answer.ttl));
+    }
+
+    /// `keys`: they were asked for.
+    pub fn time_to_live(&mut self, answer: &LeaseTimeToLiveResponse, keys: bool) {
+        let id = lease_id(answer.id);
+        if answer.granted_ttl == 0 {
+            return self.line(&format!("lease {id} already expired"));
+        }
+        let (granted, left) = (answer.granted_ttl, answer.ttl);
+        let text = format!("lease {id} granted with TTL({granted}s), remaining({left}s)");
+        self.out.extend_from_slice(text.as_bytes());
+        if keys {
+            self.out.extend_from_slice(b", attached keys([");
+            self.out.extend_from_slice(&answer.keys.join(&b' '));
+            self.out.extend_from_slice(b"])");
+        }
+        self.out.push(b'\n');
+    }
+
+    pub fn leases(&mut self, answer: &LeaseLeasesResponse) {
+        self.line(&format!("found {} leases", answer.leases.len()));
+        for lease in &answer.leases {
+            self.line(&lease_id(lease.id));
+        }
+    }
+
     pub fn member_list(&mut self, answer: &MemberListResponse) {
         for row in member_rows(answer) {
             self.line(&row.join(", "));
@@ -110,6 +149,16 @@ impl Simple {
             ));
         }
     }
+}
+
+/// A lease's id as people see it: sixteen hexadecimal digits, the sign of a negative one among them.
+pub fn lease_id(id: i64) -> String {
+    if id < 0 { format!("-{:015x}", id.unsigned_abs()) } else { format!("{id:016x}") }
+}
+
+/// The name of an event's type.
+pub fn event_type(value: i32) -> &'static str {
+    EventType::try_from(value).map_or("UNKNOWN", |known| known.as_str_name())
 }
 
 /// The text form of a protobuf message, with the blank that etcd's runtime leaves after each field.

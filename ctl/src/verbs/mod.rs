@@ -3,6 +3,8 @@
 pub mod cluster;
 pub mod endpoint;
 pub mod kv;
+pub mod lease;
+pub mod watch;
 
 use crate::client::Client;
 use crate::failure::{Exit, Failure, Result};
@@ -24,6 +26,12 @@ pub async fn run(settings: &Settings, matches: &ArgMatches) -> Result<()> {
         ("del", _) => kv::del(settings, inner).await,
         ("txn", _) => kv::txn(settings, inner).await,
         ("compaction", _) => kv::compaction(settings, inner).await,
+        ("watch", _) => watch::watch(settings, inner).await,
+        ("lease", Some(("grant", inner))) => lease::grant(settings, inner).await,
+        ("lease", Some(("revoke", inner))) => lease::revoke(settings, inner).await,
+        ("lease", Some(("timetolive", inner))) => lease::time_to_live(settings, inner).await,
+        ("lease", Some(("list", _))) => lease::list(settings).await,
+        ("lease", Some(("keep-alive", inner))) => lease::keep_alive(settings, inner).await,
         ("member", Some(("list", inner))) => cluster::member_list(settings, inner).await,
         ("move-leader", _) => cluster::move_leader(settings, inner).await,
         ("alarm", Some(("list", inner))) => cluster::alarm_list(settings, inner).await,

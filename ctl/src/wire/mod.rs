@@ -7,7 +7,6 @@ pub mod endpoint;
 mod requests;
 pub mod tls;
 
-#[allow(unused_imports, reason = "named by the verbs that follow")]
 pub use requests::Requests;
 
 use bytes::{BufMut, Bytes, BytesMut};
@@ -16,7 +15,7 @@ use h2::RecvStream;
 use h2::client::{ResponseFuture, SendRequest};
 use http::{HeaderMap, HeaderValue, Request};
 use prost::Message;
-use std::sync::Arc;
+use std::sync::{Arc, Mutex};
 use std::time::Duration;
 use tokio::io::{AsyncRead, AsyncWrite};
 use tokio::net::{TcpStream, UnixStream};
@@ -133,6 +132,7 @@ impl Dialer {
         Ok(Connection {
             sender,
             base: format!("{scheme}://{}", endpoint.authority()),
+            pings: Arc::new(Mutex::new(Some(pings))),
             receive_bytes_max: self.receive_bytes_max,
         })
     }
@@ -151,12 +151,22 @@ impl Dialer {
 pub struct Connection {
     sender: SendRequest<Bytes>,
     base: String,
+    /// Until somebody keeps an eye on the connection.
+    pings: Arc<Mutex<Option<h2::PingPong>>>,
     receive_bytes_max: usize,
 }
 
 /// The head of a request, built once and cloned for each call.
 #[derive(Clone)]
 pub struct Head(Request<()>);
+
+impl Head {
+    /// The same with another piece of metadata.
+    pub fn with(mut self, name: &'static str, value: &'static str) -> Head {
+        self.0.headers_mut().insert(name, HeaderValue::from_static(value));
+        self
+    }
+}
 
 impl Connection {
     /// Prepares calls of one method. `token` is sent when there is one; `timeout` tells the server how long an answer is of use.
@@ -207,12 +217,32 @@ impl Connection {
 
     /// Any number of requests and answers. Does not wait for the server: many send nothing, not even the head of the response,
     /// before their first answer, so a refusal shows in the answers.
-    #[allow(dead_code, reason = "called by the verbs that follow")]
     pub async fn bidi(&self, head: &Head) -> Result<(Requests, Answers), CallError> {
         let unsent = |error: h2::Error| CallError::Broken { why: error.to_string(), sent: false };
         let mut sender = self.sender.clone().ready().await.map_err(unsent)?;
         let (response, body) = sender.send_request(head.0.clone(), false).map_err(unsent)?;
         Ok((Requests::new(body), self.answers(response)))
+    }
+
+    /// Ends with the reason when the other side is silent: it is pinged after every `period` and must answer within `patience`.
+    /// Long calls need this, since a machine that is gone says nothing. Only the first such future of a connection ever ends.
+    pub fn silence(
+        &self,
+        period: Duration,
+        patience: Duration,
+    ) -> impl Future<Output = String> + Send + use<> {
+        let pings = self.pings.lock().expect("nobody panics with the pings").take();
+        async move {
+            let Some(mut pings) = pings else { return std::future::pending().await };
+            loop {
+                tokio::time::sleep(period).await;
+                match tokio::time::timeout(patience, pings.ping(h2::Ping::opaque())).await {
+                    Ok(Ok(_)) => {}
+                    Ok(Err(error)) => return error.to_string(),
+                    Err(_) => return format!("no sign of life within {patience:?}"),
+                }
+            }
+        }
     }
 
     fn answers(&self, response: ResponseFuture) -> Answers {
