@@ -45,11 +45,15 @@ fn many_seeds() {
     let snapshots = sum(|outcome| outcome.snapshots);
     let changes = sum(|outcome| outcome.changes);
     let compared = sum(|outcome| outcome.states_compared);
+    let renewals = sum(|outcome| outcome.renewals);
+    let expiries = sum(|outcome| outcome.expiries);
+    let checkpoints = sum(|outcome| outcome.checkpoints);
     println!(
         "{} seeds: {acknowledged} acknowledged, {reads} reads, {terms} terms with a leader, {crashes} crashes, \
          {snapshots} snapshots installed, {changes} conf changes applied, {compared} states compared",
         outcomes.len()
     );
+    println!("leases: {renewals} renewed, {expiries} expired, {checkpoints} checkpoints");
     // A simulation in which nothing happens finds nothing.
     if count >= SEEDS_DEFAULT {
         assert!(
@@ -59,6 +63,10 @@ fn many_seeds() {
         assert!(
             terms > 2 * count && crashes > 2 * count && snapshots > count / 4 && changes > count / 4,
             "elections, crashes, snapshots and changes of membership happen in these histories"
+        );
+        assert!(
+            renewals > 20 * count && expiries > 5 * count && checkpoints > 5 * count,
+            "leases live and end in these histories"
         );
     }
 }

@@ -1,12 +1,15 @@
 //! What clients do, drawn from the seed, and how it looks in the log.
 
-use api::etcdserverpb::{InternalRaftRequest, PutRequest, RequestHeader};
+use api::etcdserverpb::{
+    InternalRaftRequest, LeaseCheckpoint, LeaseCheckpointRequest, LeaseGrantRequest, LeaseRevokeRequest,
+    PutRequest, RequestHeader,
+};
 use api::raftpb;
 use bytes::Bytes;
 use prost::Message as _;
 use rand::Rng;
 use rand::rngs::StdRng;
-use types::{Entry, EntryKind, HardState, LogIndex, MemberId, Term};
+use types::{Entry, EntryKind, HardState, LeaseId, LogIndex, MemberId, Term};
 
 /// Few keys, so that clients meet.
 const KEYS: u32 = 8;
@@ -15,25 +18,44 @@ pub fn draw_key(rng: &mut StdRng) -> Vec<u8> {
     format!("key-{}", rng.random_range(0..KEYS)).into_bytes()
 }
 
-pub fn put(request: u64, key: &[u8]) -> Bytes {
+fn encode(request: u64, body: InternalRaftRequest) -> Bytes {
     let header = RequestHeader { id: request, ..RequestHeader::default() };
+    InternalRaftRequest { header: Some(header), ..body }.encode_to_vec().into()
+}
+
+pub fn put(request: u64, key: &[u8], lease: i64) -> Bytes {
     let put = PutRequest {
         key: Bytes::copy_from_slice(key),
         value: format!("value of {request}").into_bytes().into(),
+        lease,
         ..PutRequest::default()
     };
-    InternalRaftRequest { header: Some(header), put: Some(put), ..InternalRaftRequest::default() }
-        .encode_to_vec()
-        .into()
+    encode(request, InternalRaftRequest { put: Some(put), ..InternalRaftRequest::default() })
+}
+
+pub fn lease_grant(request: u64, id: i64, ttl: i64) -> Bytes {
+    let lease_grant = Some(LeaseGrantRequest { id, ttl });
+    encode(request, InternalRaftRequest { lease_grant, ..InternalRaftRequest::default() })
+}
+
+pub fn lease_revoke(request: u64, id: i64) -> Bytes {
+    let lease_revoke = Some(LeaseRevokeRequest { id });
+    encode(request, InternalRaftRequest { lease_revoke, ..InternalRaftRequest::default() })
+}
+
+pub fn lease_checkpoint(request: u64, rests: &[(LeaseId, i64)]) -> Bytes {
+    let checkpoint = |(id, rest): &(LeaseId, i64)| LeaseCheckpoint { id: id.0, remaining_ttl: *rest };
+    let lease_checkpoint =
+        Some(LeaseCheckpointRequest { checkpoints: rests.iter().map(checkpoint).collect() });
+    encode(request, InternalRaftRequest { lease_checkpoint, ..InternalRaftRequest::default() })
 }
 
 /// The request in an entry, if it is one of ours.
-pub fn request_of(entry: &Entry) -> Option<(u64, Vec<u8>)> {
+pub fn request_of(entry: &Entry) -> Option<InternalRaftRequest> {
     if entry.kind != EntryKind::Normal || entry.data.is_empty() {
         return None;
     }
-    let request = InternalRaftRequest::decode(entry.data.clone()).ok()?;
-    Some((request.header?.id, request.put?.key.to_vec()))
+    InternalRaftRequest::decode(entry.data.clone()).ok().filter(|request| request.header.is_some())
 }
 
 #[derive(Clone, Copy, Debug)]

@@ -8,11 +8,13 @@ use api::mvccpb::Event;
 use api::raftpb;
 use consensus::io::{Input, Output, Persist, PersistSeq, ReadTicket};
 use consensus::{Config, Core, Recovered};
-use state_machine::{Memory, Options, Sink, StateMachine};
+use state_machine::{LeaseChange, Memory, Options, Sink, StateMachine};
 use types::{LogIndex, LogPosition, MemberId, Revision};
 
 use super::checks::Floor;
+use super::desk::Desk;
 use super::disk::Disk;
+use super::lease_checks::LeaseCall;
 
 pub struct Member {
     pub id: u64,
@@ -43,6 +45,9 @@ pub struct Running {
     pub reads: BTreeMap<ReadTicket, Floor>,
     /// Confirmed reads that wait for apply.
     pub confirmed: Vec<(LogIndex, Floor)>,
+    pub desk: Desk,
+    /// Grants and revocations that a client waits for here.
+    pub lease_waiting: BTreeMap<u64, LeaseCall>,
 }
 
 /// What apply told.
@@ -50,6 +55,7 @@ pub struct Running {
 pub struct Told {
     pub outcomes: Vec<(LogIndex, u64, bool, i64)>,
     pub conf_changes: Vec<(LogIndex, Option<raftpb::ConfChangeV2>)>,
+    pub leases: Vec<LeaseChange>,
 }
 
 impl Sink for Told {
@@ -61,6 +67,10 @@ impl Sink for Told {
             _ => 0,
         };
         self.outcomes.push((index, request, outcome.is_ok(), revision));
+    }
+
+    fn lease(&mut self, change: LeaseChange) {
+        self.leases.push(change);
     }
 
     fn events(&mut self, _revision: Revision, _events: Vec<Event>) {}
@@ -80,7 +90,7 @@ impl Member {
     }
 
     /// Starts from what the disk has. A snapshot that was recorded but not installed is installed now.
-    pub fn start(&mut self, config: Config) {
+    pub fn start(&mut self, config: Config, checkpoint_interval_ms: Option<u64>) {
         assert!(self.running.is_none(), "{} does not run yet", self.id);
         self.life += 1;
         let mut machine = open(self.disk.state.clone());
@@ -97,6 +107,7 @@ impl Member {
             entries: self.disk.entries.clone(),
             applied: machine.applied().index,
         };
+        let desk_config = config.clone();
         let core = Core::new(Config { id: MemberId(self.id), boot: self.life, ..config }, recovered)
             .unwrap_or_else(|error| panic!("{} starts again: {error}", self.id));
         self.running = Some(Running {
@@ -110,6 +121,8 @@ impl Member {
             waiting: BTreeMap::new(),
             reads: BTreeMap::new(),
             confirmed: Vec::new(),
+            desk: Desk::new(&desk_config, checkpoint_interval_ms),
+            lease_waiting: BTreeMap::new(),
         });
     }
 

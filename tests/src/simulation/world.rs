@@ -14,7 +14,9 @@ use state_machine::Memory;
 use types::{EntryKind, LogPosition, MemberId, Term};
 
 use super::checks::{self, Acknowledged, Committed, EqualStates, Linearizable, OneLeader};
-use super::client::{self, Change};
+use super::client;
+use super::lease_checks::{self, LeaseChecks};
+use super::leases::LeaseCalls;
 use super::member::{Member, Told};
 use super::network::{Network, Weather};
 use super::{TICK, Time};
@@ -23,15 +25,15 @@ use super::{TICK, Time};
 const CHAOS_END: Time = 200 * TICK;
 /// After it everything must come to rest within this: without pre-vote, a member with a short log and a fast clock can frustrate some
 /// elections in a row.
-const REST_END: Time = CHAOS_END + 350 * TICK;
+pub(super) const REST_END: Time = CHAOS_END + 350 * TICK;
 /// Clients stop here, so that the end is a standstill.
-const CLIENTS_END: Time = CHAOS_END + 250 * TICK;
+pub(super) const CLIENTS_END: Time = CHAOS_END + 250 * TICK;
 /// Members that may ever exist, those that join later included.
-const MEMBERS_MAX: u64 = 6;
+pub(super) const MEMBERS_MAX: u64 = 6;
 /// Lines of history shown with a failure.
 const HISTORY_SHOWN: usize = 400;
 
-enum Event {
+pub(super) enum Event {
     Tick(u64, u64),
     Arrive(Box<raftpb::Message>),
     Written(u64, u64),
@@ -40,6 +42,10 @@ enum Event {
     Client,
     Fault,
     PersistState,
+    LeaseTick(u64, u64),
+    LoadLeases(u64, u64, Term),
+    LeaseClient,
+    KeepAlive(i64),
     SendSnapshot(u64, u64, u64),
     Start(u64),
     Heal,
@@ -56,34 +62,43 @@ pub struct Outcome {
     pub snapshots: u64,
     pub changes: u64,
     pub states_compared: u64,
+    pub renewals: u64,
+    pub expiries: u64,
+    pub checkpoints: u64,
 }
 
 pub struct World {
-    seed: u64,
-    rng: StdRng,
-    now: Time,
-    events: BinaryHeap<Reverse<(Time, u64)>>,
-    payloads: BTreeMap<u64, Event>,
-    next_event: u64,
-    members: BTreeMap<u64, Member>,
-    network: Network,
-    config: Config,
-    calm: bool,
-    acknowledged_before: usize,
-    next_request: u64,
+    pub(super) seed: u64,
+    pub(super) rng: StdRng,
+    pub(super) now: Time,
+    pub(super) events: BinaryHeap<Reverse<(Time, u64)>>,
+    pub(super) payloads: BTreeMap<u64, Event>,
+    pub(super) next_event: u64,
+    pub(super) members: BTreeMap<u64, Member>,
+    pub(super) network: Network,
+    pub(super) config: Config,
+    pub(super) calm: bool,
+    pub(super) acknowledged_before: usize,
+    pub(super) next_request: u64,
     /// Snapshots on the network, by sender, receiver and position.
-    snapshots: BTreeMap<(u64, u64, LogPosition), Memory>,
+    pub(super) snapshots: BTreeMap<(u64, u64, LogPosition), Memory>,
     /// Disks that are slow for a while.
-    slow_disk: Option<u64>,
-    slow_apply: Option<u64>,
-    leaders: OneLeader,
-    committed: Committed,
-    states: EqualStates,
-    linearizable: Linearizable,
-    acknowledged: Acknowledged,
-    outcome: Outcome,
-    history: Vec<String>,
-    trace: bool,
+    pub(super) slow_disk: Option<u64>,
+    pub(super) slow_apply: Option<u64>,
+    pub(super) leaders: OneLeader,
+    pub(super) committed: Committed,
+    pub(super) states: EqualStates,
+    pub(super) linearizable: Linearizable,
+    pub(super) acknowledged: Acknowledged,
+    /// When the weather became fine.
+    pub(super) calm_since: Time,
+    pub(super) leases: LeaseChecks,
+    pub(super) lease_calls: LeaseCalls,
+    /// How long leases go without a checkpoint; none for some seeds, as with the gate off.
+    pub(super) checkpoint_interval_ms: Option<u64>,
+    pub(super) outcome: Outcome,
+    pub(super) history: Vec<String>,
+    pub(super) trace: bool,
 }
 
 impl World {
@@ -119,10 +134,15 @@ impl World {
             states: EqualStates::default(),
             linearizable: Linearizable::default(),
             acknowledged: Acknowledged::default(),
+            calm_since: 0,
+            leases: LeaseChecks::default(),
+            lease_calls: LeaseCalls::default(),
+            checkpoint_interval_ms: None,
             outcome: Outcome::default(),
             history: Vec::new(),
             trace: std::env::var_os("SIM_TRACE").is_some(),
         };
+        world.checkpoint_interval_ms = [None, Some(500), Some(1500)][world.rng.random_range(0..3)];
         let (hard_state, log) = client::first_log(size);
         for id in 1..=size {
             let mut member = world.fresh(id);
@@ -132,24 +152,25 @@ impl World {
             world.at(0, Event::Start(id));
         }
         world.at(TICK, Event::Client);
+        world.at(2 * TICK, Event::LeaseClient);
         world.at(10 * TICK, Event::Fault);
         world.at(15 * TICK, Event::PersistState);
         world.at(CHAOS_END, Event::Heal);
         world
     }
 
-    fn fresh(&mut self, id: u64) -> Member {
+    pub(super) fn fresh(&mut self, id: u64) -> Member {
         let skew = self.rng.random_range(0..TICK / 10);
         Member::new(id, TICK - TICK / 20 + skew)
     }
 
-    fn at(&mut self, delay: Time, event: Event) {
+    pub(super) fn at(&mut self, delay: Time, event: Event) {
         self.next_event += 1;
         self.events.push(Reverse((self.now + delay, self.next_event)));
         self.payloads.insert(self.next_event, event);
     }
 
-    fn note(&mut self, line: impl FnOnce() -> String) {
+    pub(super) fn note(&mut self, line: impl FnOnce() -> String) {
         let mut text = format!("{:>6} ", self.now);
         let _ = write!(text, "{}", line());
         for byte in text.bytes() {
@@ -240,17 +261,21 @@ impl World {
                 let pause = self.rng.random_range(TICK..12 * TICK);
                 self.at(pause, Event::PersistState);
             }
+            Event::LeaseTick(id, life) => self.lease_tick(id, life),
+            Event::LoadLeases(id, life, term) => self.load_leases(id, life, term),
+            Event::LeaseClient => self.lease_client(),
+            Event::KeepAlive(lease) => self.keep_alive(lease),
             Event::SendSnapshot(id, life, to) => self.send_snapshot(id, life, to),
             Event::Start(id) => self.start(id),
             Event::Heal => self.heal(),
         }
     }
 
-    fn alive(&mut self, id: u64, life: u64) -> Option<&mut Member> {
+    pub(super) fn alive(&mut self, id: u64, life: u64) -> Option<&mut Member> {
         self.members.get_mut(&id).filter(|member| member.life == life && member.running.is_some())
     }
 
-    fn pick_running(&mut self) -> Option<u64> {
+    pub(super) fn pick_running(&mut self) -> Option<u64> {
         let ids: Vec<u64> =
             self.members.values().filter(|member| member.running.is_some()).map(|member| member.id).collect();
         (!ids.is_empty()).then(|| ids[self.rng.random_range(0..ids.len())])
@@ -261,15 +286,16 @@ impl World {
         if member.running.is_some() || member.removed {
             return;
         }
-        member.start(self.config.clone());
+        member.start(self.config.clone(), self.checkpoint_interval_ms);
         let (tick, life) = (member.tick, member.life);
         self.note(|| format!("{id} starts"));
         self.at(tick, Event::Tick(id, life));
+        self.at(tick, Event::LeaseTick(id, life));
         self.flush(id);
     }
 
     /// Mostly at once; sometimes with what comes next, as a busy driver would.
-    fn input(&mut self, id: u64, input: Input) {
+    pub(super) fn input(&mut self, id: u64, input: Input) {
         let late = self.rng.random_bool(0.2);
         let pause = self.rng.random_range(1..20);
         let Some(member) = self.members.get_mut(&id) else { return };
@@ -283,7 +309,7 @@ impl World {
         }
     }
 
-    fn flush(&mut self, id: u64) {
+    pub(super) fn flush(&mut self, id: u64) {
         let election = self.config.election_ticks as u64;
         let Some(member) = self.members.get_mut(&id) else { return };
         // A function of seed, member and what it went through, so that it does not matter how often raft draws its own.
@@ -301,7 +327,7 @@ impl World {
 
     fn obey(&mut self, id: u64, output: Output) {
         let Some(member) = self.members.get_mut(&id) else { return };
-        let life = member.life;
+        let (life, now) = (member.life, self.now);
         let Some(running) = &mut member.running else { return };
         match output {
             Output::Send(messages) => {
@@ -319,21 +345,29 @@ impl World {
             }
             Output::ReadReady { tickets, index } => {
                 for ticket in tickets {
+                    if running.desk.read_ready(ticket, index, now) {
+                        continue;
+                    }
                     let floor = running.reads.remove(&ticket).expect("a read is answered once");
                     self.linearizable.confirmed(id, &floor, index);
                     running.confirmed.push((index, floor));
                 }
                 self.finish_reads(id);
+                self.answer_keep_alives(id);
             }
             Output::ReadRetry { tickets, reason } => {
                 for ticket in &tickets {
-                    running.reads.remove(ticket).expect("a read is answered once");
+                    if !running.desk.read_failed(*ticket) {
+                        running.reads.remove(ticket).expect("a read is answered once");
+                    }
                 }
                 self.note(|| format!("{id} gives back {} reads: {reason:?}", tickets.len()));
             }
             Output::ProposalDropped { ids, reason } => {
                 for ProposalId(request) in &ids {
                     running.waiting.remove(request);
+                    running.lease_waiting.remove(request);
+                    running.desk.dropped(*request);
                     self.acknowledged.dropped(*request);
                 }
                 self.note(|| format!("{id} drops {ids:?}: {reason:?}"));
@@ -342,6 +376,7 @@ impl World {
                 if role == Role::Leader {
                     self.leaders.leads(id, term);
                 }
+                running.desk.leadership(term, role, now);
                 member.elections += 1;
                 self.note(|| format!("{id} is {role:?} in term {term}, leader {leader}"));
             }
@@ -389,14 +424,21 @@ impl World {
                 assert_eq!(entries[0].index, applied.next(), "{id} is given entries without a gap");
                 running.machine.apply(&entries, &mut told);
                 let position = running.machine.applied();
-                let hash = EqualStates::looks_at(position.index).then(|| running.machine.reader().hash());
+                let reader = running.machine.reader();
+                let hash = EqualStates::looks_at(position.index).then(|| reader.hash());
+                let first = self.committed.last();
                 for entry in &entries {
-                    let request = client::request_of(entry).map(|(request, _)| request);
+                    let request = client::request_of(entry);
+                    if entry.index > first {
+                        self.leases.commits(entry, request.as_ref(), self.now);
+                    }
+                    let request = request.and_then(|request| request.header).map(|header| header.id);
                     self.committed.applies(id, entry, request);
                 }
                 if let Some(hash) = hash {
                     self.states.sees(id, position, hash);
                 }
+                lease_checks::keys_go_with_their_lease(id, &reader, &told.leases);
                 self.note(|| format!("{id} applied through {position}"));
             }
             Some(Output::InstallSnapshot { position, .. }) => {
@@ -419,10 +461,14 @@ impl World {
 
     /// Tells the clients, and the core what became of conf changes.
     fn tell(&mut self, id: u64, told: Told) {
+        self.tell_desk(id, &told);
         let Some(running) = self.members.get_mut(&id).and_then(|member| member.running.as_mut()) else {
             return;
         };
         for (index, request, ok, revision) in told.outcomes {
+            if let Some(call) = running.lease_waiting.remove(&request) {
+                self.leases.answered(call, ok, self.now);
+            }
             if let Some(key) = running.waiting.remove(&request).filter(|_| ok) {
                 self.acknowledged.acknowledged(request, index);
                 self.linearizable.acknowledged(index, &key, revision);
@@ -451,7 +497,9 @@ impl World {
             let request =
                 api::etcdserverpb::RangeRequest { key: floor.key.clone().into(), ..Default::default() };
             let response = reader.range(&request).expect("a plain read is answered");
-            let revision = response.kvs.first().map_or(0, |kv| kv.mod_revision);
+            // A key that is gone went with its lease, at some revision up to the one that was read.
+            let read_at = response.header.as_ref().map_or(0, |header| header.revision);
+            let revision = response.kvs.first().map_or(read_at, |kv| kv.mod_revision);
             self.linearizable.ends(id, &floor, revision);
         }
     }
@@ -592,93 +640,14 @@ impl World {
             let key = client::draw_key(&mut self.rng);
             self.next_request += 1;
             let request = self.next_request;
-            let data = client::put(request, &key);
+            let lease = self.draw_lease();
+            let data = client::put(request, &key, lease);
             let running =
                 self.members.get_mut(&id).and_then(|member| member.running.as_mut()).expect("picked");
             running.waiting.insert(request, key);
             proposals.push(Proposal { id: ProposalId(request), kind: EntryKind::Normal, data });
         }
         self.input(id, Input::Propose(proposals));
-    }
-
-    /// Learner first, then promotion; removals leave two voters.
-    fn change_members(&mut self, id: u64) {
-        let Some(running) = self.members.get(&id).and_then(|member| member.running.as_ref()) else { return };
-        let state = running.machine.conf_state();
-        let next = self.members.keys().next_back().copied().unwrap_or(0) + 1;
-        let change = match self.rng.random_range(0..3) {
-            0 if next <= MEMBERS_MAX && state.learners.is_empty() => Change::AddLearner(next),
-            1 if !state.learners.is_empty() => Change::Promote(state.learners[0].0),
-            2 if state.voters.len() > 2 => {
-                Change::Remove(state.voters[self.rng.random_range(0..state.voters.len())].0)
-            }
-            _ => return,
-        };
-        if let Change::AddLearner(id) = change {
-            let member = self.fresh(id);
-            self.members.insert(id, member);
-            self.at(0, Event::Start(id));
-        }
-        self.next_request += 1;
-        let request = self.next_request;
-        self.note(|| format!("{id} is asked to {change:?}"));
-        let data = client::encode_change(change, request);
-        self.input(
-            id,
-            Input::Propose(vec![Proposal { id: ProposalId(request), kind: EntryKind::ConfChange, data }]),
-        );
-    }
-
-    fn fault(&mut self) {
-        match self.rng.random_range(0..10) {
-            0..4 => {
-                let members: Vec<u64> = self.members.keys().copied().collect();
-                self.network.partition(&mut self.rng, &members);
-                self.network.weather = Weather::draw(&mut self.rng);
-                let (cut, weather) = (self.network.cut.clone(), self.network.weather);
-                self.note(|| format!("network: cut {cut:?}, {weather:?}"));
-            }
-            4..7 => {
-                let Some(id) = self.pick_running() else { return };
-                self.crash(id);
-            }
-            7 => {
-                for id in self.members.keys().copied().collect::<Vec<_>>() {
-                    if self.rng.random_bool(0.7) {
-                        self.crash(id);
-                    }
-                }
-            }
-            8 => self.slow_disk = self.pick_running(),
-            _ => self.slow_apply = self.pick_running(),
-        }
-    }
-
-    fn crash(&mut self, id: u64) {
-        let survive = self.rng.random_range(0..4);
-        let unsynced = self.rng.random_bool(0.5);
-        let Some(member) = self.members.get_mut(&id).filter(|member| member.running.is_some()) else {
-            return;
-        };
-        member.crash(survive, unsynced);
-        self.outcome.crashes += 1;
-        self.note(|| format!("{id} crashes; {survive} unconfirmed writes survive"));
-        let pause = self.rng.random_range(1..30 * TICK);
-        self.at(pause, Event::Start(id));
-    }
-
-    /// Fine weather from here on: everybody runs, everybody is heard.
-    fn heal(&mut self) {
-        self.calm = true;
-        self.acknowledged_before = self.acknowledged.count();
-        self.network.weather = Weather::FINE;
-        self.network.cut.clear();
-        self.slow_disk = None;
-        self.slow_apply = None;
-        self.note(|| "all is well from here on".into());
-        for id in self.members.keys().copied().collect::<Vec<_>>() {
-            self.at(1, Event::Start(id));
-        }
     }
 
     /// Progress after healing: those who belong to the cluster have all of the log, equal, and it went on.
@@ -714,5 +683,8 @@ impl World {
         self.outcome.reads = self.linearizable.reads;
         self.outcome.terms = self.leaders.count();
         self.outcome.states_compared = self.states.compared;
+        self.outcome.renewals = self.leases.renewals;
+        self.outcome.expiries = self.leases.expiries;
+        self.outcome.checkpoints = self.leases.checkpoints;
     }
 }

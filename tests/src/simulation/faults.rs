@@ -1,0 +1,93 @@
+//! What goes wrong: the network, crashes, slow disks, and changes of membership in the middle of it. And how it ends.
+
+use consensus::io::{Input, Proposal, ProposalId};
+use rand::Rng;
+use types::EntryKind;
+
+use super::TICK;
+use super::client::{self, Change};
+use super::network::Weather;
+use super::world::{Event, MEMBERS_MAX, World};
+
+impl World {
+    /// Learner first, then promotion; removals leave two voters.
+    pub(super) fn change_members(&mut self, id: u64) {
+        let Some(running) = self.members.get(&id).and_then(|member| member.running.as_ref()) else { return };
+        let state = running.machine.conf_state();
+        let next = self.members.keys().next_back().copied().unwrap_or(0) + 1;
+        let change = match self.rng.random_range(0..3) {
+            0 if next <= MEMBERS_MAX && state.learners.is_empty() => Change::AddLearner(next),
+            1 if !state.learners.is_empty() => Change::Promote(state.learners[0].0),
+            2 if state.voters.len() > 2 => {
+                Change::Remove(state.voters[self.rng.random_range(0..state.voters.len())].0)
+            }
+            _ => return,
+        };
+        if let Change::AddLearner(id) = change {
+            let member = self.fresh(id);
+            self.members.insert(id, member);
+            self.at(0, Event::Start(id));
+        }
+        self.next_request += 1;
+        let request = self.next_request;
+        self.note(|| format!("{id} is asked to {change:?}"));
+        let data = client::encode_change(change, request);
+        self.input(
+            id,
+            Input::Propose(vec![Proposal { id: ProposalId(request), kind: EntryKind::ConfChange, data }]),
+        );
+    }
+
+    pub(super) fn fault(&mut self) {
+        match self.rng.random_range(0..10) {
+            0..4 => {
+                let members: Vec<u64> = self.members.keys().copied().collect();
+                self.network.partition(&mut self.rng, &members);
+                self.network.weather = Weather::draw(&mut self.rng);
+                let (cut, weather) = (self.network.cut.clone(), self.network.weather);
+                self.note(|| format!("network: cut {cut:?}, {weather:?}"));
+            }
+            4..7 => {
+                let Some(id) = self.pick_running() else { return };
+                self.crash(id);
+            }
+            7 => {
+                for id in self.members.keys().copied().collect::<Vec<_>>() {
+                    if self.rng.random_bool(0.7) {
+                        self.crash(id);
+                    }
+                }
+            }
+            8 => self.slow_disk = self.pick_running(),
+            _ => self.slow_apply = self.pick_running(),
+        }
+    }
+
+    pub(super) fn crash(&mut self, id: u64) {
+        let survive = self.rng.random_range(0..4);
+        let unsynced = self.rng.random_bool(0.5);
+        let Some(member) = self.members.get_mut(&id).filter(|member| member.running.is_some()) else {
+            return;
+        };
+        member.crash(survive, unsynced);
+        self.outcome.crashes += 1;
+        self.note(|| format!("{id} crashes; {survive} unconfirmed writes survive"));
+        let pause = self.rng.random_range(1..30 * TICK);
+        self.at(pause, Event::Start(id));
+    }
+
+    /// Fine weather from here on: everybody runs, everybody is heard.
+    pub(super) fn heal(&mut self) {
+        self.calm = true;
+        self.calm_since = self.now;
+        self.acknowledged_before = self.acknowledged.count();
+        self.network.weather = Weather::FINE;
+        self.network.cut.clear();
+        self.slow_disk = None;
+        self.slow_apply = None;
+        self.note(|| "all is well from here on".into());
+        for id in self.members.keys().copied().collect::<Vec<_>>() {
+            self.at(1, Event::Start(id));
+        }
+    }
+}
