@@ -73,7 +73,10 @@ impl Clock {
         self.seen = at;
         let lost = elapsed - counted;
         if lost == 0 {
-            self.stood = 0;
+            // Two looks at one moment say nothing.
+            if elapsed > 0 {
+                self.stood = 0;
+            }
             return;
         }
         self.stood = self.stood.saturating_add(lost);

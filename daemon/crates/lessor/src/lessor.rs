@@ -6,7 +6,7 @@ use types::{LeaseId, Term};
 
 use crate::{
     clock::{Clock, Mono, Now},
-    table::{NONE, Record, TTL_MAX, Table},
+    table::{Record, TTL_MAX, Table},
     wheel::Pop,
 };
 
@@ -15,12 +15,11 @@ use crate::{
 /// at which clients are told "too many requests".
 pub const REVOKES_IN_FLIGHT_MAX: usize = 2048;
 
-/// After this long without an outcome a revocation is proposed again, in nanoseconds; etcd's number. It is needed only when raft dropped
-/// the proposal without a change of leader; twice is harmless.
-pub const RETRY: u64 = 7_000_000_000;
-
 /// Checkpoints that wait to be proposed. Whoever finds the queue full is looked at a little later.
 const CHECKPOINTS_QUEUED_MAX: usize = 16_384;
+
+/// A record of a rest is taken this late and rounded up this much together, at most.
+const ROUNDED_MS: u64 = 2000;
 
 /// That little, in milliseconds.
 const CHECKPOINT_AGAIN_MS: u64 = 1000;
@@ -96,8 +95,6 @@ pub struct Lessor {
     records: BTreeMap<LeaseId, i64>,
     /// Over, and not revoked yet.
     over: usize,
-    /// Proposed, in this order: revocations, and clearings of records.
-    proposed: VecDeque<(Mono, LeaseId)>,
     checkpoints: VecDeque<LeaseId>,
     clearings: VecDeque<LeaseId>,
 }
@@ -112,7 +109,6 @@ impl Lessor {
             gone: BTreeSet::new(),
             records: BTreeMap::new(),
             over: 0,
-            proposed: VecDeque::new(),
             checkpoints: VecDeque::new(),
             clearings: VecDeque::new(),
         }
@@ -158,10 +154,13 @@ impl Lessor {
         let rest = if remaining > 0 { remaining as u64 } else { ttl };
         // A rest is not below the minimum: who takes over gives everybody that much.
         let rest_ms = rest.min(ttl).saturating_mul(1000) + self.config.election_timeout / 1_000_000;
-        let at = self.insert(id, ttl, rest_ms);
+        let at = self.table.insert(id, ttl, self.clock.ms() + rest_ms);
         if remaining > 0 {
-            self.table.slots.get_mut(at).set_record(Record::Rest);
+            let slot = self.table.slots.get_mut(at);
+            slot.set_record(Record::Rest);
+            slot.set_rest(true);
         }
+        self.link(at, self.clock.ms());
     }
 
     /// The whole copy was loaded.
@@ -184,7 +183,6 @@ impl Lessor {
         self.gone.clear();
         self.records.clear();
         self.over = 0;
-        self.proposed.clear();
         self.checkpoints.clear();
         self.clearings.clear();
         std::mem::replace(&mut self.table, Table::new(self.config.seed, self.clock.ms()))
@@ -201,7 +199,9 @@ impl Lessor {
         // Known when the copied table was newer than this.
         if self.table.find(id).is_none() {
             let ttl = self.bound_ttl(ttl);
-            self.insert(id, ttl, ttl * 1000);
+            let clock_ms = self.clock.ms();
+            let at = self.table.insert(id, ttl, clock_ms + ttl * 1000);
+            self.link(at, clock_ms);
         }
     }
 
@@ -266,6 +266,7 @@ impl Lessor {
         let deadline = clock_ms + ttl * 1000;
         let earlier = deadline < slot.deadline;
         slot.deadline = deadline;
+        slot.set_rest(false);
         let stale = slot.record() != Record::None;
         if slot.record() == Record::Rest {
             slot.set_record(Record::Stale);
@@ -325,7 +326,8 @@ impl Lessor {
     }
 
     /// Decides which leases are over and appends them to `out`, as many as may be under way. The caller proposes their revocation in
-    /// this term and says [`Lessor::proposed`] or [`Lessor::refused`] of them.
+    /// this term, or says [`Lessor::refused`] of them. A proposal that entered the leader's log is applied or the leader is none any more, so
+    /// nothing is ever proposed twice: a second revocation could hit a lease that was granted anew under the same id.
     pub fn expire(&mut self, now: Now, max: usize, out: &mut Vec<LeaseId>) {
         self.clock.advance(now);
         let may =
@@ -333,7 +335,6 @@ impl Lessor {
         if !may {
             return;
         }
-        self.retry(now, max, out);
         let clock_ms = self.clock.ms();
         while out.len() < max && self.over < REVOKES_IN_FLIGHT_MAX {
             let Some(at) = self.table.wheel.first_expired() else { return };
@@ -350,28 +351,7 @@ impl Lessor {
         }
     }
 
-    /// Whatever was proposed so long ago that raft must have dropped it.
-    fn retry(&mut self, now: Now, max: usize, out: &mut Vec<LeaseId>) {
-        while out.len() < max
-            && let Some((at, id)) = self.proposed.front().copied()
-            && now.at.since(at) >= RETRY
-        {
-            self.proposed.pop_front();
-            let Some(slot) = self.table.find(id).map(|at| self.table.slots.get(at)) else { continue };
-            if slot.is_over() {
-                out.push(id);
-            } else if slot.record() == Record::Stale {
-                self.clearings.push_back(id);
-            }
-        }
-    }
-
-    /// These were proposed, to be revoked or cleared.
-    pub fn proposed(&mut self, ids: &[LeaseId], now: Now) {
-        self.proposed.extend(ids.iter().map(|id| (now.at, *id)));
-    }
-
-    /// These were not taken: they are decided on again.
+    /// What was proposed for these, to revoke or to clear them, has not entered the log: it is decided on again.
     pub fn refused(&mut self, ids: &[LeaseId]) {
         for id in ids {
             let Some(at) = self.table.find(*id) else { continue };
@@ -408,7 +388,7 @@ impl Lessor {
         out
     }
 
-    /// Renewed leases whose record must go. At most `max`; the caller proposes it and says [`Lessor::proposed`] or [`Lessor::refused`].
+    /// Renewed leases whose record must go. At most `max`; the caller proposes it or says [`Lessor::refused`].
     pub fn take_clearings(&mut self, max: usize) -> Vec<LeaseId> {
         let mut out = Vec::new();
         while out.len() < max
@@ -430,14 +410,6 @@ impl Lessor {
         ttl.max(self.config.ttl_min).max(1).unsigned_abs().min(TTL_MAX)
     }
 
-    fn insert(&mut self, id: LeaseId, ttl: u64, rest_ms: u64) -> u32 {
-        let clock_ms = self.clock.ms();
-        let at = self.table.insert(id, ttl, clock_ms + rest_ms);
-        assert!(at != NONE, "a slot has a number");
-        self.link(at, clock_ms);
-        at
-    }
-
     /// Links a lease for its next look after `after`: its deadline, or the next whole checkpoint interval since it was renewed.
     fn link(&mut self, at: u32, after: u64) {
         let look = self.next_look(at, after);
@@ -457,13 +429,16 @@ impl Lessor {
     }
 
     /// For a lease longer than the checkpoint interval: that interval, and how long before `at_ms` it was renewed. Nothing is kept about
-    /// renewals: it is the deadline without the full time. For a lease that was taken over with a rest this is before the promotion, which is
-    /// true.
+    /// renewals: it is the deadline without the full time. For a lease that was taken over with a rest this is before the promotion, which is true.
     fn since_renewal(&self, at: u32, at_ms: u64) -> Option<(i64, i64)> {
         let interval = self.config.checkpoint_interval_ms?.max(1);
         let slot = self.table.slots.get(at);
         let ttl_ms = slot.ttl() * 1000;
-        (ttl_ms > interval).then(|| (interval as i64, at_ms as i64 - (slot.deadline as i64 - ttl_ms as i64)))
+        // The rest was recorded a little late and rounded up, and an election timeout was added: without all that the next record, which says
+        // the same again, would be due at once.
+        let added = if slot.is_rest() { self.config.election_timeout / 1_000_000 + ROUNDED_MS } else { 0 };
+        let since = at_ms as i64 - (slot.deadline as i64 - ttl_ms as i64) + added as i64;
+        (ttl_ms > interval).then_some((interval as i64, since))
     }
 
     /// For tests: everything that must hold between two calls.

@@ -23,5 +23,5 @@ mod table;
 mod wheel;
 
 pub use clock::{Mono, Now};
-pub use lessor::{Config, Lease, Lessor, Phase, Renewal, Revoked};
+pub use lessor::{Config, Lease, Lessor, Phase, REVOKES_IN_FLIGHT_MAX, Renewal, Revoked};
 pub use table::Table;

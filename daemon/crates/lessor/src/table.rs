@@ -28,7 +28,8 @@ pub(crate) enum Record {
     Stale = 2,
 }
 
-/// One lease. The last word packs ttl (34 bits), bucket (9), record (2), and whether it was decided to be over (1).
+/// One lease. The last word packs ttl (34 bits), bucket (9), record (2), whether it was decided to be over (1), and
+/// whether its deadline is the rest that a former leader recorded (1).
 #[derive(Clone, Copy, Debug)]
 pub(crate) struct Slot {
     pub id: i64,
@@ -41,6 +42,7 @@ pub(crate) struct Slot {
 
 const RECORD_AT: u32 = TTL_BITS + BUCKET_BITS;
 const OVER_AT: u32 = RECORD_AT + 2;
+const REST_AT: u32 = OVER_AT + 1;
 
 impl Slot {
     /// `ttl` in seconds, at most [`TTL_MAX`].
@@ -74,6 +76,14 @@ impl Slot {
 
     pub fn set_record(&mut self, record: Record) {
         self.word = self.word & !(3 << RECORD_AT) | (record as u64) << RECORD_AT;
+    }
+
+    pub fn is_rest(&self) -> bool {
+        self.word >> REST_AT & 1 == 1
+    }
+
+    pub fn set_rest(&mut self, rest: bool) {
+        self.word = self.word & !(1 << REST_AT) | u64::from(rest) << REST_AT;
     }
 
     pub fn is_over(&self) -> bool {

@@ -5,7 +5,7 @@
 //! voter, who owes them to nobody, writes the log itself.
 
 use std::{
-    collections::{HashMap, VecDeque},
+    collections::{HashMap, HashSet, VecDeque},
     sync::{Arc, atomic::Ordering},
     time::{Duration, Instant},
 };
@@ -17,7 +17,7 @@ use consensus::{
 };
 use tracing::{info, warn};
 use transport::Transport;
-use types::{Entry, EntryKind, LogIndex, LogPosition, MemberId};
+use types::{Entry, EntryKind, LeaseId, LogIndex, LogPosition, MemberId, Term};
 
 use crate::{
     apply_worker::{SharedWorker, ToApply},
@@ -51,6 +51,8 @@ pub(crate) struct RaftLoop {
     core: Core,
     transport: Transport,
     wal: SharedWal,
+    /// What the lessor decided and the core was given in this turn: it says at once what it does not take.
+    decided: Vec<(Term, ProposalId, Vec<LeaseId>)>,
     /// Start of the newest round that confirmed this leader, as the lessor was told.
     confirmed: Option<Instant>,
     /// The newest persist that the log writer has not confirmed.
@@ -95,6 +97,7 @@ pub(crate) fn run(
         core,
         transport,
         wal,
+        decided: Vec::new(),
         confirmed: None,
         handed: None,
         worker,
@@ -157,6 +160,7 @@ impl RaftLoop {
                 self.next_expiry = now + EXPIRY_INTERVAL;
             }
             self.obey();
+            self.decided.clear();
         }
         shared.sole_leader.store(false, Ordering::Release);
     }
@@ -210,8 +214,9 @@ impl RaftLoop {
             }
             self.core.handle(Input::Persisted(seq));
         }
+        let mut own = Vec::new();
         for decided in decided {
-            self.propose_decided(decided);
+            self.admit_decided(decided, &mut own);
         }
         if !proposals.is_empty() {
             if self.leadership.leader.is_none() || self.transferring {
@@ -222,8 +227,12 @@ impl RaftLoop {
                         self.shared.waiters.given_anew(proposal.id.0, now);
                     }
                 }
-                self.propose(std::mem::take(proposals));
+                self.shared.release_proposals(bytes(proposals));
+                own.append(proposals);
             }
+        }
+        if !own.is_empty() {
+            self.core.handle(Input::Propose(own));
         }
         if readers && let Some(ticket) = self.shared.gate.seal(now) {
             self.core.handle(Input::Read(ticket));
@@ -245,18 +254,24 @@ impl RaftLoop {
     }
 
     fn propose(&mut self, proposals: Vec<Proposal>) {
-        self.shared.release_proposals(proposals.iter().map(|proposal| proposal.data.len() as u64).sum());
+        self.shared.release_proposals(bytes(&proposals));
         self.core.handle(Input::Propose(proposals));
     }
 
     /// What the lessor decided is worth something only in the term in which it did. Raft itself is asked, since a message of this very
     /// turn may have deposed this member, and what it proposes would then travel to its successor.
-    fn propose_decided(&mut self, decided: Decided) {
+    fn admit_decided(&mut self, decided: Decided, own: &mut Vec<Proposal>) {
         let status = self.core.status();
         if status.role != Role::Leader || status.term != decided.term || status.lead_transferee.is_some() {
-            return self.shared.leases.refused(&decided);
+            return self
+                .shared
+                .leases
+                .refused(decided.term, decided.entries.iter().map(|(_, leases)| leases));
         }
-        self.core.handle(Input::Propose(decided.proposals));
+        for (proposal, leases) in decided.entries {
+            self.decided.push((decided.term, proposal.id, leases));
+            own.push(proposal);
+        }
     }
 
     /// Those whose client was told or has gone are left out: a write must not happen after its caller was told "no leader".
@@ -387,6 +402,13 @@ impl RaftLoop {
             DropReason::ConfChangePending | DropReason::Malformed => EtcdError::ProposalDropped,
         };
         self.shared.metrics.proposals_failed.add(ids.len() as u64);
+        let lost: HashSet<&ProposalId> =
+            if self.decided.is_empty() { HashSet::new() } else { ids.iter().collect() };
+        for (term, id, leases) in &self.decided {
+            if lost.contains(id) {
+                self.shared.leases.refused(*term, [leases].into_iter());
+            }
+        }
         for id in ids {
             self.shared.waiters.complete(id.0, Err(error));
         }
@@ -499,4 +521,8 @@ impl RaftLoop {
         *last = now;
         *kept_back = 0;
     }
+}
+
+fn bytes(proposals: &[Proposal]) -> u64 {
+    proposals.iter().map(|proposal| proposal.data.len() as u64).sum()
 }

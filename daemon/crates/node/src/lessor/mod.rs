@@ -33,6 +33,7 @@ use std::{
 };
 
 use ::lessor::{Config, Lease, Lessor, Mono, Now, Phase, Renewal, Revoked, Table};
+use consensus::io::Proposal;
 use parking_lot::{Condvar, Mutex};
 use state_machine::LeaseChange;
 use tokio::sync::{oneshot, watch};
@@ -51,9 +52,8 @@ const WAITS_MAX: usize = 100_000;
 /// What the lessor wants to have in the log, decided in a term and worth nothing in another.
 pub(crate) struct Decided {
     pub(crate) term: Term,
-    /// Of the proposals that the lessor has to know the fate of.
-    pub(crate) leases: Vec<LeaseId>,
-    pub(crate) proposals: Vec<consensus::io::Proposal>,
+    /// Each with the leases that the lessor decides on again if it does not get into the log.
+    pub(crate) entries: Vec<(Proposal, Vec<LeaseId>)>,
 }
 
 /// See the module text.
@@ -159,11 +159,11 @@ impl LeaseDesk {
         }
     }
 
-    /// Raft loop: this cannot be proposed now.
-    pub(crate) fn refused(&self, decided: &Decided) {
+    /// Raft loop: what was decided on these leases in that term did not get into the log.
+    pub(crate) fn refused<'a>(&self, term: Term, leases: impl Iterator<Item = &'a Vec<LeaseId>>) {
         let mut lessor = self.lessor.lock();
-        if lessor.phase() == Phase::Primary(decided.term) {
-            lessor.refused(&decided.leases);
+        if lessor.phase() == Phase::Primary(term) {
+            leases.for_each(|leases| lessor.refused(leases));
         }
     }
 

@@ -166,7 +166,6 @@ impl Worker {
                 let now = self.now();
                 let more = lessor.turn(now, LEASES_PER_HOLD);
                 lessor.expire(now, REVOKES_PER_PUSH, &mut over);
-                lessor.proposed(&over, now);
                 more
             };
             let full = over.len() == REVOKES_PER_PUSH;
@@ -175,8 +174,8 @@ impl Worker {
                     lease_revoke: Some(pb::LeaseRevokeRequest { id: id.0 }),
                     ..Default::default()
                 };
-                let proposals = over.iter().map(|id| self.proposal(revoke(id))).collect();
-                if !self.propose(Decided { term, leases: std::mem::take(&mut over), proposals }) {
+                let entries = over.drain(..).map(|id| (self.proposal(revoke(&id)), vec![id])).collect();
+                if !self.propose(Decided { term, entries }) {
                     return;
                 }
             }
@@ -188,7 +187,6 @@ impl Worker {
 
     fn checkpoint(&self, term: Term) {
         let mut entries = Vec::new();
-        let mut leases = Vec::new();
         {
             let mut lessor = self.desk().lessor.lock();
             if lessor.phase() != Phase::Primary(term) || !lessor.has_checkpoints() {
@@ -198,16 +196,14 @@ impl Worker {
             // Rests before clearings: what was renewed after its rest was taken is cleared behind it.
             let rests = lessor.take_checkpoints(now, CHECKPOINTS_PER_ENTRY);
             if !rests.is_empty() {
-                entries.push(rests);
+                entries.push((rests, Vec::new()));
             }
             for _ in 0..CLEARINGS_PER_LOOK {
                 let ids = lessor.take_clearings(CHECKPOINTS_PER_ENTRY);
                 if ids.is_empty() {
                     break;
                 }
-                lessor.proposed(&ids, now);
-                entries.push(ids.iter().map(|id| (*id, 0)).collect());
-                leases.extend(ids);
+                entries.push((ids.iter().map(|id| (*id, 0)).collect(), ids));
             }
         }
         if entries.is_empty() {
@@ -223,8 +219,9 @@ impl Worker {
                 ..Default::default()
             }
         };
-        let proposals = entries.into_iter().map(|entry| self.proposal(request(entry))).collect();
-        self.propose(Decided { term, leases, proposals });
+        let entries =
+            entries.into_iter().map(|(entry, leases)| (self.proposal(request(entry)), leases)).collect();
+        self.propose(Decided { term, entries });
     }
 
     fn proposal(&self, mut request: pb::InternalRaftRequest) -> Proposal {
@@ -240,7 +237,8 @@ impl Worker {
             Ok(()) => true,
             Err(refused) => {
                 if let crate::mailbox::PushError::Full(ToRaft::Decided(decided)) = refused {
-                    self.desk().refused(&decided);
+                    let leases = decided.entries.iter().map(|(_, leases)| leases);
+                    self.desk().refused(decided.term, leases);
                 }
                 false
             }
