@@ -91,9 +91,10 @@ fn publish(hub: &mut Hub, batch: Told, store: &InStore) {
 fn answer(shared: &Shared, hub: &mut Hub, asked: &mut Vec<Asked>, now_ms: u64) {
     let desk = &shared.watch;
     let creates = |asked: &Asked| matches!(asked, Asked::Request { request: Request::Create(_), .. });
-    if asked.iter().any(creates) {
-        // Before the store is looked at: what is applied after that comes with events, or at least with its revision.
-        desk.wants_events.store(true, Ordering::SeqCst);
+    if asked.iter().any(creates) && !desk.wants_events.swap(true, Ordering::SeqCst) {
+        // Nothing was told since the last watcher went, and nothing need ever be written again: what is applied up to here is the store's
+        // to tell. What is applied after the swap comes with events, or at least with its revision.
+        hub.advance(shared.reader().revision());
     }
     // After the requests were taken: it is at least what the clients knew when they asked.
     let mut now = None;
