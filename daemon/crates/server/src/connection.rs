@@ -13,7 +13,7 @@ use std::{
         Arc,
         atomic::{AtomicUsize, Ordering},
     },
-    task::Poll,
+    task::{Context, Poll},
     time::{Duration, Instant},
 };
 
@@ -34,6 +34,7 @@ use tracing::{debug, warn};
 
 use crate::{
     backend::Backend,
+    body::Body,
     config::ServerConfig,
     edge::{Edge, Surface},
     grpc::{self, wire},
@@ -276,10 +277,7 @@ async fn serve<B: Backend>(
         _ = &mut close => return Ok(()),
     };
     let Some((protocol, io)) = sniffed? else { return Ok(()) };
-    let service = service_fn(move |request: Request<Incoming>| {
-        let edge = edge.clone();
-        async move { Ok::<_, Infallible>(answer(edge, surface, request).await) }
-    });
+    let service = service_fn(move |request: Request<Incoming>| answer(edge.clone(), surface, request));
     match protocol {
         Protocol::Http2 => {
             let connection = protocols.http2.serve_connection(io, service);
@@ -316,18 +314,27 @@ async fn until_closed<C: Future>(
     .await
 }
 
-async fn answer<B: Backend>(
-    edge: Arc<Edge<B>>,
-    surface: Surface,
-    request: Request<Incoming>,
-) -> ::http::Response<crate::body::Body> {
+/// Boxed, because its place in the stream's task stays taken as long as the stream: a watch would carry the size of the largest call
+/// through its whole life, and a small task costs a call no more than the box.
+struct Answer(Pin<Box<dyn Future<Output = Answered> + Send>>);
+
+type Answered = Result<::http::Response<Body>, Infallible>;
+
+impl Future for Answer {
+    type Output = Answered;
+
+    fn poll(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<Answered> {
+        self.0.as_mut().poll(cx)
+    }
+}
+
+fn answer<B: Backend>(edge: Arc<Edge<B>>, surface: Surface, request: Request<Incoming>) -> Answer {
     let offers_grpc = matches!(surface, Surface::Client | Surface::ClientGrpc);
     if offers_grpc && request.version() == ::http::Version::HTTP_2 && wire::is_grpc(request.headers()) {
-        return grpc::serve(edge, request).await;
+        Answer(Box::pin(grpc::serve(edge, request)))
+    } else {
+        Answer(Box::pin(async move { Ok(http::serve(edge, surface, request).await) }))
     }
-    // Rare and large: boxed, so that calls do not carry its size.
-    let rare: Pin<Box<dyn Future<Output = _> + Send>> = Box::pin(http::serve(edge, surface, request));
-    rare.await
 }
 
 /// Tells a client why it is turned away, in its own protocol if its first bytes are here already, without waiting for it.

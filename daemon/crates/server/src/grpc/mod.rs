@@ -18,6 +18,7 @@ pub(crate) mod wire;
 
 use std::{
     collections::VecDeque,
+    convert::Infallible,
     future::Future,
     pin::{Pin, pin},
     sync::Arc,
@@ -47,17 +48,20 @@ use method::{Kind, Method};
 const CONTENT_TYPE: HeaderValue = HeaderValue::from_static("application/grpc");
 
 /// Answers one request whose content type is gRPC's. Never fails: whatever happens is a status.
-pub(crate) async fn serve<B: Backend>(edge: Arc<Edge<B>>, request: Request<Incoming>) -> Response<Body> {
+pub(crate) async fn serve<B: Backend>(
+    edge: Arc<Edge<B>>,
+    request: Request<Incoming>,
+) -> Result<Response<Body>, Infallible> {
     let (head, body) = request.into_parts();
     if head.method != http::Method::POST {
         let status = Status::internal(format!("http2: received a {} request, gRPC is POST", head.method));
         let mut response = refusal(&status);
         *response.status_mut() = http::StatusCode::METHOD_NOT_ALLOWED;
-        return response;
+        return Ok(response);
     }
     let path = head.uri.path();
     let Some(method) = Method::from_path(path) else {
-        return refusal(&Status::unimplemented(method::unknown_path(path)));
+        return Ok(refusal(&Status::unimplemented(method::unknown_path(path))));
     };
     let call = Call::begin(edge.metrics.clone(), method);
     let context = Context { edge: &edge, headers: &head.headers, method };
@@ -68,7 +72,7 @@ pub(crate) async fn serve<B: Backend>(edge: Arc<Edge<B>>, request: Request<Incom
         Ok(Some(limit)) => tokio::time::timeout(limit, answer).await.unwrap_or_else(|_| Err(too_late())),
         Err(ref status) => Err(status.clone()),
     };
-    match answer {
+    Ok(match answer {
         Ok(Answer::Message(frame)) => {
             call.sent(&frame);
             call.end(Code::Ok);
@@ -88,7 +92,7 @@ pub(crate) async fn serve<B: Backend>(edge: Arc<Edge<B>>, request: Request<Incom
             call.end(status.code());
             refusal(&status)
         }
-    }
+    })
 }
 
 fn too_late() -> Status {

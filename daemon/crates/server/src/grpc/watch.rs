@@ -24,7 +24,7 @@ use crate::{
     backend::{Backend, WatchClosed, WatchRequests, WatchResponses},
     body::Messages,
     edge::Edge,
-    streams::Entry,
+    streams::{Ending, Entry},
 };
 
 /// Requests of one stream handed over before the other streams of the thread have their turn. More than a connection brings in one of
@@ -44,12 +44,7 @@ pub(super) fn open<B: Backend>(cx: &Context<'_, B>, body: Incoming) -> Box<dyn M
         token: token(cx.headers),
         requests,
     };
-    let ending = entry.ending().clone();
-    let reading = tokio::spawn(async move {
-        if let Err(status) = reader.run().await {
-            ending.end(status);
-        }
-    });
+    let reading = tokio::spawn(reader.run(entry.ending().clone()));
     Box::new(Watch { responses, entry, reading: reading.abort_handle() })
 }
 
@@ -87,26 +82,27 @@ struct Reader<B: Backend> {
 }
 
 impl<B: Backend> Reader<B> {
-    /// Ends well when the client has no more requests or the member takes no more.
-    async fn run(mut self) -> Result<(), Status> {
-        let outcome = self.read().await;
-        if let Err(status) = &outcome {
-            if status.code() == Code::Cancelled {
-                return Err(EtcdError::WatchCanceled.into());
-            }
+    /// Only what goes wrong ends the stream.
+    async fn run(mut self, ending: Arc<Ending>) {
+        let Err(status) = self.read().await else { return };
+        if status.code() == Code::Cancelled {
+            ending.end(EtcdError::WatchCanceled.into());
+        } else {
             self.edge.metrics.receive_failed(Method::Watch);
+            ending.end(status);
         }
-        outcome
     }
 
+    /// Ends well when the client has no more requests or the member takes no more.
     async fn read(&mut self) -> Result<(), Status> {
         for number in 1.. {
             let Some(message) = poll_fn(|cx| self.inbound.poll_message(cx)).await else { break };
             let message = message?;
             self.edge.metrics.message_received(Method::Watch, message.len());
             let request: pb::WatchRequest = wire::decode(message)?;
-            // Not by tokio's budget, which knows nothing of what a request costs: ours is below.
-            if coop::unconstrained(self.hand(request)).await.is_err() {
+            // Boxed, so that an idle stream does not carry its size, and not within tokio's budget, which knows nothing of what a
+            // request costs: ours is below.
+            if coop::unconstrained(Box::pin(self.hand(request))).await.is_err() {
                 break;
             }
             if number % TURN_REQUESTS == 0 {
