@@ -76,10 +76,10 @@ struct Peer {
     watches: BTreeMap<i64, Watch>,
     /// Cancelled by compaction; the id is taken.
     dead: BTreeSet<i64>,
-    /// The store's revision at manual requests for progress. One answer may be for several.
+    /// The store's revision at manual requests for progress. One answer may be for several, so the n-th answers the n-th or a later one.
     asked: Vec<i64>,
-    answers_max: usize,
-    /// They must be answered: there were watchers all the time since.
+    answers: usize,
+    /// The last one must be answered: there were watchers all the time since.
     must_answer: bool,
 }
 
@@ -146,13 +146,10 @@ impl Peer {
 
     fn progress(&mut self, store: &Store, id: i64, revision: i64, said: &str) {
         if id == -1 {
-            assert!(self.answers_max > 0, "{said}: not asked");
-            self.answers_max -= 1;
-            if let Some(asked) = self.asked.first() {
-                assert!(revision >= *asked, "{said}: the store was at {asked} when asked");
-            }
-            self.asked.retain(|asked| *asked > revision);
-            self.must_answer &= !self.asked.is_empty();
+            let asked = *self.asked.get(self.answers).unwrap_or_else(|| panic!("{said}: not asked"));
+            assert!(revision >= asked, "{said}: the store was at {asked} when asked");
+            self.answers += 1;
+            self.must_answer &= self.asked.last().is_some_and(|last| *last > revision);
         }
         for (watched, watch) in &mut self.watches {
             if id != -1 && id != *watched {
@@ -253,7 +250,7 @@ impl Run {
                     watches: BTreeMap::new(),
                     dead: BTreeSet::new(),
                     asked: Vec::new(),
-                    answers_max: 0,
+                    answers: 0,
                     must_answer: false,
                 });
             }
@@ -371,7 +368,6 @@ impl Run {
         let Some(at) = self.any_peer() else { return };
         let peer = &mut self.peers[at];
         peer.asked.push(self.world.store.revision());
-        peer.answers_max += 1;
         peer.must_answer |= !peer.watches.is_empty();
         self.world.ask(&peer.client, Request::Progress);
     }
