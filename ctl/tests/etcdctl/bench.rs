@@ -138,6 +138,18 @@ fn a_lease_that_is_gone_when_it_is_renewed_fails() {
 }
 
 #[test]
+fn a_keep_alive_stream_that_ends_fails() {
+    let granted = LeaseGrantResponse { ttl: 60, ..Default::default() };
+    let fake = Fake::start([
+        ("LeaseGrant", Answer::one(&granted)),
+        ("LeaseKeepAlive", Answer::Status(14, "etcdserver: no leader")),
+    ]);
+    let line = "bench lease keep-alive --clients 2 --total 20 --command-timeout 1s";
+    let (run, report) = bench(&fake.endpoint, line);
+    assert_eq!((run.code, &report["total"]["errors"]), (1, &2.into()));
+}
+
+#[test]
 fn a_sound_server_passes_every_measurement() {
     if real_etcd("a_sound_server_passes_every_measurement").is_none() {
         return;

@@ -41,8 +41,8 @@ pub struct Expired {
     pub twice: u64,
     /// How late each key was gone.
     pub late: Histogram,
-    /// From the last deadline to the last deletion; zero while keys are left.
-    pub last_gone: Duration,
+    /// From the last deadline to the last deletion; `None` when keys are left.
+    pub last_gone: Option<Duration>,
     /// How many revisions the deletions are: servers may put many leases into one.
     pub revisions: u64,
     pub heartbeats: Heartbeats,
@@ -182,7 +182,7 @@ fn judge(deletions: &Deletions, renewals: &[Renewal], ttl: Duration) -> Expired 
         last_gone: last_gone
             .zip(last_deadline)
             .filter(|_| all)
-            .map_or(Duration::ZERO, |(gone, deadline)| gone.saturating_duration_since(deadline)),
+            .map(|(gone, deadline)| gone.saturating_duration_since(deadline)),
         revisions: deletions.revisions,
         heartbeats: Heartbeats::default(),
     }
@@ -411,10 +411,10 @@ mod tests {
     #[test]
     fn a_key_that_stays_is_left_and_one_that_goes_too_soon_is_early() {
         let fine = judged([Some(1000), Some(1099), Some(1600)]);
-        assert_eq!((fine.gone, fine.early, fine.last_gone), (3, 0, Duration::from_millis(500)));
+        assert_eq!((fine.gone, fine.early, fine.last_gone), (3, 0, Some(Duration::from_millis(500))));
         assert_eq!(fine.late.max(), 500_000_000);
         let left = judged([Some(1200), None, Some(1300)]);
-        assert_eq!((left.gone, left.last_gone), (2, Duration::ZERO));
+        assert_eq!((left.gone, left.last_gone), (2, None));
         assert_eq!(judged([Some(999), Some(1200), Some(1200)]).early, 1);
     }
 }

@@ -57,16 +57,15 @@ pub fn keep_alive(base: &Base<'_>, options: Options) -> Result<()> {
     let mut kept = renew_all(&plan)?;
     kept.cpu = cpu_before.and_then(|before| Some(cpu_time()?.saturating_sub(before)));
     show(report::keep_alive(&plan.options, &granted, &kept, base.settings.format).as_bytes())?;
-    match (kept.lost, kept.latency.count()) {
-        (0, 0) => Err(Failure::new(Exit::Error, "no renewal succeeded")),
-        (0, _) => Ok(()),
-        (lost, _) => Err(Failure::new(
-            Exit::Error,
-            format!(
-                "{lost} renewals came too late: their leases are gone (raise --ttl, or the server loses leases)"
-            ),
-        )),
-    }
+    let text = match (kept.lost, kept.errors, kept.latency.count()) {
+        (0, 0, 1..) => return Ok(()),
+        (0, 0, 0) => "no renewal succeeded".to_owned(),
+        (0, broken, _) => format!("{broken} keep-alive streams ended before the measurement"),
+        (lost, ..) => format!(
+            "{lost} renewals came too late: their leases are gone (raise --ttl, or the server loses leases)"
+        ),
+    };
+    Err(Failure::new(Exit::Error, text))
 }
 
 /// Grants the leases, or puts their keys. Every one of them must be there.

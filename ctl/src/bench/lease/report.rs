@@ -114,7 +114,7 @@ struct Expire<'a> {
     early: u64,
     twice: u64,
     revisions: u64,
-    last_gone_ms: f64,
+    last_gone_ms: Option<f64>,
     late_us: Latency,
     kept: Beats<'a>,
 }
@@ -139,7 +139,7 @@ pub fn expire(options: &ExpireOptions, expired: &Expired, format: Format) -> Str
             early: expired.early,
             twice: expired.twice,
             revisions: expired.revisions,
-            last_gone_ms: millis(expired.last_gone),
+            last_gone_ms: expired.last_gone.map(millis),
             late_us: Latency::of(&expired.late),
             kept: Beats {
                 leases: options.kept,
@@ -166,12 +166,17 @@ pub fn expire(options: &ExpireOptions, expired: &Expired, format: Format) -> Str
         table_row("late", expired.gone, expired.early, 0.0, &expired.late),
         table_row("beat", beats.latency.count(), beats.lost + beats.unanswered, 0.0, &beats.latency),
     );
-    out += &format!(
-        "deadlines within {}; the last key was gone {} after the last of them, in {} revisions\n",
-        short(nanos(expired.spread)),
-        short(nanos(expired.last_gone)),
-        expired.revisions,
-    );
+    out += &format!("deadlines within {}, ", short(nanos(expired.spread)));
+    out += &match expired.last_gone {
+        Some(after) => {
+            format!(
+                "the last key gone {} after them, in {} revisions\n",
+                short(nanos(after)),
+                expired.revisions
+            )
+        }
+        None => "keys are left\n".to_owned(),
+    };
     out += &format!(
         "{} of {} keys are gone, {} before their time; {} heartbeats of the others, {} found no lease, {} not answered\n",
         expired.gone,

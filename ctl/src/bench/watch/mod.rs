@@ -51,6 +51,8 @@ pub struct Seen {
     pub verdict: Verdict,
     /// Watchers that got every event once and in order.
     pub flawless: usize,
+    /// Streams that ended before the measurement did.
+    pub broken: usize,
     pub times: Times,
     pub opened_in: Duration,
     /// From the end of the warm-up to the last event.
@@ -198,7 +200,7 @@ fn settle(
     std::thread::sleep(SURPLUS_WAIT);
     let last_event =
         watching.shared.last_event().map_or(Duration::ZERO, |at| Duration::from_nanos(ledger.nanos(at)));
-    let opened_in = watching.opened_in;
+    let (opened_in, broken) = (watching.opened_in, watching.shared.broken());
     let (received, mut texts) = watching.finish();
     let (mut times, mut verdict, mut delivered, mut flawless) = (Times::default(), Verdict::default(), 0, 0);
     for (stream, sights) in received {
@@ -223,6 +225,7 @@ fn settle(
         delivered,
         verdict,
         flawless,
+        broken,
         times,
         opened_in,
         elapsed: last_event.saturating_sub(counted_from),
@@ -235,8 +238,14 @@ fn settle(
 /// The failure that the numbers mean, if they mean one.
 fn complaint(seen: &Seen) -> Result<()> {
     let Verdict { missing, surplus, disorder } = seen.verdict;
-    if seen.verdict.flawless() {
+    if seen.verdict.flawless() && seen.broken == 0 {
         return Ok(());
+    }
+    if seen.verdict.flawless() {
+        return Err(Failure::new(
+            Exit::Error,
+            format!("{} watch streams ended before the measurement", seen.broken),
+        ));
     }
     let text = format!(
         "of {} events {missing} are missing, {surplus} are too many, {disorder} are out of order or there twice",

@@ -35,6 +35,7 @@ struct Events {
     disorder: u64,
     foreign: u64,
     watchers_flawless: usize,
+    streams_broken: usize,
     /// Delivered after the warm-up, and what the puts of that time asked for.
     per_second: f64,
     expected_per_second: f64,
@@ -124,6 +125,7 @@ fn json(options: &WatchOptions, seen: &Seen) -> String {
             disorder: seen.verdict.disorder,
             foreign: seen.times.foreign,
             watchers_flawless: seen.flawless,
+            streams_broken: seen.broken,
             per_second: per_second(seen.times.from_put.count(), seen.elapsed),
             expected_per_second: (puts.line.per_second * fan_out(options) as f64).round(),
             latency_us: Latency::of(&seen.times.from_put),

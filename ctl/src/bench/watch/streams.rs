@@ -36,6 +36,7 @@ pub struct Shared {
     delivered: AtomicU64,
     /// When the last of them came, in nanoseconds since the epoch.
     last_event: AtomicU64,
+    streams: usize,
     /// Streams that go on.
     alive: AtomicUsize,
     /// The highest revision that a `created` answer had.
@@ -65,6 +66,11 @@ impl Shared {
     /// The store's revision when the last watcher was created.
     pub fn revision(&self) -> i64 {
         self.revision.load(Ordering::Relaxed) as i64
+    }
+
+    /// Streams that the server or the connection ended.
+    pub fn broken(&self) -> usize {
+        self.streams - self.alive.load(Ordering::Relaxed)
     }
 
     pub fn all_over(&self) -> bool {
@@ -99,6 +105,7 @@ pub fn open<R: Receiver>(
         epoch: begin,
         delivered: AtomicU64::new(0),
         last_event: AtomicU64::new(0),
+        streams: watchers.streams,
         alive: AtomicUsize::new(watchers.streams),
         revision: AtomicU64::new(0),
         texts: Mutex::default(),
