@@ -4,6 +4,9 @@
 //!
 //! Needs what `tests/tools/install` puts under `target/`; without it these tests fail and say so.
 
+#[path = "compat/streams.rs"]
+mod streams;
+
 use std::{
     io::Write,
     path::PathBuf,
