@@ -10,9 +10,10 @@ use api::{
 };
 use bytes::Bytes;
 use prost::Message;
-use server::Drained;
+use server::{Drained, ServerConfig};
 use support::{
-    PATIENCE, Up, assert_refused, channel, endless::frame, kv, put, raw::Going, raw::http1, until, up,
+    PATIENCE, Up, assert_refused, channel, config, endless::frame, kv, put, raw::Going, raw::http1, until,
+    up, up_with,
 };
 use tokio::{sync::mpsc, task::spawn_blocking, time::timeout};
 use tokio_stream::wrappers::UnboundedReceiverStream;
@@ -370,6 +371,30 @@ async fn many_streams_on_one_connection() {
     assert_eq!(up.fake.inner.endless.open_streams(), 1000);
     drop(streams);
     until("all streams are gone", || up.fake.inner.endless.open_halves() == 0).await;
+}
+
+#[tokio::test]
+async fn at_most_so_many_streams_on_a_connection() {
+    let up = up_with(ServerConfig { streams_max: 3, ..config() });
+    let channel = channel(up.address).await;
+    let mut streams = Vec::new();
+    for _ in 0..3 {
+        let mut stream = Watching::open(channel.clone(), &[]).await.unwrap();
+        stream.watches("a").await;
+        streams.push(stream);
+    }
+    let next = tokio::spawn({
+        let channel = channel.clone();
+        async move { Watching::open(channel, &[]).await }
+    });
+    // A second connection has its own three.
+    let mut other = watching(&up).await;
+    other.watches("a").await;
+    assert!(!next.is_finished(), "the fourth waits for its turn");
+    streams.pop();
+    let mut fourth = timeout(PATIENCE, next).await.expect("a turn").unwrap().unwrap();
+    fourth.watches("a").await;
+    assert_eq!(up.fake.inner.endless.open_streams(), 4);
 }
 
 #[tokio::test]
