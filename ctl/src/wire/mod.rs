@@ -438,4 +438,31 @@ mod tests {
         assert_eq!(grpc_timeout(Duration::from_nanos(1)), "1m");
         assert_eq!(grpc_timeout(Duration::from_secs(u64::MAX / 2)), "99999999m");
     }
+
+    /// An address that takes a connection and greets, and then never says another word.
+    async fn mute() -> Endpoint {
+        let listener = tokio::net::TcpListener::bind("127.0.0.1:0").await.unwrap();
+        let endpoint = Endpoint::parse(&listener.local_addr().unwrap().to_string(), false).unwrap();
+        tokio::spawn(async move {
+            let (io, _) = listener.accept().await.unwrap();
+            let mut connection = h2::server::handshake(io).await.unwrap();
+            // The ping of the opening is answered; after it nobody works on the connection any more.
+            let mut pings = connection.ping_pong().unwrap();
+            tokio::select! {
+                _ = connection.accept() => panic!("no call is made"),
+                answered = pings.ping(h2::Ping::opaque()) => drop(answered.unwrap()),
+            }
+            std::future::pending::<()>().await;
+            drop(connection);
+        });
+        endpoint
+    }
+
+    #[tokio::test]
+    async fn a_silent_member_is_noticed() {
+        let connection = Dialer::new(None, 1 << 20).open(&mute().await).await.unwrap();
+        let (period, patience) = (Duration::from_millis(1), Duration::from_millis(50));
+        let why = connection.silence(period, patience).await;
+        assert_eq!(why, "no sign of life within 50ms");
+    }
 }

@@ -50,16 +50,24 @@ impl Run {
     }
 }
 
+impl Tool {
+    /// The tool with no settings from outside but `endpoints`, and with pipes.
+    pub fn command(self, endpoints: &str, arguments: &[&str]) -> Command {
+        let mut command = match self {
+            Tool::Cairnctl => Command::new(env!("CARGO_BIN_EXE_cairnctl")),
+            Tool::Etcdctl => Command::new(
+                PathBuf::from(std::env::var_os("CAIRN_REAL_ETCD").expect("checked before")).join("etcdctl"),
+            ),
+        };
+        command.env_clear().env("CAIRNCTL_CONFIG_FILE", "/dev/null").env("ETCDCTL_ENDPOINTS", endpoints);
+        command.args(arguments).stdin(Stdio::piped()).stdout(Stdio::piped()).stderr(Stdio::piped());
+        command
+    }
+}
+
 /// Runs a tool with no settings from outside but `endpoints`.
 pub fn run(tool: Tool, endpoints: &str, arguments: &[&str], stdin: &[u8]) -> Run {
-    let mut command = match tool {
-        Tool::Cairnctl => Command::new(env!("CARGO_BIN_EXE_cairnctl")),
-        Tool::Etcdctl => Command::new(
-            PathBuf::from(std::env::var_os("CAIRN_REAL_ETCD").expect("checked before")).join("etcdctl"),
-        ),
-    };
-    command.env_clear().env("CAIRNCTL_CONFIG_FILE", "/dev/null").env("ETCDCTL_ENDPOINTS", endpoints);
-    let command = command.args(arguments).stdin(Stdio::piped()).stdout(Stdio::piped()).stderr(Stdio::piped());
+    let mut command = tool.command(endpoints, arguments);
     let mut child = command.spawn().expect("start the tool");
     // A tool that refuses its arguments does not read its input; a broken pipe is fine then.
     let _ = child.stdin.take().expect("piped").write_all(stdin);
