@@ -351,9 +351,18 @@ impl Handle {
     }
 
     /// Puts a request into the log and waits for its outcome on this member.
-    pub(crate) async fn propose(&self, mut request: pb::InternalRaftRequest) -> Result<Outcome, EtcdError> {
+    pub(crate) async fn propose(&self, request: pb::InternalRaftRequest) -> Result<Outcome, EtcdError> {
+        self.propose_behind(request, limits::APPLY_LAG_MAX).await
+    }
+
+    /// As [`Handle::propose`], refused when more entries than `lag_max` are committed and not applied.
+    pub(crate) async fn propose_behind(
+        &self,
+        mut request: pb::InternalRaftRequest,
+        lag_max: u64,
+    ) -> Result<Outcome, EtcdError> {
         let shared = &self.shared;
-        if shared.committed().0.saturating_sub(shared.applied().0) > limits::APPLY_LAG_MAX {
+        if shared.committed().0.saturating_sub(shared.applied().0) > lag_max {
             return Err(EtcdError::RequestTooManyRequests);
         }
         let id = shared.waiters.next_id();

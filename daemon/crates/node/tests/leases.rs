@@ -243,3 +243,140 @@ fn old_leader_cannot_revoke() {
         assert_eq!(keep_alive(&deposed, 7).await, 2, "through the new leader");
     });
 }
+
+/// Regression LE02, and that nothing is recorded of leases that are kept alive, or when it is switched off.
+#[test]
+fn checkpoint_survives_leader_change() {
+    let cluster = Cluster::start_with(3, |config| {
+        config.lease_checkpoint_interval = Some(Duration::from_secs(1));
+    });
+    block_on(async {
+        let leader = cluster.leader().await;
+        let (old, next) = (cluster.handle(leader), cluster.handle((leader + 1) % 3));
+        grant(&old, 7, 40).await;
+        grant(&old, 8, 40).await;
+        let recorded =
+            |handle: &Handle| handle.reader().lease(LeaseId(7)).map_or(0, |lease| lease.remaining_ttl);
+        // Not by the clock, but by what the members have: five records later is five seconds later.
+        let deadline = Instant::now() + Duration::from_secs(60);
+        while !(1..=36).contains(&recorded(&next)) {
+            assert!(Instant::now() < deadline, "waited a minute for the time that is left to be recorded");
+            assert_eq!(keep_alive(&old, 8).await, 40);
+            tokio::time::sleep(Duration::from_millis(50)).await;
+        }
+        let to = next.node_status().member;
+        old.move_leader(pb::MoveLeaderRequest { target_id: to.0 }).await.expect("a transfer");
+        let left = time_to_live(&old, 7).await.ttl;
+        assert!((1..=37).contains(&left), "{left} s: neither the whole time again nor nothing");
+        assert!(time_to_live(&old, 8).await.ttl >= 37, "the other one has its whole time");
+        assert_eq!(keep_alive(&old, 7).await, 40);
+        assert_eq!(recorded(&next), 0, "the record is gone before the keep-alive is answered");
+        assert!(time_to_live(&old, 7).await.ttl >= 37);
+    });
+}
+
+#[test]
+fn nothing_is_recorded_when_checkpoints_are_off() {
+    let cluster = Cluster::start_with(1, |config| config.lease_checkpoint_interval = None);
+    let handle = cluster.handle(0);
+    block_on(async {
+        grant(&handle, 7, 4000).await;
+        grant(&handle, 8, 3).await;
+        wait("a short lease to end", || !exists(&handle, 8)).await;
+        assert_eq!(handle.reader().lease(LeaseId(7)).map(|lease| lease.remaining_ttl), Some(0));
+    });
+}
+
+/// Regression LE04: whoever was told of a grant by one member may ask any other at once.
+#[test]
+fn keepalive_during_grant() {
+    let cluster = Cluster::start(3);
+    let handles = cluster.handles();
+    block_on(async {
+        cluster.leader().await;
+        for round in 1..=150 {
+            let (by, asked) = (&handles[round % 3], &handles[(round + 1) % 3]);
+            let id = round as i64;
+            let racing = {
+                let asked = asked.clone();
+                tokio::spawn(async move { asked.lease_keep_alive(id).await.expect("an answer").ttl })
+            };
+            let granted = grant(by, id, 60).await;
+            assert_eq!(keep_alive(asked, id).await, granted.ttl, "round {round}");
+            assert!([0, 60].contains(&racing.await.expect("no panic")));
+        }
+    });
+}
+
+/// Regression LE05: at the end of a lease a keep-alive either saves it, or says that it is gone, and then it is.
+#[test]
+fn no_success_for_revoked_lease() {
+    let cluster = Cluster::start(3);
+    let handles = cluster.handles();
+    block_on(async {
+        cluster.leader().await;
+        let mut clients = tokio::task::JoinSet::new();
+        for id in 1..=60 {
+            let asked = handles[id as usize % 3].clone();
+            clients.spawn(async move {
+                grant(&asked, id, 1).await;
+                let mut saved = 0;
+                loop {
+                    // Ever later, so that some of them come at the very end.
+                    tokio::time::sleep(Duration::from_millis(900 + 25 * saved)).await;
+                    let ttl = keep_alive(&asked, id).await;
+                    if ttl == 0 {
+                        break;
+                    }
+                    saved += 1;
+                }
+                for _ in 0..3 {
+                    assert_eq!(keep_alive(&asked, id).await, 0, "lease {id} came back");
+                    assert_eq!(time_to_live(&asked, id).await.ttl, -1);
+                }
+                saved
+            });
+        }
+        let mut saved = 0;
+        while let Some(client) = clients.join_next().await {
+            saved += client.expect("no panic");
+        }
+        assert!(saved > 60, "{saved} keep-alives in time");
+        wait("all of them to be gone everywhere", || {
+            handles.iter().all(|handle| handle.reader().lease_count() == 0)
+        })
+        .await;
+    });
+}
+
+#[test]
+fn many_leases_that_end_at_once_are_gone_and_everybody_else_is_served() {
+    const LEASES: i64 = 5000;
+    let cluster = Cluster::start(3);
+    block_on(async {
+        let leader = cluster.leader().await;
+        let handle = cluster.handle(leader);
+        grant(&handle, 1, 60).await;
+        let mut grants = tokio::task::JoinSet::new();
+        for client in 0..50 {
+            let handle = handle.clone();
+            grants.spawn(async move {
+                for n in 0..LEASES / 50 {
+                    grant(&handle, 100 + client * 1000 + n, 3).await;
+                }
+            });
+        }
+        while let Some(done) = grants.join_next().await {
+            done.expect("no panic");
+        }
+        let other = cluster.handle((leader + 1) % 3);
+        wait("all of them to be gone", || {
+            let _ = handle.lease_keep_alive_now(1);
+            other.reader().lease_count() == 1
+        })
+        .await;
+        assert_eq!(keep_alive(&other, 1).await, 60);
+        assert_eq!(metric(&handle, "etcd_debugging_server_lease_expired_total"), LEASES as u64);
+        assert_eq!(metric(&other, "etcd_debugging_lease_revoked_total"), LEASES as u64);
+    });
+}

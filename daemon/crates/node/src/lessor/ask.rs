@@ -5,13 +5,16 @@ use std::sync::atomic::Ordering;
 use ::lessor::{Phase, Renewal};
 use api::{error::EtcdError, etcdserverpb as pb};
 use state_machine::{LeaseFacts, Outcome, validate};
-use types::LeaseId;
+use types::{LeaseId, limits};
 
 use super::leader::{Refusal, Renew, TimeToLive};
 use crate::handle::{Handle, unexpected};
 
 /// Ids tried for a lease whose id is ours to choose. They hold the member, the time and a counter, so that a second try is rare already.
 const GRANT_TRIES: usize = 8;
+
+/// A revocation makes room, so it is let in at twice the lag of others, as in etcd.
+const REVOKE_LAG_MAX: u64 = 2 * limits::APPLY_LAG_MAX;
 
 /// More leases than this are listed on a thread made for waiting: a million take half a second.
 const LISTED_AT_ONCE_MAX: usize = 10_000;
@@ -55,7 +58,7 @@ impl Handle {
     ) -> Result<pb::LeaseRevokeResponse, EtcdError> {
         self.voters_only()?;
         let entry = pb::InternalRaftRequest { lease_revoke: Some(request), ..Default::default() };
-        match self.propose(entry).await? {
+        match self.propose_behind(entry, REVOKE_LAG_MAX).await? {
             Outcome::LeaseRevoke(mut response) => {
                 self.stamp(&mut response.header);
                 Ok(response)
