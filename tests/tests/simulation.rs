@@ -53,6 +53,13 @@ fn many_seeds() {
          {snapshots} snapshots installed, {changes} conf changes applied, {compared} states compared",
         outcomes.len()
     );
+    let watches = sum(|outcome| outcome.watches);
+    let watch_events = sum(|outcome| outcome.watch_events);
+    let bookmarks = sum(|outcome| outcome.bookmarks);
+    let cancelled = sum(|outcome| outcome.compacted_watches);
+    println!(
+        "watches: {watches} watches, {watch_events} events, {bookmarks} bookmarks, {cancelled} cancelled by compaction"
+    );
     println!("leases: {renewals} renewed, {expiries} expired, {checkpoints} checkpoints");
     // A simulation in which nothing happens finds nothing.
     if count >= SEEDS_DEFAULT {
@@ -67,6 +74,13 @@ fn many_seeds() {
         assert!(
             renewals > 20 * count && expiries > 5 * count && checkpoints > 5 * count,
             "leases live and end in these histories"
+        );
+        assert!(
+            watches > 30 * count
+                && watch_events > 1000 * count
+                && bookmarks > 50 * count
+                && cancelled > count,
+            "watches are resumed, told much, and overtaken by compaction in these histories"
         );
     }
 }

@@ -113,6 +113,8 @@ struct Pairing<'a> {
     pending: VecDeque<usize>,
     /// Running watches by id.
     live: BTreeMap<i64, usize>,
+    /// Canceled by compaction: a request to cancel that was on its way by then is answered all the same, since the id is still taken.
+    compacted: BTreeMap<i64, usize>,
     /// Ids the server chose before.
     chosen: BTreeSet<i64>,
     /// Fragments so far, by id.
@@ -126,6 +128,7 @@ pub fn sessions(stream: &StreamLog) -> (Vec<Watch<'_>>, Vec<Violation>) {
         watches: Vec::new(),
         pending: VecDeque::new(),
         live: BTreeMap::new(),
+        compacted: BTreeMap::new(),
         chosen: BTreeSet::new(),
         partial: BTreeMap::new(),
         violations: Vec::new(),
@@ -218,6 +221,12 @@ impl<'a> Pairing<'a> {
             return;
         }
         let Some(index) = index else {
+            let late = self.compacted.get(&id).map(|index| &self.watches[*index]);
+            let late = late.is_some_and(|watch| watch.cancel_requested_at.is_some_and(|asked| asked <= at));
+            if late && response.canceled && response.compact_revision == 0 && response.events.is_empty() {
+                self.compacted.remove(&id);
+                return;
+            }
             let text = format!(
                 "id {id} is not a running watch: {} events at {header_revision}, canceled {}",
                 response.events.len(),
@@ -228,6 +237,9 @@ impl<'a> Pairing<'a> {
         if response.canceled {
             self.live.remove(&id);
             self.partial.remove(&id);
+            if response.compact_revision > 0 {
+                self.compacted.insert(id, index);
+            }
             self.watches[index].seen.push(Seen::Canceled { at, response });
             return;
         }

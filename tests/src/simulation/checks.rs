@@ -1,9 +1,13 @@
 //! What must hold in every history. Each check watches on its own and fails with the fact that broke it.
 
 use std::collections::{BTreeMap, BTreeSet};
+use std::hash::{DefaultHasher, Hash, Hasher};
 
 use api::raftpb::{self, MessageType};
 use consensus::io::Report;
+use state_machine::rows::meta;
+use state_machine::store::{Store, Table};
+use state_machine::{Memory, Reader};
 use types::{Entry, LogIndex, LogPosition, Term};
 
 use super::disk::Disk;
@@ -49,6 +53,22 @@ impl Committed {
     pub fn holds(&self, request: u64) -> Option<LogIndex> {
         self.requests.get(&request).copied()
     }
+}
+
+/// What must be equal on all members at one index: the readable history, and the tables apart from this member's own marks. How far
+/// compaction has come with removing rows is each member's own.
+pub fn content(reader: &Reader<Memory>) -> u32 {
+    let own = [meta::CONSISTENT_INDEX, meta::TERM, meta::FINISHED_COMPACT];
+    let mut hasher = DefaultHasher::new();
+    reader.hash_kv(0).expect("the present is never compacted").hash.hash(&mut hasher);
+    for table in Table::ALL {
+        for (key, value) in reader.store().table(table).expect("memory does not fail") {
+            if table != Table::Meta || !own.contains(&key.as_ref()) {
+                (table, key, value).hash(&mut hasher);
+            }
+        }
+    }
+    hasher.finish() as u32
 }
 
 /// At the same index all members hold the same bytes.

@@ -1,8 +1,8 @@
 //! What clients do, drawn from the seed, and how it looks in the log.
 
 use api::etcdserverpb::{
-    InternalRaftRequest, LeaseCheckpoint, LeaseCheckpointRequest, LeaseGrantRequest, LeaseRevokeRequest,
-    PutRequest, RequestHeader,
+    CompactionRequest, InternalRaftRequest, LeaseCheckpoint, LeaseCheckpointRequest, LeaseGrantRequest,
+    LeaseRevokeRequest, PutRequest, RequestHeader,
 };
 use api::raftpb;
 use bytes::Bytes;
@@ -48,6 +48,11 @@ pub fn lease_checkpoint(request: u64, rests: &[(LeaseId, i64)]) -> Bytes {
     let lease_checkpoint =
         Some(LeaseCheckpointRequest { checkpoints: rests.iter().map(checkpoint).collect() });
     encode(request, InternalRaftRequest { lease_checkpoint, ..InternalRaftRequest::default() })
+}
+
+pub fn compact(request: u64, revision: i64) -> Bytes {
+    let compaction = Some(CompactionRequest { revision, physical: false });
+    encode(request, InternalRaftRequest { compaction, ..InternalRaftRequest::default() })
 }
 
 /// The request in an entry, if it is one of ours.

@@ -58,7 +58,10 @@ impl World {
                     }
                 }
             }
-            8 => self.slow_disk = self.pick_running(),
+            8 => {
+                self.slow_disk = self.pick_running();
+                self.slow_hub = self.pick_running();
+            }
             _ => self.slow_apply = self.pick_running(),
         }
     }
@@ -85,6 +88,7 @@ impl World {
         self.network.cut.clear();
         self.slow_disk = None;
         self.slow_apply = None;
+        self.slow_hub = None;
         self.note(|| "all is well from here on".into());
         for id in self.members.keys().copied().collect::<Vec<_>>() {
             self.at(1, Event::Start(id));

@@ -14,6 +14,7 @@ use types::{LogIndex, LogPosition, MemberId, Revision};
 use super::checks::Floor;
 use super::desk::Desk;
 use super::disk::Disk;
+use super::hub_desk::{HubDesk, Sizes};
 use super::lease_checks::LeaseCall;
 
 pub struct Member {
@@ -48,6 +49,7 @@ pub struct Running {
     pub desk: Desk,
     /// Grants and revocations that a client waits for here.
     pub lease_waiting: BTreeMap<u64, LeaseCall>,
+    pub hub: HubDesk,
 }
 
 /// What apply told.
@@ -56,9 +58,15 @@ pub struct Told {
     pub outcomes: Vec<(LogIndex, u64, bool, i64)>,
     pub conf_changes: Vec<(LogIndex, Option<raftpb::ConfChangeV2>)>,
     pub leases: Vec<LeaseChange>,
+    pub events: Vec<(Revision, Vec<Event>)>,
 }
 
 impl Sink for Told {
+    // Whether a hub listens or not: they are the true history.
+    fn wants_events(&self) -> bool {
+        true
+    }
+
     fn outcome(&mut self, index: LogIndex, request: u64, outcome: Result<state_machine::Outcome, EtcdError>) {
         let revision = match &outcome {
             Ok(state_machine::Outcome::Put(response)) => {
@@ -73,7 +81,9 @@ impl Sink for Told {
         self.leases.push(change);
     }
 
-    fn events(&mut self, _revision: Revision, _events: Vec<Event>) {}
+    fn events(&mut self, revision: Revision, events: Vec<Event>) {
+        self.events.push((revision, events));
+    }
 
     fn conf_change(&mut self, index: LogIndex, change: Option<raftpb::ConfChangeV2>) {
         self.conf_changes.push((index, change));
@@ -90,7 +100,7 @@ impl Member {
     }
 
     /// Starts from what the disk has. A snapshot that was recorded but not installed is installed now.
-    pub fn start(&mut self, config: Config, checkpoint_interval_ms: Option<u64>) {
+    pub fn start(&mut self, config: Config, checkpoint_interval_ms: Option<u64>, sizes: &Sizes) {
         assert!(self.running.is_none(), "{} does not run yet", self.id);
         self.life += 1;
         let mut machine = open(self.disk.state.clone());
@@ -108,6 +118,7 @@ impl Member {
             applied: machine.applied().index,
         };
         let desk_config = config.clone();
+        let hub = HubDesk::new(self.id * 1000 + self.life, sizes, &machine.reader());
         let core = Core::new(Config { id: MemberId(self.id), boot: self.life, ..config }, recovered)
             .unwrap_or_else(|error| panic!("{} starts again: {error}", self.id));
         self.running = Some(Running {
@@ -123,6 +134,7 @@ impl Member {
             confirmed: Vec::new(),
             desk: Desk::new(&desk_config, checkpoint_interval_ms),
             lease_waiting: BTreeMap::new(),
+            hub,
         });
     }
 

@@ -1,17 +1,21 @@
 //! A whole cluster in one thread, from one seed: cores and state machines are real, time, network, disks and crashes are drawn from the
 //! seed. Nothing here knows what is right; that is the [`checks`], which only watch.
 //!
-//! Not here: watches, the client edge, real sockets and files.
+//! Not here: the client edge, real sockets and files.
 
 mod checks;
 mod client;
 mod desk;
 mod disk;
 mod faults;
+mod hub_desk;
 mod lease_checks;
 mod leases;
 mod member;
 mod network;
+mod watch_client;
+mod watches;
+mod wires;
 mod world;
 
 pub use world::{Outcome, World};

@@ -4,10 +4,9 @@ use std::cmp::Reverse;
 use std::collections::{BTreeMap, BinaryHeap};
 use std::fmt::Write as _;
 
-use api::raftpb::{self, MessageType};
+use api::raftpb;
 use consensus::Config;
 use consensus::io::{Input, Output, Proposal, ProposalId, ReadTicket, Role};
-use prost::Message as _;
 use rand::rngs::StdRng;
 use rand::{Rng, SeedableRng};
 use state_machine::Memory;
@@ -19,7 +18,9 @@ use super::lease_checks::{self, LeaseChecks};
 use super::leases::LeaseCalls;
 use super::member::{Member, Told};
 use super::network::{Network, Weather};
+use super::watches::{self, Watching};
 use super::{TICK, Time};
+use watch::ReadJob;
 
 /// Bad weather lasts this long: about twenty election time-outs.
 const CHAOS_END: Time = 200 * TICK;
@@ -46,6 +47,10 @@ pub(super) enum Event {
     LoadLeases(u64, u64, Term),
     LeaseClient,
     KeepAlive(i64),
+    WatchClient(usize),
+    HubTurn(u64, u64),
+    HubRead(u64, u64, Box<ReadJob>),
+    HubTick,
     SendSnapshot(u64, u64, u64),
     Start(u64),
     Heal,
@@ -65,6 +70,11 @@ pub struct Outcome {
     pub renewals: u64,
     pub expiries: u64,
     pub checkpoints: u64,
+    pub watches: u64,
+    pub watch_events: u64,
+    pub bookmarks: u64,
+    /// Watches that were cancelled by compaction.
+    pub compacted_watches: u64,
 }
 
 pub struct World {
@@ -96,6 +106,8 @@ pub struct World {
     pub(super) lease_calls: LeaseCalls,
     /// How long leases go without a checkpoint; none for some seeds, as with the gate off.
     pub(super) checkpoint_interval_ms: Option<u64>,
+    pub(super) watching: Watching,
+    pub(super) slow_hub: Option<u64>,
     pub(super) outcome: Outcome,
     pub(super) history: Vec<String>,
     pub(super) trace: bool,
@@ -113,6 +125,7 @@ impl World {
             [3_000, 1 << 30][rng.random_range(0..2)].max(config.append_bytes_max + 1);
         config.inflight_messages_max = [1, 4, 512][rng.random_range(0..3)];
         config.pre_vote = rng.random_bool(0.9);
+        let watching = Watching::draw(&mut rng);
         let mut world = World {
             seed,
             network: Network { weather: Weather::draw(&mut rng), cut: Default::default() },
@@ -138,6 +151,8 @@ impl World {
             leases: LeaseChecks::default(),
             lease_calls: LeaseCalls::default(),
             checkpoint_interval_ms: None,
+            watching,
+            slow_hub: None,
             outcome: Outcome::default(),
             history: Vec::new(),
             trace: std::env::var_os("SIM_TRACE").is_some(),
@@ -153,6 +168,10 @@ impl World {
         }
         world.at(TICK, Event::Client);
         world.at(2 * TICK, Event::LeaseClient);
+        for client in 0..world.watching.clients.len() {
+            world.at(watches::first_look(client), Event::WatchClient(client));
+        }
+        world.at(5 * TICK, Event::HubTick);
         world.at(10 * TICK, Event::Fault);
         world.at(15 * TICK, Event::PersistState);
         world.at(CHAOS_END, Event::Heal);
@@ -265,6 +284,10 @@ impl World {
             Event::LoadLeases(id, life, term) => self.load_leases(id, life, term),
             Event::LeaseClient => self.lease_client(),
             Event::KeepAlive(lease) => self.keep_alive(lease),
+            Event::WatchClient(at) => self.watch_client(at),
+            Event::HubTurn(id, life) => self.hub_turn(id, life),
+            Event::HubRead(id, life, job) => self.hub_read(id, life, &job),
+            Event::HubTick => self.hub_tick(),
             Event::SendSnapshot(id, life, to) => self.send_snapshot(id, life, to),
             Event::Start(id) => self.start(id),
             Event::Heal => self.heal(),
@@ -286,7 +309,7 @@ impl World {
         if member.running.is_some() || member.removed {
             return;
         }
-        member.start(self.config.clone(), self.checkpoint_interval_ms);
+        member.start(self.config.clone(), self.checkpoint_interval_ms, &self.watching.sizes);
         let (tick, life) = (member.tick, member.life);
         self.note(|| format!("{id} starts"));
         self.at(tick, Event::Tick(id, life));
@@ -425,7 +448,7 @@ impl World {
                 running.machine.apply(&entries, &mut told);
                 let position = running.machine.applied();
                 let reader = running.machine.reader();
-                let hash = EqualStates::looks_at(position.index).then(|| reader.hash());
+                let hash = EqualStates::looks_at(position.index).then(|| checks::content(&reader));
                 let first = self.committed.last();
                 for entry in &entries {
                     let request = client::request_of(entry);
@@ -450,6 +473,7 @@ impl World {
         }
         self.tell(id, told);
         self.finish_reads(id);
+        self.remove_compacted(id);
         self.flush(id);
         for id in self.members.keys().copied().collect::<Vec<_>>() {
             self.leave_if_removed(id);
@@ -459,9 +483,19 @@ impl World {
         self.begin_write(id, life);
     }
 
+    /// Compaction takes rows away a few at a time, at each member at its own pace.
+    fn remove_compacted(&mut self, id: u64) {
+        let rows_max = self.rng.random_range(0..12);
+        let running = self.members.get_mut(&id).and_then(|member| member.running.as_mut());
+        if let Some(running) = running.filter(|_| rows_max > 0) {
+            running.machine.compact_step(rows_max);
+        }
+    }
+
     /// Tells the clients, and the core what became of conf changes.
-    fn tell(&mut self, id: u64, told: Told) {
+    fn tell(&mut self, id: u64, mut told: Told) {
         self.tell_desk(id, &told);
+        self.tell_hub(id, &mut told);
         let Some(running) = self.members.get_mut(&id).and_then(|member| member.running.as_mut()) else {
             return;
         };
@@ -504,107 +538,6 @@ impl World {
         }
     }
 
-    /// A member that was removed leaves when all others know. Until then it is needed: with two members the one that stays learns of the
-    /// removal only from the one that goes, by its commit or by its vote.
-    fn leave_if_removed(&mut self, id: u64) {
-        let knows = |member: &Member| {
-            member.removed
-                || member
-                    .running
-                    .as_ref()
-                    .is_some_and(|running| running.machine.reader().is_removed(MemberId(id)))
-        };
-        if self.members[&id].removed || !self.members.values().all(knows) {
-            return;
-        }
-        if let Some(member) = self.members.get_mut(&id) {
-            member.removed = true;
-            member.crash(usize::MAX, true);
-            self.note(|| format!("{id} was removed and leaves"));
-        }
-    }
-
-    fn send(&mut self, from: u64, message: raftpb::Message) {
-        let to = message.to();
-        let passed_on = matches!(message.r#type(), MessageType::MsgProp | MessageType::MsgReadIndex);
-        assert!(message.from() == from || passed_on, "members speak for themselves: {message:?}");
-        checks::promise_is_durable(from, &self.members[&from].disk, &message);
-        // A stream does not repeat; a proposal that came twice would be two.
-        let may_repeat = message.r#type() != MessageType::MsgProp;
-        let ways = self.network.route(&mut self.rng, from, to, may_repeat);
-        if ways.is_empty() && self.rng.random_bool(0.3) {
-            let life = self.members[&from].life;
-            self.members
-                .get_mut(&from)
-                .and_then(|member| member.running.as_mut())
-                .expect("it speaks")
-                .inbox
-                .push(Input::Unreachable(MemberId(to)));
-            self.at(1, Event::Flush(from, life));
-        }
-        let bytes = message.encode_to_vec();
-        for delay in ways {
-            let message = raftpb::Message::decode(bytes.as_slice()).expect("what was encoded decodes");
-            self.at(delay, Event::Arrive(Box::new(message)));
-        }
-    }
-
-    fn arrive(&mut self, message: raftpb::Message) {
-        let (from, to) = (message.from(), message.to());
-        let snapshot =
-            message.snapshot.as_ref().and_then(|snapshot| snapshot.metadata.as_ref()).map(|metadata| {
-                LogPosition { term: Term(metadata.term()), index: types::LogIndex(metadata.index()) }
-            });
-        let running = self.members.get(&to).is_some_and(|member| member.running.is_some());
-        if snapshot.is_some() {
-            // The sender's transport learns how its stream ended.
-            self.input(from, Input::SnapshotStatus { to: MemberId(to), ok: running });
-        }
-        let Some(member) = self.members.get_mut(&to) else { return };
-        let Some(running) = &member.running else { return };
-        // The transport turns removed members away.
-        if running.machine.reader().is_removed(MemberId(from)) {
-            return;
-        }
-        if let Some(position) = snapshot {
-            let state = self.snapshots.get(&(from, to, position)).expect("the bytes travel with the message");
-            member.disk.received.insert(position, state.clone());
-        }
-        self.input(to, Input::Message(message));
-    }
-
-    fn send_snapshot(&mut self, id: u64, life: u64, to: u64) {
-        let Some(running) = self.alive(id, life).and_then(|member| member.running.as_mut()) else { return };
-        // What came in before is older than the state that is sent.
-        let position = running.machine.applied();
-        let conf_state = running.machine.conf_state();
-        let made = running.core.snapshot_message(MemberId(to), position, &conf_state);
-        let state = (**running.machine.store()).clone();
-        let message = match made {
-            Ok(message) => message,
-            Err(error) => {
-                self.note(|| format!("{id} sends {to} no snapshot: {error}"));
-                self.input(id, Input::SnapshotStatus { to: MemberId(to), ok: false });
-                return;
-            }
-        };
-        self.snapshots.insert((id, to, position), state);
-        checks::promise_is_durable(id, &self.members[&id].disk, &message);
-        let ways = self.network.route(&mut self.rng, id, to, true);
-        self.note(|| {
-            format!("{id} sends {to} the snapshot at {position}, which arrives {} times", ways.len())
-        });
-        let receiver_runs = self.members.get(&to).is_some_and(|member| member.running.is_some());
-        if ways.is_empty() || !receiver_runs {
-            self.input(id, Input::SnapshotStatus { to: MemberId(to), ok: false });
-        }
-        for delay in ways {
-            // Many bytes take longer.
-            self.at(delay * 10, Event::Arrive(Box::new(message.clone())));
-        }
-        self.flush(id);
-    }
-
     fn client(&mut self) {
         let Some(id) = self.pick_running() else { return };
         let choice = self.rng.random_range(0..100);
@@ -629,6 +562,7 @@ impl World {
             98 if !self.calm => {
                 self.input(id, Input::Campaign);
             }
+            99 => self.compact(id),
             _ => {}
         }
     }
@@ -679,6 +613,7 @@ impl World {
             "writes are acknowledged again in fine weather"
         );
         self.acknowledged.ends(&self.committed);
+        self.end_watches(reader.revision());
         self.outcome.acknowledged = self.acknowledged.count();
         self.outcome.reads = self.linearizable.reads;
         self.outcome.terms = self.leaders.count();
