@@ -162,7 +162,17 @@ impl Watchers {
         };
         let waited = wait_for("watchers", || behind().is_empty().then_some(()));
         if waited.is_err() {
-            bail!("these did not reach revision {revision}: {}", behind().join(", "));
+            let behind = behind();
+            let streams = self.shared.streams.lock().expect("no watcher panicked");
+            let last = streams.iter().rev().find(|stream| {
+                let mut names = behind.iter().filter_map(|text| text.split_once(" at "));
+                names.any(|(name, _)| stream.name.starts_with(name))
+            });
+            bail!(
+                "these did not reach revision {revision}: {}; a stream of theirs that ended: {}",
+                behind.join(", "),
+                last.map(ending).unwrap_or_default()
+            );
         }
         Ok(())
     }
@@ -179,6 +189,28 @@ impl Watchers {
         });
         std::mem::take(&mut self.shared.streams.lock().expect("no watcher panicked"))
     }
+}
+
+/// The last entries of a stream, for messages.
+fn ending(stream: &StreamLog) -> String {
+    const SHOWN: usize = 12;
+    let from = stream.entries.len().saturating_sub(SHOWN);
+    let shown = stream.entries[from..].iter().map(|entry| {
+        let what = match &entry.what {
+            What::Sent(request, _) => format!("sent {:?}", request.request_union),
+            What::Received(response) => format!(
+                "received for {} at {}: {} events, created {}, canceled {}",
+                response.watch_id,
+                response.header.map_or(0, |header| header.revision),
+                response.events.len(),
+                response.created,
+                response.canceled
+            ),
+            What::Ended(why) => format!("ended: {why}"),
+        };
+        format!("{:?} {what}", entry.at)
+    });
+    format!("{}\n  {}", stream.name, shown.collect::<Vec<_>>().join("\n  "))
 }
 
 struct Followed {

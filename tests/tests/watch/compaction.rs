@@ -35,14 +35,14 @@ fn no_loss_under_starvation() -> Result<()> {
             });
         }
     }
-    scene.traffic.go_on(100)?;
+    scene.go_on(100)?;
     for round in 0..5 {
         let starved = format!("starved {}", round % 3);
         scene.watchers.hold(&starved);
-        scene.traffic.go_on(400)?;
+        scene.go_on(400)?;
         let at = scene.revision()? - 50;
         scene.compact(round % 3, at)?;
-        scene.traffic.go_on(50)?;
+        scene.go_on(50)?;
         scene.watchers.release(&starved);
     }
     // Whether one was canceled depends on the buffers between; what it was told is right either way.

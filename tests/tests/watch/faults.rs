@@ -15,24 +15,24 @@ use crate::{Scene, everything, kind};
 fn kills_and_pauses(kind: Kind, test: &str) -> Result<()> {
     let mut scene = Scene::open(kind, test, &[], Shape::default())?;
     scene.watch_everything();
-    scene.traffic.go_on(150)?;
+    scene.go_on(150)?;
     for round in 0..4 {
         let leader = scene.cluster.wait_leader()?;
         // The leader, and a follower.
         let victim = (leader + round % 2 * scene.random.random_range(1..3)) % 3;
         if round < 2 {
             scene.cluster.members[victim].kill()?;
-            scene.traffic.go_on(100)?;
+            scene.go_on(100)?;
             scene.cluster.members[victim].spawn()?;
         } else {
             scene.cluster.members[victim].signal(Signal::SIGSTOP)?;
-            scene.traffic.go_on(100)?;
+            scene.go_on(100)?;
             // Longer than an election for sure: somebody else leads, or led all the time.
-            scene.traffic.go_on(300)?;
+            scene.go_on(300)?;
             scene.cluster.members[victim].signal(Signal::SIGCONT)?;
         }
         scene.cluster.wait_healthy()?;
-        scene.traffic.go_on(100)?;
+        scene.go_on(100)?;
     }
     scene.judge()?;
     Ok(())
@@ -54,15 +54,15 @@ fn the_checkers_believe_the_real_etcd() -> Result<()> {
 fn watches_survive_partitions() -> Result<()> {
     let mut scene = Scene::open(kind(), "watches_survive_partitions", &[], Shape::default())?;
     scene.watch_everything();
-    scene.traffic.go_on(150)?;
+    scene.go_on(150)?;
     for flow in [Flow::Cut, Flow::Held, Flow::Lost] {
         let leader = scene.cluster.wait_leader()?;
         let victim = (leader + scene.random.random_range(0..2)) % 3;
         scene.network.isolate(victim, flow);
-        scene.traffic.go_on(250)?;
+        scene.go_on(250)?;
         scene.network.heal();
         scene.cluster.wait_healthy()?;
-        scene.traffic.go_on(100)?;
+        scene.go_on(100)?;
     }
     scene.judge()?;
     Ok(())
@@ -103,9 +103,9 @@ fn fall_behind(
     const ROUNDS: usize = 5;
     for _ in 0..ROUNDS {
         scene.network.isolate(member, Flow::Cut);
-        scene.traffic.go_on(500)?;
+        scene.go_on(500)?;
         meanwhile(scene)?;
-        scene.traffic.go_on(300)?;
+        scene.go_on(300)?;
         scene.network.heal();
         scene.cluster.wait_healthy()?;
         if installed(&scene.cluster.members[member]) {
@@ -118,11 +118,11 @@ fn fall_behind(
 #[test]
 fn no_time_travel_after_snapshot() -> Result<()> {
     let mut scene = Scene::open(kind(), "no_time_travel_after_snapshot", &SHORT_LOG, Shape::default())?;
-    scene.traffic.go_on(150)?;
+    scene.go_on(150)?;
     let behind = (scene.cluster.wait_leader()? + 1) % 3;
     stay_at(&mut scene, behind)?;
     fall_behind(&mut scene, behind, |_| Ok(()))?;
-    scene.traffic.go_on(100)?;
+    scene.go_on(100)?;
     // Never canceled, so never excused: everything comes, once and in order.
     let weight = scene.judge()?;
     assert_eq!(weight.compacted, 0);
@@ -134,7 +134,7 @@ fn no_time_travel_after_snapshot() -> Result<()> {
 fn a_snapshot_that_is_compacted_beyond_a_watch_ends_it_with_a_word() -> Result<()> {
     let test = "a_snapshot_that_is_compacted_beyond_a_watch_ends_it_with_a_word";
     let mut scene = Scene::open(kind(), test, &SHORT_LOG, Shape::default())?;
-    scene.traffic.go_on(150)?;
+    scene.go_on(150)?;
     let leader = scene.cluster.wait_leader()?;
     let behind = (leader + 1) % 3;
     stay_at(&mut scene, behind)?;
@@ -143,7 +143,7 @@ fn a_snapshot_that_is_compacted_beyond_a_watch_ends_it_with_a_word() -> Result<(
         let at = scene.revision()? - 20;
         scene.compact((behind + 1) % 3, at)
     })?;
-    scene.traffic.go_on(100)?;
+    scene.go_on(100)?;
     let weight = scene.judge()?;
     assert!(weight.compacted > 0, "nobody was told of the compaction: {weight:?}");
     Ok(())

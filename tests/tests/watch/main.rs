@@ -10,7 +10,7 @@ mod slow;
 
 use std::time::Duration;
 
-use anyhow::Result;
+use anyhow::{Context, Result};
 use api::etcdserverpb::{WatchCreateRequest, watch_create_request::FilterType};
 use cairn_tests::{
     checker::{self, Evidence, History, Weight},
@@ -89,6 +89,19 @@ impl Scene {
             cluster,
             network,
             random: StdRng::seed_from_u64(seed),
+        })
+    }
+
+    /// Waits for so many more acknowledged writes.
+    fn go_on(&mut self, more: usize) -> Result<()> {
+        let waited = self.traffic.go_on(more);
+        waited.with_context(|| {
+            let tails = self.cluster.members.iter().map(|member| {
+                let tail = member.log_tail();
+                let from = tail.len().saturating_sub(800);
+                format!("{} ends: {}", member.name, tail.get(from..).unwrap_or(&tail))
+            });
+            tails.collect::<Vec<_>>().join("\n")
         })
     }
 
