@@ -21,6 +21,7 @@ mod grpc;
 mod http;
 mod member;
 mod metrics;
+mod pace;
 mod running;
 mod serving;
 mod sniff;

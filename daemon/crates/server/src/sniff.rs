@@ -11,17 +11,16 @@ use hyper::rt::{Read, ReadBufCursor, Write};
 use hyper_util::rt::TokioIo;
 use tokio::io::{AsyncRead, AsyncReadExt, ReadBuf};
 
-use crate::authority::{self, Look};
+use crate::{
+    authority::{self, Look},
+    pace::Pace,
+};
 
 /// What a client of HTTP/2 with prior knowledge sends first (RFC 9113, 3.4).
 pub(crate) const PREFACE: &[u8; 24] = b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n";
 
 /// Read at once while the first head is looked at; a client's preface, settings and first request are smaller.
 const HEAD_READ_BYTES: usize = 2048;
-
-/// Reads of one connection, of some 8 KiB each, before the other tasks of the thread have their turn: above all those that take what
-/// was read. A connection that reads on and on piles up small frames until HTTP/2 takes them for an attack.
-const TURN_READS: usize = 2;
 
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) enum Protocol {
@@ -48,7 +47,7 @@ pub(crate) async fn sniff<T: AsyncRead + Unpin>(mut io: T) -> io::Result<Option<
     };
     let ready = seen[..length].to_vec();
     let held = (protocol == Protocol::Http2).then(Vec::new);
-    Ok(Some((protocol, Prefixed { ready, next: 0, held, turn_reads: 0, io: TokioIo::new(io) })))
+    Ok(Some((protocol, Prefixed { ready, next: 0, held, pace: Pace::default(), io: TokioIo::new(io) })))
 }
 
 /// A connection whose first bytes were looked at and are given back before the rest.
@@ -57,8 +56,7 @@ pub(crate) struct Prefixed<T> {
     next: usize,
     /// HTTP/2: what arrived of the first request's head, until it is whole and was mended if it needed that.
     held: Option<Vec<u8>>,
-    /// Reads since the last turn began.
-    turn_reads: usize,
+    pace: Pace,
     io: TokioIo<T>,
 }
 
@@ -105,13 +103,9 @@ where
                 return Poll::Ready(Ok(()));
             }
         }
-        if this.turn_reads == TURN_READS {
-            this.turn_reads = 0;
-            cx.waker().wake_by_ref();
-            return Poll::Pending;
-        }
+        ready!(this.pace.poll_turn(cx));
         let read = Pin::new(&mut this.io).poll_read(cx, buffer);
-        this.turn_reads = if read.is_ready() { this.turn_reads + 1 } else { 0 };
+        this.pace.read(read.is_ready());
         read
     }
 }

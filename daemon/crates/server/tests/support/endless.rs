@@ -33,6 +33,8 @@ pub struct Endless {
     pub hub_permits: Permits,
     /// Watches on these keys are refused, with the token that came.
     pub forbidden: Mutex<HashMap<Bytes, EtcdError>>,
+    /// The next watch that is created holds the thread of its connection until this is dropped.
+    pub stall: Mutex<Option<std::sync::mpsc::Receiver<()>>>,
     pub tokens: Mutex<Vec<Option<Vec<u8>>>>,
     /// Lease and TTL.
     pub leases: Mutex<BTreeMap<i64, i64>>,

@@ -266,6 +266,9 @@ impl Backend for Fake {
         self.inner.endless.watch()
     }
     fn may_watch(&self, token: Option<&[u8]>, key: &[u8], _: &[u8]) -> Result<(), EtcdError> {
+        if let Some(stall) = self.inner.endless.stall.lock().take() {
+            let _ = stall.recv();
+        }
         self.inner.endless.tokens.lock().push(token.map(<[u8]>::to_vec));
         self.inner.endless.forbidden.lock().get(key).map_or(Ok(()), |&error| Err(error))
     }

@@ -1,6 +1,12 @@
 //! Requests byte by byte, for what a well-behaved client would never send.
 
-use std::net::SocketAddr;
+use std::{
+    net::SocketAddr,
+    sync::{
+        Arc,
+        atomic::{AtomicUsize, Ordering::SeqCst},
+    },
+};
 
 use bytes::Bytes;
 use http::{HeaderMap, Request};
@@ -62,6 +68,8 @@ pub async fn grpc_pieces(
 /// A call whose request goes on.
 pub struct Going {
     pub pieces: tokio::sync::mpsc::UnboundedSender<Bytes>,
+    /// Pieces on their way, each a frame of its own.
+    pub taken: Arc<AtomicUsize>,
     pub head: HeaderMap,
     body: hyper::body::Incoming,
     trailers: HeaderMap,
@@ -81,13 +89,16 @@ impl Going {
             request = request.header(*name, *value);
         }
         let (pieces, body) = tokio::sync::mpsc::unbounded_channel();
-        let body = futures_util::stream::unfold(body, |mut body| async move {
+        let taken = Arc::new(AtomicUsize::new(0));
+        let counter = taken.clone();
+        let body = futures_util::stream::unfold((body, counter), |(mut body, counter)| async move {
             let piece = body.recv().await?;
-            Some((Ok::<_, std::convert::Infallible>(http_body::Frame::data(piece)), body))
+            counter.fetch_add(1, SeqCst);
+            Some((Ok::<_, std::convert::Infallible>(http_body::Frame::data(piece)), (body, counter)))
         });
         let request = request.body(StreamBody::new(Box::pin(body))).unwrap();
         let (head, body) = sender.send_request(request).await.unwrap().into_parts();
-        Going { pieces, head: head.headers, body, trailers: HeaderMap::new(), connection }
+        Going { pieces, taken, head: head.headers, body, trailers: HeaderMap::new(), connection }
     }
 
     pub fn send(&self, piece: impl Into<Bytes>) {
