@@ -25,11 +25,12 @@ use crate::{
     queue::{Delivery, Door, Item, Reply, StreamQueue},
 };
 
-/// A chunk is ended when it has this much: what a connection sends in one go.
-const CHUNK_BYTES: usize = 64 * 1024;
+/// A chunk is ended when it has this much: two frames of HTTP/2. With what the last response adds it stays below 64 KiB, beyond which the
+/// allocator gives every block memory of its own.
+const CHUNK_BYTES: usize = 32 * 1024;
 
 /// Events of several revisions that are put into one response together.
-const MERGED_BYTES_MAX: usize = 64 * 1024;
+const MERGED_BYTES_MAX: usize = 16 * 1024;
 /// etcd's bound for one batch of catch-up.
 const MERGED_REVISIONS_MAX: usize = 1000;
 
@@ -165,16 +166,16 @@ impl Responses {
             }
         };
         for item in &self.items {
+            if bytes > CHUNK_BYTES {
+                break;
+            }
             bytes += match item {
                 Item::Delivery(delivery) => delivery.ids.len() * (delivered_len(delivery) + ENVELOPE),
                 Item::Reply(..) => 2 * ENVELOPE,
             };
-            if bytes > CHUNK_BYTES {
-                // The last response goes beyond the bound by less than this when responses are small.
-                return CHUNK_BYTES + CHUNK_BYTES / 4;
-            }
         }
-        bytes
+        // The last response goes beyond the bound by less than this when responses are small.
+        bytes.min(CHUNK_BYTES + MERGED_BYTES_MAX)
     }
 
     /// Writes one response. False when there is nothing to write.
