@@ -33,85 +33,71 @@ impl Previous for () {
     }
 }
 
-/// Events as fields of a WatchResponse, one after the other.
-#[derive(Debug)]
-pub(crate) struct Encoded {
-    pub(crate) bytes: Vec<u8>,
-    /// Where each event ends.
-    ends: Vec<usize>,
-}
-
-impl Encoded {
-    pub(crate) fn event(&self, at: usize) -> &[u8] {
-        let from = if at == 0 { 0 } else { self.ends[at - 1] };
-        &self.bytes[from..self.ends[at]]
-    }
-}
-
-/// What matching needs of an event: its key, as a part of the plain encoding, and its kind.
+/// What is known of an event beside its bytes: where its key lies in them, where they end, and its kind.
 #[derive(Debug)]
 struct Mark {
+    end: usize,
     key_from: usize,
     key_to: usize,
     is_delete: bool,
 }
 
+/// An event with its previous version, once somebody asked for it.
+type OnDemand = OnceLock<Box<[u8]>>;
+
 /// See the module text.
 #[derive(Debug)]
 pub struct RevisionEvents {
     pub(crate) revision: Revision,
-    plain: Encoded,
+    /// Fields of a WatchResponse, one after the other.
+    plain: Vec<u8>,
     marks: Vec<Mark>,
-    with_previous: OnceLock<Encoded>,
+    /// The same fields with previous versions, each made when the first watcher wants it: a watcher of one key does not pay for a
+    /// revision that deleted a million.
+    with_previous: OnceLock<Box<[OnDemand]>>,
 }
 
 impl RevisionEvents {
-    /// `events` are all changes of the revision in their order, or of a history all that were asked for. A previous version in an event
-    /// is taken as such; otherwise it is read when the first watcher wants it.
+    /// `events` are all changes of the revision in their order, or of a history all that were asked for.
     pub fn new(revision: Revision, events: &[Event]) -> RevisionEvents {
         let sizes = events.iter().map(|event| event_len(event, None) + 11);
-        let mut bytes = Vec::with_capacity(sizes.sum());
-        let mut ends = Vec::with_capacity(events.len());
+        let mut plain = Vec::with_capacity(sizes.sum());
         let mut marks = Vec::with_capacity(events.len());
         for event in events {
-            let key_from = encode(&mut bytes, event, None);
+            let key_from = encode(&mut plain, event, None);
             let key_to = key_from + event.kv.as_ref().map_or(0, |kv| kv.key.len());
-            marks.push(Mark { key_from, key_to, is_delete: event.r#type == EventType::Delete as i32 });
-            ends.push(bytes.len());
+            let is_delete = event.r#type == EventType::Delete as i32;
+            marks.push(Mark { end: plain.len(), key_from, key_to, is_delete });
         }
-        let with_previous = OnceLock::new();
-        let encoded = RevisionEvents { revision, plain: Encoded { bytes, ends }, marks, with_previous };
-        if events.iter().any(|event| event.prev_kv.is_some()) {
-            encoded.fill_previous_from(events, |event| event.prev_kv.clone());
-        }
-        encoded
+        RevisionEvents { revision, plain, marks, with_previous: OnceLock::new() }
     }
 
-    /// Reads the previous versions if nobody did yet.
+    /// Reads the previous versions of all events.
     pub fn fill_previous(&self, previous: &dyn Previous) {
-        if self.with_previous.get().is_some() {
-            return;
-        }
-        let events: Vec<Event> = (0..self.len()).map(|at| self.decode(at)).collect();
-        self.fill_previous_from(&events, |event| {
-            let kv = event.kv.as_ref().expect("every event has a key");
-            previous.previous(&kv.key, self.revision)
-        });
+        self.fill_picked(&Pick::All, previous);
     }
 
-    fn fill_previous_from(&self, events: &[Event], previous: impl Fn(&Event) -> Option<KeyValue>) {
-        let mut bytes = Vec::with_capacity(self.plain.bytes.len() * 2);
-        let mut ends = Vec::with_capacity(events.len());
-        for event in events {
-            encode(&mut bytes, event, previous(event).as_ref());
-            ends.push(bytes.len());
+    /// Reads those that nobody has read yet.
+    pub(crate) fn fill_picked(&self, pick: &Pick, previous: &dyn Previous) {
+        let encoded = self.with_previous.get_or_init(|| (0..self.len()).map(|_| OnceLock::new()).collect());
+        for at in pick.positions(self) {
+            encoded[at].get_or_init(|| {
+                let old = previous.previous(self.key(at), self.revision);
+                let mut bytes = Vec::new();
+                encode(&mut bytes, &self.decode(at), old.as_ref());
+                bytes.into_boxed_slice()
+            });
         }
-        // Two threads that read the same previous versions found the same.
-        let _ = self.with_previous.set(Encoded { bytes, ends });
+    }
+
+    /// Whether this needs more reads than the hub's thread may do for one revision.
+    pub(crate) fn is_bulk(&self, reads_max: usize) -> bool {
+        let missing = |encoded: &[OnDemand]| encoded.iter().filter(|event| event.get().is_none()).count();
+        self.len() > reads_max && self.with_previous.get().map_or(self.len(), |all| missing(all)) > reads_max
     }
 
     fn decode(&self, at: usize) -> Event {
-        let mut field = &self.plain.event(at)[1..];
+        let mut field = &self.event(at, false)[1..];
         Event::decode_length_delimited(&mut field).expect("what was encoded here decodes")
     }
 
@@ -125,31 +111,40 @@ impl RevisionEvents {
 
     pub(crate) fn key(&self, at: usize) -> &[u8] {
         let mark = &self.marks[at];
-        &self.plain.bytes[mark.key_from..mark.key_to]
+        &self.plain[mark.key_from..mark.key_to]
     }
 
     pub(crate) fn is_delete(&self, at: usize) -> bool {
         self.marks[at].is_delete
     }
 
-    /// With previous versions only after [`RevisionEvents::fill_previous`].
-    pub(crate) fn encoded(&self, previous: bool) -> &Encoded {
+    /// One event as a field of a WatchResponse. With its previous version only after that was filled in.
+    pub(crate) fn event(&self, at: usize, previous: bool) -> &[u8] {
         if previous {
-            self.with_previous.get().expect("previous versions are read before an event is queued with them")
-        } else {
-            &self.plain
+            let event = self.with_previous.get().and_then(|all| all[at].get());
+            return event.expect("previous versions are read before an event is queued with them");
+        }
+        let from = if at == 0 { 0 } else { self.marks[at - 1].end };
+        &self.plain[from..self.marks[at].end]
+    }
+
+    /// All events, where they lie in one piece.
+    pub(crate) fn in_one_piece(&self, previous: bool) -> Option<&[u8]> {
+        match (previous, self.len()) {
+            (false, _) => Some(&self.plain),
+            (true, 1) => Some(self.event(0, true)),
+            (true, _) => None,
         }
     }
 
-    /// Memory it holds, about, without or with previous versions. Does not change, so that what is added can be taken off again.
-    pub(crate) fn memory_bytes(&self, previous: bool) -> usize {
-        let previous = if previous { self.encoded(true).bytes.len() } else { 0 };
-        self.plain.bytes.len() + previous + EVENT_OVERHEAD_BYTES * self.marks.len()
+    /// Memory it holds without previous versions, about.
+    pub(crate) fn memory_bytes(&self) -> usize {
+        self.plain.len() + EVENT_OVERHEAD_BYTES * self.marks.len()
     }
 }
 
 /// Marks, ends and headers of allocations beside the encoded bytes of one event.
-const EVENT_OVERHEAD_BYTES: usize = 192;
+const EVENT_OVERHEAD_BYTES: usize = 160;
 
 fn kv_field_len(kv: &KeyValue) -> usize {
     let len = kv.encoded_len();
@@ -252,16 +247,19 @@ mod tests {
         assert_eq!(encoded.key(0), b"a");
         assert_eq!(encoded.key(2), b"gone");
         assert!(encoded.is_delete(2) && !encoded.is_delete(1));
-        let plain = WatchResponse::decode(&*encoded.encoded(false).bytes).expect("decodes");
+        let plain = WatchResponse::decode(encoded.in_one_piece(false).expect("one piece")).expect("decodes");
         assert_eq!(plain.events, events);
+        assert!(encoded.is_bulk(2) && !encoded.is_bulk(3));
+        encoded.fill_picked(&Pick::Some([1, 2].as_slice().into()), &Old);
+        assert!(!encoded.is_bulk(2), "one is missing");
         encoded.fill_previous(&Old);
         for (at, event) in events.iter_mut().enumerate() {
             let kv = KeyValue { mod_revision: 6, ..Default::default() };
             event.prev_kv = (at != 1).then_some(kv);
         }
-        let full = WatchResponse::decode(&*encoded.encoded(true).bytes).expect("decodes");
-        assert_eq!(full.events, events);
-        let one = WatchResponse::decode(encoded.encoded(true).event(1)).expect("decodes");
-        assert_eq!(one.events, events[1..2]);
+        for (at, event) in events.into_iter().enumerate() {
+            let one = WatchResponse::decode(encoded.event(at, true)).expect("decodes");
+            assert_eq!(one.events, [event]);
+        }
     }
 }

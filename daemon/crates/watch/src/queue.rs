@@ -56,8 +56,8 @@ const REQUEST_WEIGHT: usize = 256;
 /// Memory of an item apart from its events.
 const ITEM_BYTES: usize = 96;
 
-/// A queue that was longer gives its memory back when it is empty.
-const CAPACITY_KEPT: usize = 32;
+/// A queue that was longer gives its memory back when it is empty: most streams are idle most of the time.
+pub(crate) const CAPACITY_KEPT: usize = 4;
 
 /// Taken out at once by the reader; what one chunk is made of, and a bit more.
 const TAKE_BYTES: usize = 64 * 1024;
@@ -88,6 +88,22 @@ pub(crate) struct Delivery {
     pub(crate) header: Revision,
     pub(crate) previous: bool,
     pub(crate) fragment: bool,
+}
+
+impl Delivery {
+    /// The same whenever it is asked: what is added to a sum is taken off again.
+    fn memory_bytes(&self) -> usize {
+        let previous = if self.previous { self.len() } else { 0 };
+        ITEM_BYTES + self.events.memory_bytes() + previous
+    }
+
+    /// Bytes of its events in a response.
+    pub(crate) fn len(&self) -> usize {
+        match (&self.pick, self.events.in_one_piece(self.previous)) {
+            (Pick::All, Some(events)) => events.len(),
+            _ => self.pick.positions(&self.events).map(|at| self.events.event(at, self.previous).len()).sum(),
+        }
+    }
 }
 
 /// An answer or a notice without events.
@@ -127,7 +143,7 @@ pub(crate) enum Item {
 impl Item {
     fn bytes(&self) -> usize {
         match self {
-            Item::Delivery(delivery) => ITEM_BYTES + delivery.events.memory_bytes(delivery.previous),
+            Item::Delivery(delivery) => delivery.memory_bytes(),
             Item::Reply(..) => ITEM_BYTES,
         }
     }
@@ -150,7 +166,8 @@ struct State {
     blocked: bool,
     /// Weight of requests that are not answered.
     admitted: usize,
-    sender: Option<Waker>,
+    /// Who waits to be admitted; usually one.
+    senders: Vec<Waker>,
     /// The reader is gone.
     closed: bool,
     /// The member stops.
@@ -193,7 +210,9 @@ impl StreamQueue {
             return Poll::Ready(Err(WatchClosed));
         }
         if state.admitted > 0 && state.admitted + weight > ADMITTED_MAX {
-            state.sender = Some(cx.waker().clone());
+            if !state.senders.iter().any(|waker| waker.will_wake(cx.waker())) {
+                state.senders.push(cx.waker().clone());
+            }
             return Poll::Pending;
         }
         state.admitted += weight;
@@ -201,10 +220,10 @@ impl StreamQueue {
     }
 
     /// A request needed no reply.
-    pub(crate) fn release(&self, weight: usize) -> Option<Waker> {
+    pub(crate) fn release(&self, weight: usize) -> Vec<Waker> {
         let mut state = self.state.lock();
         state.admitted -= weight.min(state.admitted);
-        state.sender.take()
+        mem::take(&mut state.senders)
     }
 
     fn is_full(&self, state: &State) -> bool {
@@ -298,7 +317,7 @@ impl StreamQueue {
         }
         state.bytes -= bytes;
         state.admitted -= answered.min(state.admitted);
-        let sender = if answered > 0 { state.sender.take() } else { None };
+        let senders = if answered > 0 { mem::take(&mut state.senders) } else { Vec::new() };
         let drained = state.blocked && self.is_half_empty(&state);
         if drained {
             state.blocked = false;
@@ -308,9 +327,7 @@ impl StreamQueue {
         if drained {
             door.drained(self.id);
         }
-        if let Some(sender) = sender {
-            sender.wake();
-        }
+        senders.into_iter().for_each(Waker::wake);
         Poll::Ready(true)
     }
 
@@ -321,24 +338,24 @@ impl StreamQueue {
         state.reader = None;
         let items = mem::take(&mut state.items);
         let bytes = mem::take(&mut state.bytes);
-        let sender = state.sender.take();
+        let senders = mem::take(&mut state.senders);
         drop(state);
         let events: i64 = items.iter().map(Item::event_count).sum();
         self.gauges.dropped(bytes as i64, events);
-        if let Some(sender) = sender {
-            sender.wake();
-        }
+        senders.into_iter().for_each(Waker::wake);
     }
 
     /// As if the hub had stopped: for a stream that it will never hear of.
     pub fn end_now(&self) {
-        self.end().into_iter().flatten().for_each(Waker::wake);
+        self.end().into_iter().for_each(Waker::wake);
     }
 
     /// The member stops: what is queued may still be read, then comes the end.
-    pub(crate) fn end(&self) -> [Option<Waker>; 2] {
+    pub(crate) fn end(&self) -> Vec<Waker> {
         let mut state = self.state.lock();
         state.ended = true;
-        [state.reader.take(), state.sender.take()]
+        let mut waiting = mem::take(&mut state.senders);
+        waiting.extend(state.reader.take());
+        waiting
     }
 }

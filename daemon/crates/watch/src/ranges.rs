@@ -31,8 +31,18 @@ pub(crate) struct Ranges {
     spans: IntervalTree,
 }
 
+/// A key as it came in is a part of what was read from a connection, and would keep all of that in memory.
+fn owned(range: &KeyRange) -> KeyRange {
+    let copy = |key: &Bytes| Bytes::copy_from_slice(key);
+    match range {
+        KeyRange::One(key) => KeyRange::One(copy(key)),
+        KeyRange::Span { start, end } => KeyRange::Span { start: copy(start), end: copy(end) },
+        KeyRange::From(start) => KeyRange::From(copy(start)),
+    }
+}
+
 /// None for a single key.
-fn interval(range: &KeyRange) -> Option<Interval> {
+fn interval_of(range: &KeyRange) -> Option<Interval> {
     match range {
         KeyRange::One(_) => None,
         KeyRange::Span { start, end } => Some(Interval { start: start.clone(), end: Some(end.clone()) }),
@@ -55,7 +65,7 @@ impl Ranges {
 
     /// A watcher waits with this range until its revision comes; ended by [`Ranges::release`].
     pub(crate) fn hold(&mut self, range: KeyRange) -> RangeId {
-        let interval = interval(&range);
+        let interval = interval_of(&range);
         let known = match &interval {
             None => self.keys.get(range.start()).copied(),
             Some(interval) => self.spans.get(interval),
@@ -63,8 +73,12 @@ impl Ranges {
         let id = known.unwrap_or_else(|| {
             let entry = self.all.vacant_entry();
             let id = entry.key() as RangeId;
-            match interval {
-                None => drop(self.keys.insert(Bytes::copy_from_slice(range.start()), id)),
+            let range = owned(&range);
+            match interval_of(&range) {
+                None => {
+                    let KeyRange::One(key) = &range else { unreachable!("only a single key is no interval") };
+                    self.keys.insert(key.clone(), id);
+                }
                 Some(interval) => self.spans.insert(interval, id),
             }
             entry.insert(Watched { range, groups: Vec::new(), waiting: 0 });
@@ -105,7 +119,7 @@ impl Ranges {
             return;
         }
         let watched = self.all.remove(id as usize);
-        match interval(&watched.range) {
+        match interval_of(&watched.range) {
             None => drop(self.keys.remove(watched.range.start())),
             Some(interval) => self.spans.remove(&interval),
         }

@@ -22,7 +22,7 @@ use types::{ClusterId, MemberId, Revision};
 
 use crate::{
     events::Pick,
-    queue::{Delivery, Door, Item, Reply, StreamQueue},
+    queue::{CAPACITY_KEPT, Delivery, Door, Item, Reply, StreamQueue},
 };
 
 /// A chunk is ended when it has this much: two frames of HTTP/2. With what the last response adds it stays below 64 KiB, beyond which the
@@ -80,7 +80,7 @@ struct Run {
 }
 
 enum Body {
-    /// All events of one revision.
+    /// All events of one revision, in one piece.
     One(Delivery),
     /// Put together once, written for each watcher.
     Merged(Bytes),
@@ -88,18 +88,9 @@ enum Body {
     Fragments { delivery: Delivery, parts: Vec<Vec<usize>>, part: usize },
 }
 
-fn delivered_len(delivery: &Delivery) -> usize {
-    let encoded = delivery.events.encoded(delivery.previous);
-    match &delivery.pick {
-        Pick::All => encoded.bytes.len(),
-        Pick::Some(picked) => picked.iter().map(|at| encoded.event(*at as usize).len()).sum(),
-    }
-}
-
 fn put_events(out: &mut impl BufMut, delivery: &Delivery, positions: impl Iterator<Item = usize>) {
-    let encoded = delivery.events.encoded(delivery.previous);
     for at in positions {
-        out.put_slice(encoded.event(at));
+        out.put_slice(delivery.events.event(at, delivery.previous));
     }
 }
 
@@ -126,7 +117,7 @@ impl Responses {
         }
         let mut out = BytesMut::with_capacity(self.expected_bytes());
         while out.len() < CHUNK_BYTES && self.write_one(&mut out) {}
-        if self.items.is_empty() && self.items.capacity() > 64 {
+        if self.items.is_empty() && self.items.capacity() > CAPACITY_KEPT {
             self.items = VecDeque::new();
         }
         Poll::Ready(Some(out.freeze()))
@@ -158,7 +149,7 @@ impl Responses {
             None => 0,
             Some(run) => {
                 let body = match &run.body {
-                    Body::One(delivery) => delivered_len(delivery),
+                    Body::One(delivery) => delivery.len(),
                     Body::Merged(body) => body.len(),
                     Body::Fragments { .. } => self.face.fragment_bytes,
                 };
@@ -170,7 +161,7 @@ impl Responses {
                 break;
             }
             bytes += match item {
-                Item::Delivery(delivery) => delivery.ids.len() * (delivered_len(delivery) + ENVELOPE),
+                Item::Delivery(delivery) => delivery.ids.len() * (delivery.len() + ENVELOPE),
                 Item::Reply(..) => 2 * ENVELOPE,
             };
         }
@@ -201,9 +192,9 @@ impl Responses {
         let mut is_whole = true;
         match &mut run.body {
             Body::One(delivery) => {
-                let encoded = delivery.events.encoded(delivery.previous);
-                put_head(out, &run.header, id, false, encoded.bytes.len());
-                out.put_slice(&encoded.bytes);
+                let events = delivery.events.in_one_piece(delivery.previous).expect("it was when this began");
+                put_head(out, &run.header, id, false, events.len());
+                out.put_slice(events);
             }
             Body::Merged(body) => {
                 put_head(out, &run.header, id, false, body.len());
@@ -211,8 +202,8 @@ impl Responses {
             }
             Body::Fragments { delivery, parts, part } => {
                 let positions = &parts[*part];
-                let encoded = delivery.events.encoded(delivery.previous);
-                let len = positions.iter().map(|at| encoded.event(*at).len()).sum();
+                let len =
+                    positions.iter().map(|at| delivery.events.event(*at, delivery.previous).len()).sum();
                 *part += 1;
                 is_whole = *part == parts.len();
                 put_head(out, &run.header, id, !is_whole, len);
@@ -235,7 +226,7 @@ impl Responses {
     fn begin(&mut self, first: Delivery) -> Run {
         let mut header = first.header;
         let ids = first.ids.clone();
-        let first_len = delivered_len(&first);
+        let first_len = first.len();
         let body = if self.is_too_large(&first, first_len) {
             let parts = self.fragments(&first);
             Body::Fragments { delivery: first, parts, part: 0 }
@@ -243,8 +234,9 @@ impl Responses {
             let (mut count, mut len) = (0, first_len);
             for item in &self.items {
                 let Item::Delivery(next) = item else { break };
-                let same = Arc::ptr_eq(&next.ids, &ids) && next.previous == first.previous;
-                len += if same { delivered_len(next) } else { 0 };
+                // The list belongs to one group of watchers, so the options are the same too.
+                let same = Arc::ptr_eq(&next.ids, &ids);
+                len += if same { next.len() } else { 0 };
                 if !same
                     || len > MERGED_BYTES_MAX.min(self.face.fragment_bytes / 2)
                     || count + 1 >= MERGED_REVISIONS_MAX
@@ -254,7 +246,8 @@ impl Responses {
                 header = header.max(next.header);
                 count += 1;
             }
-            if count == 0 && matches!(first.pick, Pick::All) {
+            let in_one_piece = first.events.in_one_piece(first.previous).is_some();
+            if count == 0 && in_one_piece && matches!(first.pick, Pick::All) {
                 Body::One(first)
             } else {
                 let mut merged = BytesMut::with_capacity(len);
@@ -283,11 +276,10 @@ impl Responses {
         let limit = if delivery.fragment { self.face.fragment_bytes } else { MESSAGE_BYTES_MAX };
         let longest = delivery.ids.iter().map(|id| id_len(*id)).max().unwrap_or(0);
         let envelope = self.header(delivery.header).len() + longest + FRAGMENT.len();
-        let encoded = delivery.events.encoded(delivery.previous);
         let mut parts: Vec<Vec<usize>> = vec![Vec::new()];
         let mut len = envelope;
         for at in delivery.pick.positions(&delivery.events) {
-            let event = encoded.event(at).len();
+            let event = delivery.events.event(at, delivery.previous).len();
             let part = parts.last_mut().expect("there is always one");
             if !part.is_empty() && len + event >= limit {
                 parts.push(vec![at]);

@@ -26,11 +26,11 @@ impl Ring {
         if let Some(newest) = self.revisions.back() {
             assert_eq!(newest.revision.next(), events.revision, "recent history has no gap");
         }
-        self.bytes += events.memory_bytes(false);
+        self.bytes += events.memory_bytes();
         self.revisions.push_back(events);
         while self.revisions.len() > self.revisions_max || self.bytes > self.bytes_max {
             let Some(oldest) = self.revisions.pop_front() else { break };
-            self.bytes -= oldest.memory_bytes(false);
+            self.bytes -= oldest.memory_bytes();
         }
     }
 

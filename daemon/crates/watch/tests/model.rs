@@ -295,6 +295,10 @@ impl Run {
     fn skip(&mut self) {
         let world = &mut self.world;
         world.told = world.store.revision();
+        if self.random.one_in(3) {
+            // The next revision that is told shows the gap.
+            return;
+        }
         if self.random.one_in(2) {
             world.hub.advance(Revision(world.told));
         } else {
@@ -386,6 +390,7 @@ impl Run {
     /// Everybody reads, everything is told and read.
     fn drain(&mut self) {
         self.world.tell();
+        self.world.hub.advance(Revision(self.world.told));
         loop {
             self.world.settle();
             let mut read_any = false;

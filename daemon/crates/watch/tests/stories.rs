@@ -348,6 +348,7 @@ fn filters_and_previous_versions_within_one_revision() {
     said(&mut client);
     world.store.write(&[("a", None), ("c", Some("3")), ("b", Some("4")), ("x", Some("5"))]);
     world.tell();
+    world.settle();
     let mut got = said(&mut client);
     got.sort();
     assert_eq!(got, ["0 h3: -a@3", "1 h3: c@3 b@3", "3 h3: -a@3(was 1) c@3 b@3(was 2)"]);
@@ -440,6 +441,7 @@ fn fragments_with_prev_kv() {
         let keys = ["a1", "a2", "a3", "b1", "b2"];
         world.store.write(&keys.map(|key| (key, Some(value))));
         world.tell();
+        world.settle();
         let got = client.read_all();
         let (parts, whole): (Vec<_>, Vec<_>) =
             got.into_iter().filter(|response| !response.created).partition(|response| response.watch_id == 0);
@@ -477,6 +479,52 @@ fn lagging_watch_never_skips() {
     }
     assert_eq!(revisions, (2..=51).collect::<Vec<i64>>());
     assert_eq!(world.gauges.slow_watchers(), 0);
+}
+
+/// A client that does not read costs what its queue may hold, following or catching up.
+#[test]
+fn a_stopped_client_costs_bounded_memory() {
+    let mut world = World::new(config(1, 10, 16));
+    let following = world.open();
+    world.create(&following, on("a"));
+    for _ in 0..1000 {
+        world.put("a", "x");
+    }
+    let behind = world.open();
+    for start in 2..10 {
+        world.create(&behind, WatchCreateRequest { start_revision: start, ..on("a") });
+    }
+    for _ in 0..10 {
+        world.put("a", "x");
+        world.settle();
+    }
+    let waiting = world.gauges.pending_events();
+    assert!((16..=2 * 16 + 9 * 8).contains(&waiting), "{waiting} events wait");
+    assert!(world.gauges.queued_bytes() < 60_000, "{} bytes wait", world.gauges.queued_bytes());
+    assert_eq!(world.gauges.slow_watchers(), 9);
+}
+
+/// A revision with many changes is read with previous versions where history is, not where live events are handed out.
+#[test]
+fn many_previous_versions_of_one_revision_are_read_as_history() {
+    let mut world = world();
+    let mut client = world.open();
+    let mut other = world.open();
+    world.create(&client, WatchCreateRequest { prev_kv: true, ..range("a", "b") });
+    world.create(&other, range("a", "b"));
+    let keys = ["a1", "a2", "a3", "a4"];
+    world.store.write(&keys.map(|key| (key, Some("1"))));
+    world.store.write(&keys.map(|key| (key, None)));
+    world.tell();
+    world.put("a1", "x");
+    assert_eq!(other.read_all().len(), 2, "who wants none does not wait");
+    assert_eq!(said(&mut client), ["created 0 at 1"]);
+    world.settle();
+    assert!(world.reads > 0);
+    assert_eq!(
+        said(&mut client),
+        ["0 h4: a1@2 a2@2 a3@2 a4@2", "0 h4: -a1@3(was 1) -a2@3(was 1) -a3@3(was 1) -a4@3(was 1) a1@4"]
+    );
 }
 
 /// One revision for a thousand watchers of a stream waits once, and each gets the same bytes.

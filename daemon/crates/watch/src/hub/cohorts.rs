@@ -59,6 +59,12 @@ pub(super) struct Cohort {
     slice: Option<Arc<Slice>>,
 }
 
+impl Cohort {
+    pub(super) fn wants_previous(&self) -> bool {
+        self.groups.keys().any(|(_, options)| options.has(Options::PREVIOUS))
+    }
+}
+
 /// History of the store between two revisions.
 #[derive(Debug)]
 pub struct Slice {
@@ -279,7 +285,11 @@ impl Hub {
                 self.ready.push_back(id);
                 return fed;
             }
-            let (events, header) = if let Some(recent) = self.ring.get(next) {
+            // What needs many reads is not fed from here.
+            let is_cheap = |events: &&Arc<RevisionEvents>| {
+                !events.is_bulk(self.config.previous_reads_max) || !cohort.wants_previous()
+            };
+            let (events, header) = if let Some(recent) = self.ring.get(next).filter(is_cheap) {
                 (recent.clone(), if cohort.was_synced { next } else { self.current })
             } else if let Some(slice) = &cohort.slice {
                 let at = slice.revisions.partition_point(|events| events.revision < next);
@@ -342,7 +352,7 @@ impl Hub {
                 if let Some(pick) = picks.get(group.options) {
                     group.active = true;
                     if group.options.has(Options::PREVIOUS) {
-                        events.fill_previous(previous);
+                        events.fill_picked(&pick, previous);
                     }
                     deliveries.push(group.delivery(events, pick, header));
                 }
@@ -504,7 +514,7 @@ impl Hub {
             self.unlist_waiting(*sharer);
             let cohort = self.cohort_mut(*sharer);
             cohort.state = State::Reading(id);
-            previous |= cohort.groups.keys().any(|(_, options)| options.has(Options::PREVIOUS));
+            previous |= cohort.wants_previous();
         }
         self.reading = Some(Reading { id, sharers });
         ReadJob {
@@ -537,7 +547,7 @@ impl Hub {
             if cohort.state != State::Reading(job) {
                 continue;
             }
-            cohort.slice = slice.clone().filter(|slice| slice.through >= cohort.next);
+            cohort.slice = slice.clone();
             cohort.state = State::Ready;
             self.ready.push_back(id);
         }

@@ -36,6 +36,10 @@ pub const RING_BYTES_MAX: usize = 32 * 1024 * 1024;
 /// Revisions of recent history: small ones would otherwise be a hundred thousand.
 pub const RING_REVISIONS_MAX: usize = 64 * 1024;
 
+/// Previous versions that are read for one revision where live events are handed out: a millisecond at most if they are in memory. Those of
+/// a larger revision are read as history is, beside everything else.
+pub const PREVIOUS_READS_MAX: usize = 256;
+
 /// What does not change while a member runs.
 #[derive(Clone, Debug)]
 pub struct HubConfig {
@@ -45,6 +49,8 @@ pub struct HubConfig {
     pub progress_interval_ms: u64,
     pub ring_bytes_max: usize,
     pub ring_revisions_max: usize,
+    /// Previous versions that the owner's thread reads for one revision.
+    pub previous_reads_max: usize,
     /// Of the queues that are opened here.
     pub queue: QueueLimits,
 }
@@ -56,6 +62,7 @@ impl HubConfig {
             progress_interval_ms,
             ring_bytes_max: RING_BYTES_MAX,
             ring_revisions_max: RING_REVISIONS_MAX,
+            previous_reads_max: PREVIOUS_READS_MAX,
             queue: QueueLimits::default(),
         }
     }
@@ -374,7 +381,7 @@ impl Hub {
     /// The member stops: readers get what is queued and then the end.
     pub fn stop(&mut self) {
         for (_, stream) in &self.streams {
-            self.wakers.extend(stream.queue.end().into_iter().flatten());
+            self.wakers.extend(stream.queue.end());
         }
     }
 
@@ -406,10 +413,20 @@ impl Hub {
             return;
         }
         let Some(pick) = picks.get(group.options) else { return };
-        if group.options.has(Options::PREVIOUS) {
-            events.fill_previous(previous);
-        }
         let revision = events.revision;
+        // A revision is handed out to all watchers of a cohort or to none of them, so this is asked before the first.
+        if stream.touched != revision
+            && events.is_bulk(self.config.previous_reads_max)
+            && self.cohorts[&group.cohort].wants_previous()
+        {
+            let cohort = group.cohort;
+            self.fall_behind(cohort, revision);
+            self.ready.push_back(cohort);
+            return;
+        }
+        if group.options.has(Options::PREVIOUS) {
+            events.fill_picked(&pick, previous);
+        }
         let delivery = group.delivery(events, pick, revision);
         match stream.queue.offer(delivery, stream.touched == revision) {
             Ok(waker) => {

@@ -59,7 +59,8 @@ impl Hub {
     }
 
     fn next_due(&mut self, now_ms: u64) -> u64 {
-        let interval = self.config.progress_interval_ms;
+        // Never zero: a notice that is due again at once would never end.
+        let interval = self.config.progress_interval_ms.max(1);
         let jitter = next_random(&mut self.random) % (interval * JITTER_PERCENT / 100 + 1);
         now_ms.saturating_add(interval + jitter)
     }

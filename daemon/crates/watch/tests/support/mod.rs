@@ -225,6 +225,7 @@ pub struct World {
 pub fn config(seed: u64, ring: usize, items: usize) -> HubConfig {
     HubConfig {
         ring_revisions_max: ring,
+        previous_reads_max: 2,
         queue: QueueLimits { items, ..QueueLimits::default() },
         ..HubConfig::new(seed, 1000)
     }
