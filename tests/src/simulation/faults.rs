@@ -1,11 +1,12 @@
 //! What goes wrong: the network, crashes, slow disks, and changes of membership in the middle of it. And how it ends.
 
-use consensus::io::{Input, Proposal, ProposalId};
+use consensus::io::{Input, Proposal, ProposalId, Role};
 use rand::Rng;
-use types::EntryKind;
+use types::{EntryKind, MemberId};
 
 use super::TICK;
 use super::client::{self, Change};
+use super::member::Member;
 use super::network::Weather;
 use super::world::{Event, MEMBERS_MAX, World};
 
@@ -39,7 +40,8 @@ impl World {
     }
 
     pub(super) fn fault(&mut self) {
-        match self.rng.random_range(0..10) {
+        match self.rng.random_range(0..11) {
+            10 => self.depose(),
             0..4 => {
                 let members: Vec<u64> = self.members.keys().copied().collect();
                 self.network.partition(&mut self.rng, &members);
@@ -63,6 +65,29 @@ impl World {
                 self.slow_hub = self.pick_running();
             }
             _ => self.slow_apply = self.pick_running(),
+        }
+    }
+
+    /// A leader hands over and is cut off before it hears of it: for a while it believes that it leads.
+    fn depose(&mut self) {
+        let leads = |member: &&Member| {
+            member.running.as_ref().is_some_and(|running| running.core.status().role == Role::Leader)
+        };
+        let Some(leader) = self.members.values().find(leads).map(|member| member.id) else { return };
+        let Some(to) = self.pick_running().filter(|to| *to != leader) else { return };
+        self.network.weather = Weather::FINE;
+        self.network.cut.clear();
+        self.input(leader, Input::TransferLeader(MemberId(to)));
+        let pause = self.rng.random_range(1..40);
+        self.at(pause, Event::CutOff(leader));
+        self.note(|| format!("{leader} hands over to {to} and is cut off"));
+    }
+
+    pub(super) fn cut_off(&mut self, id: u64) {
+        if !self.calm {
+            for other in self.members.keys().filter(|other| **other != id) {
+                self.network.cut.extend([(id, *other), (*other, id)]);
+            }
         }
     }
 

@@ -13,6 +13,8 @@ const SECOND: Time = 1000;
 /// A lease that nobody renews is gone this long after its time in fine weather: a grace of a second, a transfer of leadership that
 /// holds up proposals for an election timeout, and the ticks of the driver.
 const OVERDUE_MAX: Time = 3 * SECOND;
+/// An id is granted anew after this long.
+const REUSED_AFTER: Time = 4 * SECOND;
 /// What a new leader adds to everybody's time.
 const ELECTION: Time = SECOND;
 
@@ -51,12 +53,19 @@ pub struct LeaseChecks {
     decisions: BTreeMap<u64, Decision>,
     /// By the log, as far as anybody applied it.
     alive: BTreeSet<i64>,
+    gone: BTreeMap<i64, Time>,
     pub renewals: u64,
     pub expiries: u64,
     pub checkpoints: u64,
 }
 
 impl LeaseChecks {
+    /// An id that was free for so long that no leader has anything on its way for the lease that had it. Sooner, an expiry or a
+    /// checkpoint decided for that one can hit the next: the log names leases by nothing else.
+    pub fn long_gone(&self, now: Time) -> Option<i64> {
+        self.gone.iter().find(|(_, since)| now - **since > REUSED_AFTER).map(|(lease, _)| *lease)
+    }
+
     pub fn asked(&mut self, call: LeaseCall) {
         if let LeaseCall::Revoke { lease } = call {
             self.promises.entry(lease).or_default().revocation_asked = true;
@@ -112,6 +121,7 @@ impl LeaseChecks {
         if let Some(grant) = &request.lease_grant
             && self.alive.insert(grant.id)
         {
+            self.gone.remove(&grant.id);
             // What somebody asked to revoke before may hit the lease that has the id now.
             let revocation_asked = self.promises.get(&grant.id).is_some_and(|old| old.revocation_asked);
             let promise = Promise { ttl: grant.ttl, granted_at: now, revocation_asked, ..Promise::default() };
@@ -119,6 +129,7 @@ impl LeaseChecks {
         }
         let Some(revoke) = &request.lease_revoke else { return };
         let was_alive = self.alive.remove(&revoke.id);
+        self.gone.insert(revoke.id, now);
         let id = request.header.as_ref().map_or(0, |header| header.id);
         let Some(Decision { lease, term, at }) = self.decisions.get(&id) else { return };
         assert_eq!(

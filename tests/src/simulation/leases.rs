@@ -22,6 +22,8 @@ struct Held {
     ttl: i64,
     /// Renewed until then, and left alone after.
     renewed_until: Time,
+    /// Where its client is connected, as long as that member decides.
+    home: u64,
 }
 
 /// What clients do with leases.
@@ -77,19 +79,20 @@ impl World {
     }
 
     fn grant(&mut self, id: u64) {
-        let lease = if self.lease_calls.next_lease > 0 && self.rng.random_bool(0.3) {
-            // Somebody had this id before; it is free, or the grant is refused.
-            self.rng.random_range(1..=self.lease_calls.next_lease)
-        } else {
-            self.lease_calls.next_lease += 1;
-            self.lease_calls.next_lease
+        let lease = match self.leases.long_gone(self.now) {
+            // Somebody had this id before.
+            Some(lease) if self.rng.random_bool(0.4) => lease,
+            _ => {
+                self.lease_calls.next_lease += 1;
+                self.lease_calls.next_lease
+            }
         };
         if self.lease_calls.held.iter().any(|held| held.lease == lease) {
             return;
         }
-        let ttl = self.rng.random_range(1..7);
+        let ttl = self.rng.random_range(1..10);
         let renewed_until = self.now + self.rng.random_range(0..150 * TICK);
-        self.lease_calls.held.push(Held { lease, ttl, renewed_until });
+        self.lease_calls.held.push(Held { lease, ttl, renewed_until, home: id });
         self.next_request += 1;
         let data = client::lease_grant(self.next_request, lease, ttl);
         self.lease_call(id, LeaseCall::Grant { lease, ttl, sent: self.now }, data);
@@ -111,7 +114,8 @@ impl World {
         if self.now > held.renewed_until.min(CLIENTS_END) {
             return;
         }
-        let pause = held.ttl as u64 * self.rng.random_range(TICK..7 * TICK);
+        let (home, ttl) = (held.home, held.ttl);
+        let pause = ttl as u64 * self.rng.random_range(TICK..7 * TICK);
         self.at(pause, Event::KeepAlive(lease));
         let decides = |running: &Running| running.desk.is_primary();
         let ids: Vec<u64> = self
@@ -123,7 +127,9 @@ impl World {
         if ids.is_empty() {
             return;
         }
-        let id = ids[self.rng.random_range(0..ids.len())];
+        let any = ids[self.rng.random_range(0..ids.len())];
+        let id = if ids.contains(&home) && self.rng.random_bool(0.9) { home } else { any };
+        self.lease_calls.held.iter_mut().filter(|held| held.lease == lease).for_each(|held| held.home = id);
         self.next_request += 1;
         let ticket = desk_ticket(self.next_request);
         let time = self.now;

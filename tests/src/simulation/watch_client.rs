@@ -22,7 +22,7 @@ use crate::checker::{Entry, StreamLog, Subscription, What};
 /// What a client follows for its whole life.
 pub struct Following {
     pub subscription: Subscription,
-    create: WatchCreateRequest,
+    pub create: WatchCreateRequest,
     /// The first revision that it was not given; None before anything was promised.
     pub next: Option<i64>,
 }
