@@ -115,6 +115,11 @@ impl Client {
         })
     }
 
+    /// The same without an end of its time, for calls that last as long as their user wants.
+    pub fn without_deadline(self) -> Client {
+        Client { deadline: None, ..self }
+    }
+
     /// The token that calls carry, fetched first when only a password is known.
     pub async fn token(&mut self) -> Result<Option<String>> {
         self.authenticate().await?;

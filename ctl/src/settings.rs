@@ -56,7 +56,7 @@ pub const GLOBALS: &[Global] = &[
         "command-timeout",
         Kind::Text,
         "5s",
-        "How long one command may take, dialling included (txn: only when given)",
+        "How long one command may take, dialling included (txn: only when given; watch: no limit)",
     ),
     global("debug", Kind::Switch, "false", "Print every setting and each call to stderr"),
     global("user", Kind::Text, "", "User name, or name:password"),

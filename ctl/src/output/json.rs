@@ -184,17 +184,24 @@ pub fn txn(o: &mut Object<'_>, answer: &TxnResponse) {
 /// etcdctl prints its client library's own form of this answer: capitals, nothing left out on the first level, and no watch id.
 pub fn watch(o: &mut Object<'_>, answer: &WatchResponse) {
     o.object("Header", |o| o.header_fields(&answer.header.unwrap_or_default()));
-    o.whole_list("Events", &answer.events, |o, event: &Event| {
-        o.number("type", event.r#type);
-        for (name, kv) in [("kv", &event.kv), ("prev_kv", &event.prev_kv)] {
-            if let Some(kv) = kv {
-                o.object(name, |o| key_value(o, kv));
-            }
-        }
-    });
+    if answer.header.is_none() {
+        // Made by the client itself for a watch that never began.
+        o.raw("Events", "null");
+    } else {
+        o.whole_list("Events", &answer.events, event);
+    }
     o.raw("CompactRevision", answer.compact_revision);
     o.raw("Canceled", answer.canceled);
     o.raw("Created", answer.created);
+}
+
+fn event(o: &mut Object<'_>, event: &Event) {
+    o.number("type", event.r#type);
+    for (name, kv) in [("kv", &event.kv), ("prev_kv", &event.prev_kv)] {
+        if let Some(kv) = kv {
+            o.object(name, |o| key_value(o, kv));
+        }
+    }
 }
 
 // The answers about leases have their header's fields beside their own, since the client library embeds the header.

@@ -106,7 +106,12 @@ impl Printer {
 
     /// What one answer of a watch shows; nothing when the format has nothing to say about it.
     pub fn watch(self, answer: &WatchResponse) -> Result<Vec<u8>> {
-        let bare = || WatchResponse { watch_id: 0, cancel_reason: String::new(), ..answer.clone() };
+        let bare = || WatchResponse {
+            header: Some(answer.header.unwrap_or_default()),
+            watch_id: 0,
+            cancel_reason: String::new(),
+            ..answer.clone()
+        };
         match self.format {
             Format::Protobuf => Ok(bare().encode_to_vec()),
             _ => self.key_value_verb(

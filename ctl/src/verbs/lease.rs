@@ -102,7 +102,7 @@ pub async fn keep_alive(settings: &Settings, matches: &ArgMatches) -> Result<()>
         }
         return show(&printer.keep_alive(&answer)?);
     }
-    let mut keeper = Keeper::begin(client, id, settings.command_timeout).await?;
+    let mut keeper = Keeper::begin(client.without_deadline(), id, settings.command_timeout).await?;
     loop {
         let asked = Instant::now();
         let answer = keeper.renew().await?;

@@ -12,7 +12,14 @@ const APPEAR_MAX: Duration = Duration::from_secs(60);
 
 /// Bytes that a thread reads for us.
 #[derive(Clone, Default)]
-struct Seen(Arc<(Mutex<(Vec<u8>, bool)>, Condvar)>);
+struct Seen(Arc<Shared>);
+
+#[derive(Default)]
+struct Shared {
+    /// The bytes so far, and whether these are all.
+    state: Mutex<(Vec<u8>, bool)>,
+    changed: Condvar,
+}
 
 impl Seen {
     fn of(mut source: impl Read + Send + 'static) -> Seen {
@@ -22,7 +29,7 @@ impl Seen {
             let mut part = [0; 4096];
             loop {
                 let len = source.read(&mut part).unwrap_or(0);
-                let (state, changed) = &*seen.0;
+                let Shared { state, changed } = &*seen.0;
                 let mut state = state.lock().expect("nobody panics with it");
                 state.0.extend_from_slice(&part[..len]);
                 state.1 = len == 0;
@@ -35,9 +42,13 @@ impl Seen {
         ours
     }
 
+    fn ended(&self) -> bool {
+        self.0.state.lock().expect("nobody panics with it").1
+    }
+
     /// Waits until `enough` holds for what came, or until nothing more comes.
     fn until(&self, enough: impl Fn(&[u8]) -> bool) -> Result<Vec<u8>, Vec<u8>> {
-        let (state, changed) = &*self.0;
+        let Shared { state, changed } = &*self.0;
         let state = state.lock().expect("nobody panics with it");
         let waited =
             changed.wait_timeout_while(state, APPEAR_MAX, |(bytes, ended)| !enough(bytes) && !*ended);
@@ -98,8 +109,10 @@ impl Live {
 
     /// Waits for its own end.
     pub fn end(mut self) -> Run {
-        let status = self.child.wait().expect("wait for the tool");
         let all = |seen: &Seen| seen.until(|_| false).expect_err("nothing is enough");
+        let (shown, ended) = (all(&self.stdout), self.stdout.ended());
+        assert!(ended, "it goes on after {:?}", String::from_utf8_lossy(&shown));
+        let status = self.child.wait().expect("wait for the tool");
         let stderr = String::from_utf8_lossy(&all(&self.stderr)).into_owned();
         // The log lines of etcd's client library are not etcdctl's own words.
         let stderr = stderr.lines().filter(|line| !line.starts_with('{')).map(|line| format!("{line}\n"));

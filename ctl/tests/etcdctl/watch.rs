@@ -2,7 +2,7 @@
 //! network or the history under it goes, where ours goes on and etcdctl's does not.
 
 use crate::live::{Line, Live};
-use crate::tools::{Server, Tool, real_etcd, run};
+use crate::tools::{Server, Tool, another_server, real_etcd, run, skipped};
 
 /// The value of the last change of a scripted history: whoever has shown it has shown everything.
 const LAST: &str = "END";
@@ -276,6 +276,30 @@ fn exit_after_counts_changes_and_not_answers() {
     let ended = Live::start(Tool::Cairnctl, &server.endpoint, &line, &[]).end();
     let types = String::from_utf8_lossy(&ended.stdout).lines().filter(|line| *line == "PUT").count();
     assert_eq!((ended.code, types), (0, 4), "{ended:?}");
+}
+
+#[test]
+fn a_watch_that_is_not_allowed_ends_alike() {
+    let name = "a_watch_that_is_not_allowed_ends_alike";
+    if real_etcd(name).is_none() {
+        return;
+    }
+    if another_server() {
+        return skipped(name, "CAIRN_COMPAT_SERVER is not known to have users");
+    }
+    let server = Server::start();
+    for line in
+        ["user add root:pw", "role add root", "user grant-role root root", "user add u:pw", "auth enable"]
+    {
+        etcdctl(&server, &line.split(' ').collect::<Vec<_>>(), "");
+    }
+    for user in [&[][..], &["--user", "u:pw"], &["--user", "u:wrong"]] {
+        for format in ["simple", "json", "fields", "protobuf"] {
+            let line = [&["watch", "secret", "-w", format], user].concat();
+            let end = |tool| Live::start(tool, &server.endpoint, &line, &[]).end();
+            assert_eq!(end(Tool::Cairnctl), end(Tool::Etcdctl), "{line:?}");
+        }
+    }
 }
 
 /// Only a server that nobody can reach from the start is a reason to give up.

@@ -42,7 +42,7 @@ pub async fn watch(settings: &Settings, matches: &ArgMatches) -> Result<()> {
     printer.refuse_table()?;
     let left = u64::try_from(cli::integer(matches, "exit-after")).ok().filter(|count| *count > 0);
     let mut watch = Watch {
-        client,
+        client: client.without_deadline(),
         printer,
         session: None,
         watchers: Watchers::default(),
@@ -312,7 +312,9 @@ fn reason(response: &WatchResponse) -> String {
         EtcdError::Compacted.text().to_owned()
     } else if response.cancel_reason.is_empty() {
         EtcdError::FutureRev.text().to_owned()
-    } else if EtcdError::ALL.iter().any(|known| known.text() == response.cancel_reason) {
+    } else if response.header.is_none()
+        || EtcdError::ALL.iter().any(|known| known.text() == response.cancel_reason)
+    {
         response.cancel_reason.clone()
     } else {
         format!("rpc error: code = FailedPrecondition desc = {}", response.cancel_reason)

@@ -107,6 +107,12 @@ impl Watchers {
             let Some(watcher) = self.asked.pop_front() else { return Vec::new() };
             if response.canceled {
                 self.all[watcher].open = false;
+                // etcd's client hands out an answer of its own for a watch that never began.
+                let response = WatchResponse {
+                    canceled: true,
+                    cancel_reason: response.cancel_reason,
+                    ..Default::default()
+                };
                 return vec![News::Canceled { watcher, response }];
             }
             self.by_id.insert(response.watch_id, watcher);
