@@ -18,13 +18,16 @@ use std::{
     time::Duration,
 };
 
-use api::raftpb::{Message, MessageType, MessageType::*};
-use bytes::BytesMut;
+use api::{
+    etcdserverpb::LeaseTimeToLiveRequest,
+    raftpb::{Message, MessageType, MessageType::*},
+};
+use bytes::{Bytes, BytesMut};
 use parking_lot::Mutex;
 use sha1::{Digest, Sha1};
 use support::*;
 use tokio::runtime::Runtime;
-use transport::{PeerClient, PeerMember};
+use transport::{LeaseCallError, PeerClient, PeerMember};
 use types::{ClusterId, MemberId};
 
 const TOKEN: &str = "etcd-cluster";
@@ -211,6 +214,35 @@ impl Drop for Follower {
     }
 }
 
+/// Keeps another member following us, until dropped.
+struct Heartbeats {
+    end: Arc<AtomicBool>,
+    thread: Option<JoinHandle<()>>,
+}
+
+impl Heartbeats {
+    fn start(us: Arc<Member>, to: MemberId, term: u64) -> Heartbeats {
+        let end = Arc::new(AtomicBool::new(false));
+        let thread = std::thread::spawn({
+            let end = end.clone();
+            move || {
+                while !end.load(Ordering::Relaxed) {
+                    us.transport.send(vec![support::message(MsgHeartbeat, us.id.0, to.0, term)]);
+                    std::thread::sleep(Duration::from_millis(50));
+                }
+            }
+        });
+        Heartbeats { end, thread: Some(thread) }
+    }
+}
+
+impl Drop for Heartbeats {
+    fn drop(&mut self) {
+        self.end.store(true, Ordering::Relaxed);
+        let _ = self.thread.take().map(JoinHandle::join);
+    }
+}
+
 fn answer(me: MemberId, mood: Mood, message: &Message) -> Option<Message> {
     if mood == Mood::Silent {
         return None;
@@ -292,6 +324,29 @@ fn a_real_etcd_votes_leads_and_follows() {
         }
     });
 
+    // As the leader it answers what its followers ask about leases.
+    let granted = couple.etcdctl(&["lease", "grant", "60"], &[]);
+    let hex = granted.split(' ').nth(1).expect("lease <id> granted with TTL(60s)");
+    let lease = i64::from_str_radix(hex, 16).expect("an id");
+    assert_eq!(couple.etcdctl(&["put", "held", "value", &format!("--lease={hex}")], &[]), "OK\n");
+    runtime.block_on(async {
+        for _ in 0..3 {
+            assert_eq!(us.transport.renew_lease(them, lease, PATIENCE).await, Ok(60));
+        }
+        let request = LeaseTimeToLiveRequest { id: lease, keys: true };
+        let lives = us.transport.lease_time_to_live(them, request, PATIENCE).await.expect("an answer");
+        assert_eq!(
+            (lives.granted_ttl, lives.keys.as_slice()),
+            (60, [Bytes::from_static(b"held")].as_slice())
+        );
+        assert!((1..=60).contains(&lives.ttl), "{lives:?}");
+        let unknown = us.transport.renew_lease(them, 4711, PATIENCE).await;
+        assert_eq!(unknown, Err(LeaseCallError::NotFound));
+        let request = LeaseTimeToLiveRequest { id: 4711, keys: false };
+        let unknown = us.transport.lease_time_to_live(them, request, PATIENCE).await;
+        assert_eq!(unknown, Err(LeaseCallError::NotFound));
+    });
+
     // Now we lead: a later term at the end of its log. It steps down, takes our entries and acknowledges them.
     drop(follower);
     let messages = us.seen.messages();
@@ -319,6 +374,25 @@ fn a_real_etcd_votes_leads_and_follows() {
     // This one continues, so it travels without term and index.
     us.transport.send(vec![lead(index + 1, term, vec![blank(index + 2), blank(index + 3)])]);
     acknowledged(index + 3);
+
+    // What its clients ask about leases it passes on to us; lease 7 is the one that our member of these tests knows.
+    let office = Heartbeats::start(us.clone(), them, term);
+    assert_eq!(
+        couple.etcdctl(&["lease", "keep-alive", "7", "--once"], &[]),
+        "lease 0000000000000007 keepalived with TTL(42)\n"
+    );
+    let lives = couple.etcdctl(&["lease", "timetolive", "7", "--keys"], &[]);
+    assert!(
+        lives.starts_with("lease 0000000000000007 granted with TTL(42s), remaining(17s)")
+            && lives.contains("held"),
+        "{lives}"
+    );
+    assert_eq!(
+        couple.etcdctl(&["lease", "timetolive", "9"], &[]),
+        "lease 0000000000000009 already expired\n",
+        "our 404 is understood"
+    );
+    drop(office);
 
     // Our transport would take the stream that is opened by hand.
     us.transport.remove_peer(them);

@@ -38,7 +38,11 @@ pub(super) async fn internal(shared: &Arc<Shared>, request: Request<Incoming>) -
     };
     let Some(question) = question.lease_time_to_live_request else { return unmarshalling() };
     match shared.handler.lease_time_to_live(question).await {
-        Ok(answer) => reply::protobuf(&LeaseInternalResponse { lease_time_to_live_response: Some(answer) }),
+        Ok(mut answer) => {
+            // A member of etcd ends with a panic when there is no header to fill in.
+            answer.header.get_or_insert_default();
+            reply::protobuf(&LeaseInternalResponse { lease_time_to_live_response: Some(answer) })
+        }
         Err(refusal) => refused(&refusal, StatusCode::INTERNAL_SERVER_ERROR),
     }
 }
