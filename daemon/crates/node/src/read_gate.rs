@@ -223,6 +223,23 @@ mod tests {
     }
 
     #[test]
+    fn a_round_for_the_sake_of_leadership_needs_no_reader_and_no_apply() {
+        let gate = ReadGate::new();
+        assert!(gate.seal(Instant::now()).is_none(), "nobody wants one");
+        assert!(gate.ask() && !gate.ask(), "the raft loop is told once");
+        let earlier = Instant::now();
+        let first = gate.seal(earlier).expect("a round");
+        let Joined::First(_reader) = gate.join() else { panic!("after the seal a new round is needed") };
+        let later = earlier + std::time::Duration::from_millis(3);
+        let second = gate.seal(later).expect("a round");
+        let began = gate.confirm(&[first, second], LogIndex(9), || LogIndex(1));
+        assert_eq!(began, Some(later), "known although apply is behind");
+        assert_eq!(gate.confirm(&[first], LogIndex(9), || LogIndex(9)), None, "a round confirms once");
+        let state = gate.state.lock();
+        assert_eq!((state.waiting, state.confirmed.len()), (1, 1), "the reader alone waits for apply");
+    }
+
+    #[test]
     fn a_confirmed_reader_that_apply_does_not_reach_is_told_in_the_end() {
         let gate = ReadGate::new();
         let Joined::First(mut stuck) = gate.join() else { panic!("the first reader asks for a round") };

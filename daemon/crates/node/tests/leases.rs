@@ -380,3 +380,60 @@ fn many_leases_that_end_at_once_are_gone_and_everybody_else_is_served() {
         assert_eq!(metric(&other, "etcd_debugging_lease_revoked_total"), LEASES as u64);
     });
 }
+
+/// Leadership moves all the time, and what each leader has decided about leases ends with its term.
+#[test]
+fn leases_that_are_kept_alive_survive_any_number_of_leaders() {
+    const TTL: i64 = 3;
+    let cluster = Cluster::start(3);
+    let handles = cluster.handles();
+    block_on(async {
+        cluster.leader().await;
+        let stop = std::sync::Arc::new(AtomicBool::new(false));
+        let mut clients = tokio::task::JoinSet::new();
+        for id in 1..=30 {
+            grant(&handles[0], id, TTL).await;
+        }
+        for id in 1..=30 {
+            let (asked, stop) = (handles[id as usize % 3].clone(), stop.clone());
+            clients.spawn(async move {
+                let mut renewed = Instant::now();
+                let mut answers = 0;
+                while !stop.load(Ordering::Relaxed) {
+                    // The time counts from when the last success was asked for; whoever was away for longer has lost it by right.
+                    let began = Instant::now();
+                    let ttl = asked.lease_keep_alive(id).await.map(|answer| answer.ttl);
+                    match ttl {
+                        Ok(TTL) => (renewed, answers) = (began, answers + 1),
+                        Ok(ttl) => {
+                            let away = renewed.elapsed();
+                            assert!(
+                                away >= Duration::from_secs(TTL as u64),
+                                "lease {id}: {ttl} after {away:?}"
+                            );
+                            return answers;
+                        }
+                        Err(error) => {
+                            assert!(matches!(error, EtcdError::NoLeader | EtcdError::Timeout), "{error}");
+                        }
+                    }
+                    tokio::time::sleep(Duration::from_millis(100)).await;
+                }
+                answers
+            });
+        }
+        for round in 0..12 {
+            let leader = cluster.leader().await;
+            let target_id = handles[(leader + 1 + round % 2) % 3].node_status().member.0;
+            // It may lead no longer, or an election may be faster.
+            let _ = handles[leader].move_leader(pb::MoveLeaderRequest { target_id }).await;
+            tokio::time::sleep(Duration::from_millis(300)).await;
+        }
+        stop.store(true, Ordering::Relaxed);
+        let mut answers = 0;
+        while let Some(client) = clients.join_next().await {
+            answers += client.expect("no panic");
+        }
+        assert!(answers > 300, "{answers} keep-alives");
+    });
+}
