@@ -289,7 +289,6 @@ fn machine_options(config: &NodeConfig) -> Options {
         max_txn_ops: config.max_txn_ops,
         inline_value_bytes_max: config.inline_value_bytes_max,
         quota_backend_bytes: config.quota_backend_bytes,
-        max_learners: config.max_learners,
     }
 }
 

@@ -10,7 +10,8 @@ use api::raftpb::ConfChangeType;
 use sha1::{Digest, Sha1};
 use types::{ClusterId, ConfState, MemberId};
 
-/// Learners that may exist at a time, as etcd's default of `max-learners`. Every member must have the same number.
+/// Learners that may exist at a time when the entry that adds one does not say otherwise: etcd's default of `max-learners`. The setting
+/// itself is the proposer's and travels in the entry, since two members with different settings would apply it differently.
 pub const LEARNERS_MAX_DEFAULT: usize = 1;
 
 /// One member as every member knows it. An empty name means it has not published itself yet ("unstarted").
@@ -65,6 +66,9 @@ struct MemberJson {
     client_urls: Option<Vec<String>>,
     #[serde(rename = "isPromote", default, skip_serializing_if = "Option::is_none")]
     is_promote: Option<bool>,
+    /// cairn's own, unknown to etcd, which skips it: the proposer's `max-learners` where it is not the default.
+    #[serde(rename = "maxLearners", default, skip_serializing_if = "Option::is_none")]
+    learners_max: Option<u64>,
 }
 
 fn is_false(flag: &bool) -> bool {
@@ -76,7 +80,7 @@ fn is_none_or_empty(urls: &Option<Vec<String>>) -> bool {
 }
 
 impl Member {
-    fn json(&self, is_promote: Option<bool>) -> Vec<u8> {
+    fn json(&self, is_promote: Option<bool>, learners_max: Option<u64>) -> Vec<u8> {
         let json = MemberJson {
             id: self.id.0,
             peer_urls: Some(self.peer_urls.clone()),
@@ -84,32 +88,35 @@ impl Member {
             name: self.name.clone(),
             client_urls: Some(self.client_urls.clone()),
             is_promote,
+            learners_max,
         };
         go_json(&serde_json::to_string(&json).expect("strings and numbers have a JSON form"))
     }
 
     /// The row of etcd's `members` bucket.
     pub fn to_row(&self) -> Vec<u8> {
-        self.json(None)
+        self.json(None, None)
     }
 
     pub fn from_row(json: &[u8]) -> Result<Member, serde_json::Error> {
         Ok(member_of(serde_json::from_slice(json)?))
     }
 
-    /// The context of the conf change that adds this member, as a voter or, when `is_learner`, as a learner.
-    pub fn add_context(&self) -> Vec<u8> {
-        self.json(Some(false))
+    /// The context of the conf change that adds this member, as a voter or, when `is_learner`, as a learner among at most
+    /// `learners_max`. With the default limit the bytes are etcd's.
+    pub fn add_context(&self, learners_max: usize) -> Vec<u8> {
+        let limit = (self.is_learner && learners_max != LEARNERS_MAX_DEFAULT).then_some(learners_max as u64);
+        self.json(Some(false), limit)
     }
 
     /// The context of a bootstrap entry, in which etcd leaves `isPromote` out.
     pub fn bootstrap_context(&self) -> Vec<u8> {
-        self.json(None)
+        self.json(None, None)
     }
 
     /// The context of an update of peer URLs.
     pub fn update_context(&self) -> Vec<u8> {
-        self.json(None)
+        self.json(None, None)
     }
 }
 
@@ -196,7 +203,6 @@ impl Membership {
         kind: ConfChangeType,
         id: MemberId,
         context: &[u8],
-        learners_max: usize,
     ) -> Result<MemberChange, EtcdError> {
         if id.is_none() || self.removed.contains(&id) {
             return Err(EtcdError::MemberNotFound);
@@ -220,12 +226,13 @@ impl Membership {
                 if self.members.contains_key(&id) {
                     return Err(EtcdError::MemberExist);
                 }
+                let learners_max = json.learners_max.unwrap_or(LEARNERS_MAX_DEFAULT as u64);
                 let mut member = member_of(json);
                 // The kind decides what raft does, so the table follows it and not the flag inside the context.
                 member.is_learner = kind == ConfChangeType::ConfChangeAddLearnerNode;
                 self.check_urls(id, &member.peer_urls)?;
                 let learners = self.members.values().filter(|member| member.is_learner).count();
-                if member.is_learner && learners >= learners_max {
+                if member.is_learner && learners as u64 >= learners_max {
                     return Err(EtcdError::TooManyLearners);
                 }
                 Ok(MemberChange::Add(member))
@@ -356,7 +363,8 @@ mod tests {
         assert_eq!(row, r#"{"id":7,"peerURLs":["http://a:1"],"isLearner":true,"name":"m\u0026m"}"#);
         assert_eq!(Member::from_row(row.as_bytes()).unwrap(), member);
         assert_eq!(promote_context(MemberId(7)), br#"{"id":7,"peerURLs":null,"isPromote":true}"#);
-        assert!(String::from_utf8(member.add_context()).unwrap().ends_with(r#","isPromote":false}"#));
+        assert!(String::from_utf8(member.add_context(1)).unwrap().ends_with(r#","isPromote":false}"#));
+        assert!(String::from_utf8(member.add_context(3)).unwrap().ends_with(r#","maxLearners":3}"#));
         let large = Member::from_row(br#"{"id":18446744073709551615,"peerURLs":null}"#).unwrap();
         assert_eq!(large.id, MemberId(u64::MAX), "ids are never read through a float");
     }

@@ -11,7 +11,7 @@ use crate::alarms::Alarms;
 use crate::cluster::ClusterFacts;
 use crate::index::Index;
 use crate::leases::Leases;
-use crate::membership::{LEARNERS_MAX_DEFAULT, Membership};
+use crate::membership::Membership;
 use crate::recent::RecentChanges;
 use crate::store::{Store, StoreError, StoredRow};
 
@@ -24,7 +24,7 @@ pub const INLINE_VALUE_BYTES_MAX_DEFAULT: u64 = 512 * 1024 * 1024;
 /// etcd's quota when none is set.
 pub const QUOTA_BACKEND_BYTES_DEFAULT: i64 = 2 * 1024 * 1024 * 1024;
 
-/// Settings of the state machine. Apart from the two sizes they decide outcomes and must be equal on all members.
+/// Settings of the state machine. Local: none of them decides what an entry does.
 #[derive(Clone, Debug)]
 pub struct Options {
     /// Operations of one txn, nested ones included; for `validate`, not for apply.
@@ -33,8 +33,6 @@ pub struct Options {
     pub inline_value_bytes_max: u64,
     /// As the flag: 0 is the default of 2 GiB, negative is none. Local: only answers depend on it, never the state.
     pub quota_backend_bytes: i64,
-    /// Learners that may exist at a time.
-    pub max_learners: usize,
 }
 
 impl Default for Options {
@@ -43,7 +41,6 @@ impl Default for Options {
             max_txn_ops: types::limits::TXN_OPS_MAX_DEFAULT,
             inline_value_bytes_max: INLINE_VALUE_BYTES_MAX_DEFAULT,
             quota_backend_bytes: 0,
-            max_learners: LEARNERS_MAX_DEFAULT,
         }
     }
 }

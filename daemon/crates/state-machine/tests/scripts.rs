@@ -28,7 +28,7 @@ use api::raftpb::{ConfChange, ConfChangeType};
 use bytes::Bytes;
 use common::*;
 use prost::Message;
-use state_machine::membership::{Member, promote_context};
+use state_machine::membership::{LEARNERS_MAX_DEFAULT, Member, promote_context};
 use state_machine::rows::RowKey;
 use state_machine::store::{Store, Table};
 use state_machine::{LeaseFacts, Options, Outcome};
@@ -417,8 +417,10 @@ impl Stage {
         let is_learner = words.0[1] == "add-learner";
         let member = Member { id, peer_urls, is_learner, ..Member::default() };
         let (kind, context) = match words.0[1] {
-            "add" => (ConfChangeType::ConfChangeAddNode, member.add_context()),
-            "add-learner" => (ConfChangeType::ConfChangeAddLearnerNode, member.add_context()),
+            "add" => (ConfChangeType::ConfChangeAddNode, member.add_context(LEARNERS_MAX_DEFAULT)),
+            "add-learner" => {
+                (ConfChangeType::ConfChangeAddLearnerNode, member.add_context(LEARNERS_MAX_DEFAULT))
+            }
             "promote" => (ConfChangeType::ConfChangeAddNode, promote_context(id)),
             "remove" => (ConfChangeType::ConfChangeRemoveNode, Vec::new()),
             "update" => (ConfChangeType::ConfChangeUpdateNode, member.update_context()),

@@ -19,13 +19,12 @@ pub(super) fn apply(
     state: &mut State,
     batch: &mut WriteBatch,
     change: &ConfChange,
-    max_learners: usize,
 ) -> (Option<ConfChangeV2>, Result<Outcome, EtcdError>) {
     let id = MemberId(change.node_id.unwrap_or(0));
     let context = change.context.clone().unwrap_or_default();
     // An absent type is the first of the enum, as every proto2 reader takes it.
     let judged = match ConfChangeType::try_from(change.r#type.unwrap_or(0)) {
-        Ok(kind) => state.membership.check(kind, id, &context, max_learners),
+        Ok(kind) => state.membership.check(kind, id, &context),
         Err(_) => Err(EtcdError::UnknownMethod),
     };
     let good = match judged {

@@ -129,8 +129,7 @@ impl<S: Store> StateMachine<S> {
             let mut state = shared.state.write();
             let step =
                 Step::new(&mut state, &*shared.store, WriteBatch::at(last), prefetched, sink.wants_events());
-            let options = &shared.options;
-            let mut run = Run { step, quota, options, notices: &mut notices };
+            let mut run = Run { step, quota, notices: &mut notices };
             let mut position = run.step.state.applied;
             for (entry, command) in entries.iter().zip(commands) {
                 assert_eq!(entry.index, position.index.next(), "entries are applied without a gap");
@@ -156,7 +155,6 @@ impl<S: Store> StateMachine<S> {
 struct Run<'a, 'b, S> {
     step: Step<'a, S>,
     quota: Quota,
-    options: &'a Options,
     notices: &'b mut Vec<Notice>,
 }
 
@@ -177,12 +175,7 @@ impl<S: Store> Run<'_, '_, S> {
                 (id, Ok(Outcome::Nothing))
             }
             Command::ConfChange(change) => {
-                let (told, outcome) = conf_change::apply(
-                    self.step.state,
-                    &mut self.step.batch,
-                    &change,
-                    self.options.max_learners,
-                );
+                let (told, outcome) = conf_change::apply(self.step.state, &mut self.step.batch, &change);
                 self.notices.push(Notice::ConfChange(index, told));
                 (change.id.unwrap_or(0), outcome)
             }
