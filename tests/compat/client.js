@@ -85,6 +85,40 @@ async function main() {
   await step('future revision', () => client.get('js/a').revision(1e9).exec());
   await step('empty key', () => client.put('').value('x').exec());
   await step('unknown lease', () => client.put('js/l').value('x').lease(4711).exec());
+  const watched = async (count, builder) => {
+    const watcher = await builder.create();
+    const seen = [];
+    await new Promise((resolve, reject) => {
+      const note = (type) => (kv, before) => {
+        seen.push([type, pair(kv), before ? pair(before) : null]);
+        if (seen.length === count) resolve();
+      };
+      watcher.on('put', note('put')).on('delete', note('delete'));
+      setTimeout(() => reject(new Error(`saw ${seen.length} of ${count}`)), 10000).unref();
+    });
+    await watcher.cancel();
+    return seen;
+  };
+  await step('watch the past', () => watched(12, client.watch().prefix('js/').startRevision('2').withPreviousKV()));
+  await step('watch with a filter', () => watched(5, client.watch().prefix('js/').startRevision('2').ignore('put')));
+  await step('lease', async () => {
+    const lease = client.lease(60, { autoKeepAlive: false });
+    const put = await lease.put('js/leased').value('x').exec();
+    const id = await lease.grant();
+    const renewed = Number((await lease.keepaliveOnce()).TTL);
+    const about = await client.leaseClient.leaseTimeToLive({ ID: id, keys: true });
+    const before = (await client.get('js/leased').exec()).kvs[0];
+    await lease.revoke();
+    const after = (await client.get('js/leased').exec()).kvs.length;
+    return [put.header.revision, renewed, about.grantedTTL, about.keys.map(String), before.lease === id, after];
+  });
+  await step('lease with an id', async () => (await client.leaseClient.leaseGrant({ ID: '4242', TTL: '30' })).TTL);
+  await step('lease with an id again', async () => (await client.leaseClient.leaseGrant({ ID: '4242', TTL: '30' })).TTL);
+  await step('revoke an unknown lease', () => client.leaseClient.leaseRevoke({ ID: '999' }));
+  await step('ask about an unknown lease', async () => {
+    const about = await client.leaseClient.leaseTimeToLive({ ID: '999', keys: true });
+    return [about.TTL, about.grantedTTL];
+  });
   await step('compact', async () => (await client.kv.compact({ revision: 4 })).header.revision);
   await step('read compacted', () => client.get('js/a').revision(2).exec());
   await step('members', async () => (await client.cluster.memberList({})).members.map((m) => [m.name, m.clientURLs.length, m.peerURLs.length]));

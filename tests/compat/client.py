@@ -107,6 +107,39 @@ def main():
     step("too large", lambda: kv.Put(rpc.PutRequest(key=b"big", value=b"x" * (1600 * 1024))))
     step("far too large", lambda: kv.Put(rpc.PutRequest(key=b"big", value=b"x" * (3 * 1024 * 1024))).header.revision)
 
+    def watched(count, *key, **options):
+        events, cancel = client.watch(*key, **options)
+        seen = []
+        for event in events:
+            before = event.prev_value.decode() if event.prev_value else None
+            seen.append([type(event).__name__, event.key.decode(), event.value.decode(), event.mod_revision, before])
+            if len(seen) == count:
+                break
+        cancel()
+        return seen
+
+    step("watch the past", lambda: watched(2, "py/a", start_revision=2))
+    step("watch a range with previous values", lambda: watched(
+        8, "py/", range_end="py0", start_revision=2, prev_kv=True))
+    step("watch without puts", lambda: watched(
+        2, "py/", range_end="py0", start_revision=2, filters=[etcd3.FILTER_NOPUT] if hasattr(etcd3, "FILTER_NOPUT") else [0]))
+
+    lease = client.lease(60, lease_id=77)
+    step("lease", lambda: [lease.id, lease.ttl])
+    step("lease again", lambda: client.lease(60, lease_id=77).id)
+    step("short lease", lambda: client.lease(1, lease_id=78).ttl)
+    step("long lease", lambda: client.lease(9000000001, lease_id=79).ttl)
+    step("put with lease", lambda: client.put("py/l1", "x", lease=lease).header.revision)
+    step("get with lease", lambda: meta(client.get("py/l1")))
+    step("renew", lambda: [answer.TTL for answer in lease.refresh()])
+    step("lease granted", lambda: [lease.granted_ttl, lease.remaining_ttl > 50, [key.decode() for key in lease.keys]])
+    step("revoke", lambda: lease.revoke())
+    step("revoke again", lambda: lease.revoke())
+    step("get what was revoked", lambda: meta(client.get("py/l1")))
+    step("watch the end of a lease", lambda: watched(2, "py/l1", start_revision=2, prev_kv=True))
+    step("renew what was revoked", lambda: [answer.TTL for answer in lease.refresh()])
+    step("ask about what was revoked", lambda: [lease.granted_ttl, lease.remaining_ttl])
+
     step("compact", lambda: kv.Compact(rpc.CompactionRequest(revision=5)).header.revision)
     step("compact again", lambda: kv.Compact(rpc.CompactionRequest(revision=5)))
     step("compact the future", lambda: kv.Compact(rpc.CompactionRequest(revision=1 << 40)))

@@ -6,6 +6,10 @@
 
 #[path = "compat/streams.rs"]
 mod streams;
+#[path = "compat/survive.rs"]
+mod survive;
+#[path = "compat/watching.rs"]
+mod watching;
 
 use std::{
     io::Write,
@@ -74,6 +78,12 @@ fn installed(path: &str) -> Result<PathBuf> {
     Ok(path.canonicalize()?)
 }
 
+/// The interpreter of a virtual environment is a link that must not be resolved.
+fn python() -> Result<PathBuf> {
+    installed("target/clients/python/bin/python")?;
+    Ok(PathBuf::from(env!("CARGO_MANIFEST_DIR")).join("../target/clients/python/bin/python"))
+}
+
 /// Lines of `{"step": .., "result": ..}`.
 fn json_lines(mut command: Command) -> Result<Transcript> {
     let output = command.stdin(Stdio::null()).output().with_context(|| format!("run {command:?}"))?;
@@ -91,11 +101,7 @@ fn json_lines(mut command: Command) -> Result<Transcript> {
 
 #[test]
 fn python_client_sees_no_difference() -> Result<()> {
-    let python = installed("target/clients/python/bin/python").map(|path| {
-        // The interpreter of a virtual environment is a link that must not be resolved.
-        let _ = path;
-        PathBuf::from(env!("CARGO_MANIFEST_DIR")).join("../target/clients/python/bin/python")
-    })?;
+    let python = python()?;
     let script = installed("tests/compat/client.py")?;
     compare(
         "3.5",
@@ -177,6 +183,29 @@ const ETCDCTL_SCRIPT: &[&str] = &[
     "endpoint hashkv -w json",
     "move-leader 1234",
     "alarm list",
+    "lease grant 600",
+    "lease grant 0",
+    "lease grant 1 -w json",
+    "lease grant 9000000001",
+    "lease grant x",
+    "lease timetolive $LEASE",
+    "put leased/1 v --lease=$LEASE",
+    "lease timetolive $LEASE --keys",
+    "lease timetolive $LEASE --keys -w json",
+    "put leased/2 v --lease=$LEASE",
+    "lease keep-alive --once $LEASE",
+    "lease keep-alive --once $LEASE -w json",
+    "lease keep-alive --once 4711",
+    "lease timetolive 4711",
+    "lease timetolive 4711 -w json",
+    "get leased/1 -w json",
+    "lease revoke $LEASE",
+    "lease revoke $LEASE",
+    "lease timetolive $LEASE --keys",
+    "lease keep-alive --once $LEASE",
+    "get --prefix leased/",
+    "lease revoke 4711 -w json",
+    "lease list",
     "get --prefix \"\" -w json",
 ];
 
@@ -193,13 +222,19 @@ fn etcdctl_34_sees_no_difference() -> Result<()> {
 fn etcdctl_script(version: &str, member: &Member) -> Result<Transcript> {
     let program = real_etcd(version)?.join("etcdctl");
     let mut transcript = Vec::new();
+    let mut lease = String::new();
     for line in ETCDCTL_SCRIPT {
         let (command, stdin) =
             line.split_once('<').filter(|(head, _)| head.starts_with("txn")).unwrap_or((line, ""));
         let mut child = Command::new(&program)
             .env("ETCDCTL_API", "3")
             .arg(format!("--endpoints={}", member.client_url))
-            .args(command.split_whitespace().map(|word| if word == "\"\"" { "" } else { word }))
+            .args(
+                command
+                    .replace("$LEASE", &lease)
+                    .split_whitespace()
+                    .map(|word| if word == "\"\"" { "" } else { word }),
+            )
             .stdin(Stdio::piped())
             .stdout(Stdio::piped())
             .stderr(Stdio::piped())
@@ -207,6 +242,12 @@ fn etcdctl_script(version: &str, member: &Member) -> Result<Transcript> {
         child.stdin.take().context("stdin is piped")?.write_all(stdin.as_bytes())?;
         let output = child.wait_with_output()?;
         let stdout = String::from_utf8_lossy(&output.stdout).into_owned();
+        if *line == "lease grant 600" {
+            lease = stdout.split(' ').nth(1).context("lease ID granted ..")?.to_owned();
+        }
+        // Elsewhere ids of sixteen digits are those of members, which are the same.
+        let mask = |text: String| if line.contains("lease") { without_leases(&text) } else { text };
+        let stdout = mask(stdout);
         let shown = match serde_json::from_str::<Value>(&stdout) {
             Ok(json) => json,
             Err(_) => Value::String(without_durations(&stdout)),
@@ -214,11 +255,41 @@ fn etcdctl_script(version: &str, member: &Member) -> Result<Transcript> {
         let answer = serde_json::json!({
             "exit": output.status.code(),
             "out": shown,
-            "error": last_line(&String::from_utf8_lossy(&output.stderr)),
+            "error": mask(last_line(&String::from_utf8_lossy(&output.stderr))),
         });
         transcript.push(((*line).to_owned(), answer));
     }
     Ok(transcript)
+}
+
+/// Ids that the server chose, and seconds that are left: both differ from run to run.
+fn without_leases(text: &str) -> String {
+    let mut masked = String::new();
+    let mut word = String::new();
+    let flush = |word: &mut String, masked: &mut String| {
+        let digits = word.chars().all(|c| c.is_ascii_hexdigit());
+        let id = digits && (16..=19).contains(&word.len());
+        // 590 to 600, granted as 600 above.
+        let left = word.len() == 3 && (word.starts_with("59") || word == "600");
+        masked.push_str(if id {
+            "ID"
+        } else if left {
+            "LEFT"
+        } else {
+            word
+        });
+        word.clear();
+    };
+    for c in text.chars() {
+        if c.is_ascii_alphanumeric() {
+            word.push(c);
+        } else {
+            flush(&mut word, &mut masked);
+            masked.push(c);
+        }
+    }
+    flush(&mut word, &mut masked);
+    masked
 }
 
 /// "took = 1.2ms" is a measurement.

@@ -12,15 +12,15 @@ use rand::Rng;
 
 use crate::{Scene, everything, kind};
 
-fn kills_and_pauses(kind: Kind, test: &str) -> Result<()> {
+fn kills_and_pauses(kind: Kind, test: &str, rounds: usize) -> Result<()> {
     let mut scene = Scene::open(kind, test, &[], Shape::default())?;
     scene.watch_everything();
     scene.go_on(150)?;
-    for round in 0..4 {
+    for round in 0..rounds {
         let leader = scene.cluster.wait_leader()?;
         // The leader, and a follower.
-        let victim = (leader + round % 2 * scene.random.random_range(1..3)) % 3;
-        if round < 2 {
+        let victim = (leader + round / 2 % 2 * scene.random.random_range(1..3)) % 3;
+        if round % 2 == 0 {
             scene.cluster.members[victim].kill()?;
             scene.go_on(100)?;
             scene.cluster.members[victim].spawn()?;
@@ -40,14 +40,14 @@ fn kills_and_pauses(kind: Kind, test: &str) -> Result<()> {
 
 #[test]
 fn watches_survive_kills_and_pauses() -> Result<()> {
-    kills_and_pauses(kind(), "watches_survive_kills_and_pauses")
+    kills_and_pauses(kind(), "watches_survive_kills_and_pauses", 4)
 }
 
 #[test]
 fn the_checkers_believe_the_real_etcd() -> Result<()> {
     let newest = real_etcd_versions().pop();
     let (version, _) = newest.ok_or_else(|| anyhow::anyhow!("no real etcd: run tests/tools/real-etcd"))?;
-    kills_and_pauses(Kind::Etcd(version), "the_checkers_believe_the_real_etcd")
+    kills_and_pauses(Kind::Etcd(version), "the_checkers_believe_the_real_etcd", 2)
 }
 
 #[test]

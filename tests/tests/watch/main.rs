@@ -8,16 +8,24 @@ mod compaction;
 mod faults;
 mod slow;
 
-use std::time::Duration;
+use std::{
+    sync::{
+        Arc,
+        atomic::{AtomicBool, Ordering},
+    },
+    time::Duration,
+};
 
 use anyhow::{Context, Result};
-use api::etcdserverpb::{WatchCreateRequest, watch_create_request::FilterType};
+use api::etcdserverpb::{
+    PutRequest, WatchCreateRequest, kv_client::KvClient, watch_create_request::FilterType,
+};
 use cairn_tests::{
     checker::{self, Evidence, History, Weight},
     harness::{Cluster, Kind},
     proxy::Network,
     recorder::{
-        Clock, historian,
+        Clock, channel, historian,
         traffic::{Shape, Traffic},
         verify_equal,
         watchers::{Plan, Watchers},
@@ -129,7 +137,10 @@ impl Scene {
         network.heal();
         cluster.wait_healthy()?;
         let url = cluster.members[0].client_url.clone();
-        watchers.wait_all(block_on(historian::current(&url))?)?;
+        let owed = block_on(historian::current(&url))?;
+        let ticking = Ticking::start(&url);
+        watchers.wait_all(owed)?;
+        drop(ticking);
         let streams = watchers.finish();
         block_on(async {
             // A write of unknown outcome may have come late.
@@ -151,6 +162,38 @@ impl Scene {
         assert!(weight.events > promises.acknowledged.len(), "hardly anything was watched: {weight:?}");
         assert!(weight.bookmarks > 0, "no progress was ever told: {weight:?}");
         Ok(weight)
+    }
+}
+
+/// Writes now and then what nobody watches. A watch that resumes behind the last revision starts in the future, and while it waits
+/// its stream is told no progress, so that on a store at rest its neighbours would never learn that they have everything.
+struct Ticking {
+    stop: Arc<AtomicBool>,
+    thread: Option<std::thread::JoinHandle<()>>,
+}
+
+impl Ticking {
+    fn start(url: &str) -> Ticking {
+        const EVERY: Duration = Duration::from_millis(100);
+        let stop = Arc::new(AtomicBool::new(false));
+        let (stopped, url) = (stop.clone(), url.to_owned());
+        let thread = std::thread::spawn(move || {
+            while !stopped.load(Ordering::Acquire) {
+                let put = PutRequest { key: "~".into(), ..Default::default() };
+                let _ =
+                    block_on(async { Ok::<_, anyhow::Error>(KvClient::new(channel(&url)?).put(put).await?) });
+                std::thread::sleep(EVERY);
+            }
+        });
+        Ticking { stop, thread: Some(thread) }
+    }
+}
+
+impl Drop for Ticking {
+    fn drop(&mut self) {
+        self.stop.store(true, Ordering::Release);
+        let ended = self.thread.take().map(std::thread::JoinHandle::join);
+        assert!(matches!(ended, Some(Ok(()))) || std::thread::panicking(), "the ticking panicked");
     }
 }
 
