@@ -91,7 +91,8 @@ fn no_gap_where_events_begin_to_be_built() {
         for (_requests, mut responses, now) in streams {
             let mut live = Vec::new();
             let mut past = Vec::new();
-            while live.last() != Some(&newest) || past.last() != Some(&newest) {
+            // One that was created after the last write has nothing to wait for.
+            while (now < newest && live.last() != Some(&newest)) || past.last() != Some(&newest) {
                 let response = next(&mut responses).await;
                 let seen = if response.watch_id == 0 { &mut live } else { &mut past };
                 seen.extend(
@@ -102,6 +103,31 @@ fn no_gap_where_events_begin_to_be_built() {
                 |from: i64| all.iter().copied().filter(|revision| *revision >= from).collect::<Vec<i64>>();
             assert_eq!(live, after(now + 1), "from now on, created at {now}");
             assert_eq!(past, after(now), "from {now}");
+        }
+    });
+}
+
+/// Nothing was ever told to the hub, and nothing is written any more: history and progress must not wait for that.
+#[test]
+fn an_idle_member_serves_history_and_progress_at_once() {
+    block_on(async {
+        let (_cluster, handle) = lone_member().await;
+        put(&handle, "a", "1").await.expect("a put");
+        let newest = put(&handle, "a", "2").await.expect("a put");
+        for from in [1, newest - 1, newest] {
+            let (requests, mut responses) = handle.watch();
+            ask(&requests, create("a", "", from)).await;
+            let (created, seen) = revisions_until(&mut responses, newest).await;
+            assert!(created >= newest);
+            assert_eq!(seen, (newest.min(from.max(newest - 1))..=newest).collect::<Vec<i64>>());
+        }
+        for from in [0, 1] {
+            let (requests, mut responses) = handle.watch();
+            ask(&requests, create("nothing here", "", from)).await;
+            assert!(next(&mut responses).await.created);
+            ask(&requests, RequestUnion::ProgressRequest(pb::WatchProgressRequest {})).await;
+            let progress = next(&mut responses).await;
+            assert_eq!((progress.watch_id, progress.header.expect("a header").revision), (-1, newest));
         }
     });
 }
