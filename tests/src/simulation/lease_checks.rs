@@ -14,7 +14,7 @@ const SECOND: Time = 1000;
 /// holds up proposals for an election timeout, and the ticks of the driver.
 const OVERDUE_MAX: Time = 3 * SECOND;
 /// An id is granted anew after this long.
-const REUSED_AFTER: Time = 4 * SECOND;
+const REUSED_AFTER: Time = 15 * SECOND;
 /// What a new leader adds to everybody's time.
 const ELECTION: Time = SECOND;
 
