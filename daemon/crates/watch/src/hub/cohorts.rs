@@ -20,8 +20,10 @@ use crate::{
 
 pub(super) type CohortId = u64;
 
-/// Cohorts that one slice serves, looked at and chosen.
-const SHARERS_LOOKED_AT_MAX: usize = 4096;
+/// Cohorts that one slice serves: what it costs to hand it out to so many is some milliseconds.
+const SHARERS_MAX: usize = 4096;
+/// Cohorts looked at that do not fit, before the search is given up: ten thousand with a prefix each are not all compared with all.
+const MISFITS_MAX: usize = 256;
 /// Single keys that different cohorts may bring into one slice: each is one look-up.
 const SHARED_KEYS_MAX: usize = 512;
 /// How far ahead of the slice's beginning a cohort may be to be served by it: what a slice of many small revisions holds.
@@ -490,7 +492,8 @@ impl Hub {
         let keys_only = wanted.keys().all(is_key);
         let mut sharers = vec![leader];
         let near = (from, 0)..=(Revision(from.0.saturating_add(SHARED_REVISIONS)), CohortId::MAX);
-        for (_, id) in self.wants_read.range(near).take(SHARERS_LOOKED_AT_MAX) {
+        let mut misfits = 0;
+        for (_, id) in self.wants_read.range(near).take(SHARERS_MAX) {
             let cohort = self.cohort(*id);
             // One that brings no work of its own, or a few keys to other keys: never a wide range, which would make all others wait.
             let adds = cohort.groups.keys().filter(|(range, _)| !wanted.contains_key(range));
@@ -501,7 +504,14 @@ impl Hub {
                 }
                 _ => false,
             };
-            if *id == leader || !fits || !self.stream(cohort.stream).queue.has_half() {
+            if *id == leader {
+                continue;
+            }
+            if !fits || !self.stream(cohort.stream).queue.has_half() {
+                misfits += 1;
+                if misfits == MISFITS_MAX {
+                    break;
+                }
                 continue;
             }
             wanted.extend(cohort.groups.keys().map(|(range, _)| (*range, ())));
