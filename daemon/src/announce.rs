@@ -9,6 +9,7 @@ use crate::config::Settings;
 
 pub const STARTING: &str = "starting cairnd";
 pub const IDENTITY: &str = "identity";
+pub const JOINING: &str = "the running cluster has a place for this member";
 pub const LISTENING_FOR_PEERS: &str = "listening for peers";
 pub const LISTENING_FOR_CLIENTS: &str = "listening for client requests";
 pub const LISTENING_FOR_METRICS: &str = "listening for metrics";

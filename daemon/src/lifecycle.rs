@@ -10,7 +10,7 @@ use std::{
 };
 
 use nix::sys::resource::{Resource, getrlimit, setrlimit};
-use node::{Fatal, LoadError, Node, NodeConfig, Parts};
+use node::{Fatal, LoadError, Node, NodeConfig, Parts, Remote};
 use serde_json::{Map, Value, json};
 use server::{Bound, Running, Server, ServerConfig};
 use tokio::{
@@ -24,7 +24,7 @@ use crate::{
     announce,
     bootstrap::prepare::Prepared,
     config::{self, LogLevel, Settings, Surroundings, urls, urls::Url},
-    identity::{CleanStop, Keeper},
+    identity::{CleanStop, Identity, Keeper, State},
     logging,
     refusal::{Exit, Id, Refusal},
     signals::{Request, Signals},
@@ -210,7 +210,7 @@ pub fn start(settings: &Settings, prepared: Prepared, sockets: Sockets) -> Resul
     let Prepared { dir, keeper, wal, contents, .. } = prepared;
     let Sockets { peer, peer_addresses, server } = sockets;
     let boot = keeper.identity().boot_nonce.low_u64();
-    let parts = Parts { wal, contents, peer_listeners: peer, boot };
+    let parts = Parts { wal, contents, peer_listeners: peer, boot, remotes: remotes(keeper.identity()) };
     let node = Node::start(config, parts).map_err(|error| node_refusal(error, &state_dir))?;
     announce::listening(announce::LISTENING_FOR_PEERS, &peer_addresses);
     let server = Server::start_bound(server, node.handle()).map_err(server_refusal)?;
@@ -218,6 +218,15 @@ pub fn start(settings: &Settings, prepared: Prepared, sockets: Sockets) -> Resul
     announce::listening(announce::LISTENING_FOR_CLIENTS, server.client_http_addresses());
     announce::listening(announce::LISTENING_FOR_METRICS, server.metrics_addresses());
     Ok(Member { id: keeper.identity().member_id, node, server, keeper, _dir: dir })
+}
+
+/// Who may send the first entries to a member that joins, and whom it may answer: the cluster as it was when it told this member's place.
+fn remotes(identity: &Identity) -> Vec<Remote> {
+    if identity.state != State::Joining {
+        return Vec::new();
+    }
+    let others = identity.members.iter().filter(|member| member.id != identity.member_id);
+    others.map(|member| Remote { id: member.id, peer_urls: member.peer_urls.clone() }).collect()
 }
 
 fn node_refusal(error: node::StartError, state_dir: &Path) -> Refusal {

@@ -18,6 +18,7 @@ pub enum Exit {
     Busy = 69,
     Bug = 70,
     Io = 74,
+    NotReady = 75,
     Permission = 77,
     Identity = 78,
     Replace = 79,
@@ -53,6 +54,8 @@ ids! {
     UnknownVerb = "UNKNOWN_VERB", Usage;
     NotInInitialCluster = "NOT_IN_INITIAL_CLUSTER", Usage;
     AdvertiseMismatch = "ADVERTISE_MISMATCH", Usage;
+    NobodyToAsk = "NOBODY_TO_ASK", Usage;
+    TooManyLearners = "TOO_MANY_LEARNERS", Usage;
     IdentityDamaged = "IDENTITY_DAMAGED", Damaged;
     LogDamaged = "LOG_DAMAGED", Damaged;
     StateDamaged = "STATE_DAMAGED", Damaged;
@@ -63,6 +66,8 @@ ids! {
     PortInUse = "PORT_IN_USE", Busy;
     InternalError = "INTERNAL_ERROR", Bug;
     IoError = "IO_ERROR", Io;
+    ClusterUnreachable = "CLUSTER_UNREACHABLE", NotReady;
+    MembersDisagree = "MEMBERS_DISAGREE", NotReady;
     PermissionDenied = "PERMISSION_DENIED", Permission;
     NameMismatch = "NAME_MISMATCH", Identity;
     PeerUrlMismatch = "PEER_URL_MISMATCH", Identity;
@@ -70,6 +75,12 @@ ids! {
     WrongDir = "WRONG_DIR", Identity;
     BinaryTooOld = "BINARY_TOO_OLD", Identity;
     ForeignDir = "FOREIGN_DIR", Identity;
+    NotAMember = "NOT_A_MEMBER", Identity;
+    ClustersDiffer = "CLUSTERS_DIFFER", Identity;
+    InitialClusterMismatch = "INITIAL_CLUSTER_MISMATCH", Identity;
+    NameInUse = "NAME_IN_USE", Identity;
+    VersionConflict = "VERSION_CONFLICT", Identity;
+    LostData = "LOST_DATA", Replace;
     Quarantined = "QUARANTINED", Replace;
     Removed = "REMOVED", Replace;
     RolledBackLocally = "ROLLED_BACK_LOCALLY", Replace;

@@ -28,10 +28,10 @@ pub fn config_check(surroundings: &Surroundings) -> Result<String, Refusal> {
         BootPlan::NewStatic(new) => writeln!(
             out,
             "ok: would found cluster {} as member {} ({}) in {dir}",
-            new.genesis.cluster, new.member, new.name
+            new.cluster, new.member, new.name
         ),
-        BootPlan::JoinExisting(new) => {
-            writeln!(out, "ok, but joining is not supported by this version: member {} in {dir}", new.name)
+        BootPlan::JoinExisting(joiner) => {
+            writeln!(out, "ok: would ask the running cluster for the place of {} in {dir}", joiner.own.name)
         }
         BootPlan::Restart(identity) => writeln!(
             out,

@@ -13,7 +13,7 @@ use time::{OffsetDateTime, format_description::well_known::Rfc3339};
 
 use super::{
     facts::{MEMBER_BUILT_ASIDE, MEMBER_DIR, REPLACED},
-    plan::{self, NewMember},
+    plan::{self, Beginning, NewMember},
 };
 use crate::{
     config::Settings,
@@ -45,7 +45,7 @@ pub fn lock(settings: &Settings) -> Result<DataDir, Refusal> {
     })
 }
 
-/// Builds a new member's directory: identity `unborn` and the log with its first entries.
+/// Builds a new member's directory: identity `unborn` and the log, with the first entries of a cluster that is founded.
 pub fn found(dir: &DataDir, new: &NewMember, settings: &Settings) -> Result<Keeper, Refusal> {
     let (member, aside) = (dir.path().join(MEMBER_DIR), dir.path().join(MEMBER_BUILT_ASIDE));
     let refuse = |doing: &'static str| {
@@ -69,7 +69,7 @@ pub fn found(dir: &DataDir, new: &NewMember, settings: &Settings) -> Result<Keep
             dedicated.clone()
         }
     };
-    write_genesis(&log_dir, new)?;
+    write_first_log(&log_dir, new)?;
     identity::write_into(&aside, &identity).map_err(refuse("write the identity into"))?;
     if member.exists() {
         // Nobody has seen an unborn member, so it may go. What is not even that is not ours to delete.
@@ -84,13 +84,15 @@ pub fn found(dir: &DataDir, new: &NewMember, settings: &Settings) -> Result<Keep
     Ok(Keeper::new(member, wal_dir, identity))
 }
 
-fn write_genesis(log_dir: &Path, new: &NewMember) -> Result<(), Refusal> {
-    let metadata = WalMetadata { member_id: new.member, cluster_id: new.genesis.cluster };
+fn write_first_log(log_dir: &Path, new: &NewMember) -> Result<(), Refusal> {
+    let metadata = WalMetadata { member_id: new.member, cluster_id: new.cluster };
     // Nothing is prepared ahead in a directory that is about to be renamed.
     let options = WalOptions { zero_ahead: false, ..WalOptions::default() };
     let refuse = |error: WalError| log_refusal(log_dir, &error);
     let mut wal = Wal::create(log_dir, &metadata, options).map_err(refuse)?;
-    wal.append(&new.genesis.entries(), Some(&new.genesis.hard_state())).map_err(refuse)?;
+    if let Beginning::Founds(genesis) = &new.beginning {
+        wal.append(&genesis.entries(), Some(&genesis.hard_state())).map_err(refuse)?;
+    }
     wal.sync().map_err(refuse)
 }
 
@@ -105,7 +107,7 @@ fn first_identity(data_dir: &Path, new: &NewMember, settings: &Settings) -> io::
         state: State::Unborn,
         cluster_uuid: None,
         parent_uuid: None,
-        cluster_id: new.genesis.cluster,
+        cluster_id: new.cluster,
         member_id: new.member,
         token: host::redacted(token),
         token_sha256: host::sha256_hex(token),
@@ -117,7 +119,11 @@ fn first_identity(data_dir: &Path, new: &NewMember, settings: &Settings) -> io::
         boot_nonce: Unique::random()?,
         prev_boot_nonce: None,
         origin: Origin {
-            method: "static".into(),
+            method: match &new.beginning {
+                Beginning::Founds(_) => "static",
+                Beginning::Joins(_) => "join",
+            }
+            .into(),
             initial_cluster: settings.membership.initial_cluster.value.canonical(),
             discovery_url: None,
             created_at: OffsetDateTime::now_utc().format(&Rfc3339).unwrap_or_default(),
@@ -131,15 +137,25 @@ fn first_identity(data_dir: &Path, new: &NewMember, settings: &Settings) -> io::
     })
 }
 
-/// The members of the genesis, as the identity file lists them once they are settled.
+/// The members of the genesis, or of the cluster that is joined, as the identity file lists them once they are settled.
 pub fn known_members(new: &NewMember, own_dir: Unique) -> Vec<KnownMember> {
-    let known = |member: &super::genesis::FirstMember| KnownMember {
+    let mut members = match &new.beginning {
+        Beginning::Joins(members) => members.clone(),
+        Beginning::Founds(genesis) => genesis.members.iter().map(known).collect(),
+    };
+    for own in members.iter_mut().filter(|member| member.id == new.member) {
+        own.dir_uuid = Some(own_dir);
+    }
+    members
+}
+
+fn known(member: &super::genesis::FirstMember) -> KnownMember {
+    KnownMember {
         id: member.id,
         name: member.name.clone(),
         peer_urls: member.peer_urls.clone(),
-        dir_uuid: (member.id == new.member).then_some(own_dir),
-    };
-    new.genesis.members.iter().map(known).collect()
+        dir_uuid: None,
+    }
 }
 
 /// Opens the log for writing. A torn end is repaired; damage and a log that ends too early are refused with nothing changed.

@@ -5,6 +5,7 @@ use std::{collections::BTreeMap, net::IpAddr};
 use super::{
     facts::{DiskFacts, IdentityFact},
     genesis::Genesis,
+    join::{Joiner, Place},
 };
 use crate::{
     config::{
@@ -13,10 +14,10 @@ use crate::{
         suggest,
         urls::{self, Url},
     },
-    identity::{Identity, State, Unique, compare},
+    identity::{Identity, KnownMember, State, Unique, compare},
     refusal::{Id, Refusal},
 };
-use types::MemberId;
+use types::{ClusterId, MemberId};
 
 /// Addresses of host names, for comparing URLs that are spelled differently.
 pub type Addresses = BTreeMap<String, Vec<IpAddr>>;
@@ -27,8 +28,8 @@ pub enum BootPlan {
     NewStatic(NewMember),
     /// The stored member again.
     Restart(Box<Identity>),
-    /// Take the place that a running cluster has prepared.
-    JoinExisting(NewMember),
+    /// Ask a running cluster for the place that it has prepared.
+    JoinExisting(Joiner),
 }
 
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -36,9 +37,33 @@ pub struct NewMember {
     pub member: MemberId,
     pub name: String,
     pub peer_urls: Vec<String>,
-    pub genesis: Genesis,
+    pub cluster: ClusterId,
+    pub beginning: Beginning,
     /// The mark of a directory that an earlier start made and nobody has seen.
     pub dir_uuid: Option<Unique>,
+}
+
+/// What a new member's log begins with.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum Beginning {
+    /// The cluster's first entries.
+    Founds(Genesis),
+    /// Nothing: the cluster sends everything. These are its members, who may send it.
+    Joins(Vec<KnownMember>),
+}
+
+impl NewMember {
+    /// The joiner in its place.
+    pub fn joined(joiner: Joiner, place: Place) -> NewMember {
+        NewMember {
+            member: place.member,
+            name: joiner.own.name.as_str().to_owned(),
+            peer_urls: urls::texts(&joiner.own.peer_urls),
+            cluster: place.cluster,
+            beginning: Beginning::Joins(place.members),
+            dir_uuid: joiner.dir_uuid,
+        }
+    }
 }
 
 pub fn plan(
@@ -180,6 +205,9 @@ fn first_start(
     notes: &mut Vec<Note>,
 ) -> Result<BootPlan, Refusal> {
     let own = own_entry(asked, addresses, notes)?;
+    if asked.initial_state == InitialState::Existing {
+        return joiner(asked, own, dir_uuid).map(BootPlan::JoinExisting);
+    }
     let genesis =
         Genesis::new(&asked.initial_cluster.value, &asked.token.value).map_err(|(left, right)| {
             Refusal::new(Id::AdvertiseMismatch, "two members of initial-cluster have the same id")
@@ -187,17 +215,34 @@ fn first_start(
                 .remedy("give them peer URLs that differ")
         })?;
     let first = genesis.find(own.name.as_str()).expect("the own entry is one of the members");
-    let new = NewMember {
+    Ok(BootPlan::NewStatic(NewMember {
         member: first.id,
         name: first.name.clone(),
         peer_urls: first.peer_urls.clone(),
-        genesis: genesis.clone(),
+        cluster: genesis.cluster,
         dir_uuid,
-    };
-    Ok(match asked.initial_state {
-        InitialState::New => BootPlan::NewStatic(new),
-        InitialState::Existing => BootPlan::JoinExisting(new),
-    })
+        beginning: Beginning::Founds(genesis),
+    }))
+}
+
+/// Ids and everything else come from the cluster, so there must be somebody to ask.
+fn joiner(asked: &Membership, own: &InitialMember, dir_uuid: Option<Unique>) -> Result<Joiner, Refusal> {
+    let cluster = &asked.initial_cluster.value;
+    let others: Vec<InitialMember> =
+        cluster.members().iter().filter(|member| member.name != own.name).cloned().collect();
+    if others.is_empty() {
+        let example = format!("<a running member>=<its peer URL>,{}", cluster.canonical());
+        return Err(Refusal::new(
+            Id::NobodyToAsk,
+            "a member that joins must know somebody who is in the cluster already",
+        )
+        .evidence("--initial-cluster-state", "existing")
+        .evidence("--initial-cluster", cluster.canonical())
+        .remedy(format!("--initial-cluster={example}"))
+        .remedy(format!("if {} has been a member before: --data-dir=<its directory>", own.name))
+        .remedy("or, to found a cluster: --initial-cluster-state=new"));
+    }
+    Ok(Joiner { own: own.clone(), others, max_learners: asked.max_learners, dir_uuid })
 }
 
 /// The entry of initial-cluster that is this member, its URLs equal to the announced ones.
@@ -271,7 +316,7 @@ fn own_entry<'a>(
 }
 
 /// Whether both lists name the same schemes, addresses and ports. A name that does not resolve equals only itself.
-fn same_places(left: &[Url], right: &[Url], addresses: &Addresses) -> bool {
+pub fn same_places(left: &[Url], right: &[Url], addresses: &Addresses) -> bool {
     let place = |url: &Url| {
         let ip = url.ip().or_else(|| addresses.get(&url.host).and_then(|list| list.iter().min().copied()));
         (url.scheme, ip.map_or_else(|| url.host.clone(), |ip| ip.to_string()), url.port)
@@ -391,6 +436,12 @@ mod tests {
                 "ADVERTISE_MISMATCH",
             ),
             ("joining", nothing(), vec!["--name=n1", THREE, "--initial-cluster-state=existing"], "join"),
+            (
+                "A7 joining without anybody",
+                nothing(),
+                vec!["--initial-cluster-state=existing"],
+                "NOBODY_TO_ASK",
+            ),
             (
                 "A15 joining under another's name",
                 nothing(),

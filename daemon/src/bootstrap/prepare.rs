@@ -7,14 +7,15 @@ use storage::{
 use tracing::{info, warn};
 
 use super::{
-    execute, facts,
-    plan::{self, BootPlan, NewMember},
+    ask, execute, facts,
+    join::{Joiner, Place},
+    plan::{self, Beginning, BootPlan, NewMember},
 };
 use crate::{
     announce,
     config::{Note, Settings},
     identity::{Identity, Keeper, Unique, host},
-    refusal::{Id, Refusal},
+    refusal::Refusal,
 };
 
 /// This build's version, as directories remember it.
@@ -39,19 +40,26 @@ pub fn look(settings: &Settings, notes: &mut Vec<Note>) -> Result<BootPlan, Refu
 }
 
 pub fn prepare(settings: &Settings) -> Result<Prepared, Refusal> {
+    let mut notes = Vec::new();
+    let mut place = None;
     // Where there is no directory yet, none is made for a start that is refused.
-    if !settings.storage.data_dir.exists() {
-        supported(look(settings, &mut Vec::new())?)?;
+    if !settings.storage.data_dir.exists()
+        && let BootPlan::JoinExisting(joiner) = look(settings, &mut Vec::new())?
+    {
+        place = Some(ask_for_place(&joiner, settings, &mut notes)?);
     }
     let dir = execute::lock(settings)?;
-    let mut notes = Vec::new();
-    let plan = supported(look(settings, &mut notes)?)?;
-    notes.iter().for_each(Note::log);
+    let plan = look(settings, &mut notes)?;
+    notes.drain(..).for_each(|note| note.log());
     let prepared = match plan {
-        BootPlan::NewStatic(new) => {
-            let keeper = execute::found(&dir, &new, settings)?;
-            let (wal, contents) = execute::open_log(&dir, keeper.identity(), settings)?;
-            Prepared { dir, keeper, wal, contents, founding: Some(new) }
+        BootPlan::NewStatic(new) => found(dir, new, settings)?,
+        BootPlan::JoinExisting(joiner) => {
+            let place = match place {
+                Some(place) => place,
+                None => ask_for_place(&joiner, settings, &mut notes)?,
+            };
+            notes.drain(..).for_each(|note| note.log());
+            found(dir, NewMember::joined(joiner, place), settings)?
         }
         BootPlan::Restart(identity) => {
             let (wal, contents) = execute::open_log(&dir, &identity, settings)?;
@@ -62,10 +70,28 @@ pub fn prepare(settings: &Settings) -> Result<Prepared, Refusal> {
             keeper.booted(Unique::random().map_err(refuse)?).map_err(refuse)?;
             Prepared { dir, keeper, wal, contents, founding: None }
         }
-        BootPlan::JoinExisting(_) => unreachable!("refused by `supported`"),
     };
     say_who(prepared.keeper.identity(), &prepared.dir);
     Ok(prepared)
+}
+
+fn found(dir: DataDir, new: NewMember, settings: &Settings) -> Result<Prepared, Refusal> {
+    let keeper = execute::found(&dir, &new, settings)?;
+    let (wal, contents) = execute::open_log(&dir, keeper.identity(), settings)?;
+    Ok(Prepared { dir, keeper, wal, contents, founding: Some(new) })
+}
+
+fn ask_for_place(joiner: &Joiner, settings: &Settings, notes: &mut Vec<Note>) -> Result<Place, Refusal> {
+    let place = ask::place(joiner, settings.membership.join_timeout, notes)?;
+    info!(
+        member_id = %place.member,
+        cluster_id = %place.cluster,
+        learner = place.is_learner,
+        members = place.members.len(),
+        "{}",
+        announce::JOINING
+    );
+    Ok(place)
 }
 
 /// A directory may be moved, but whoever did not move it should know that it was.
@@ -80,20 +106,6 @@ fn say_if_moved(identity: &Identity, dir: &DataDir) {
         );
     } else if before.path != now.path {
         info!(before = before.path, now = now.path, "this data directory has moved");
-    }
-}
-
-/// Joining needs the peers' member list and their word for this member; neither is asked for by this version.
-fn supported(plan: BootPlan) -> Result<BootPlan, Refusal> {
-    match plan {
-        BootPlan::JoinExisting(new) => {
-            Err(Refusal::new(Id::NotSupported, "joining a running cluster is not supported by this version")
-                .evidence("--initial-cluster-state", "existing")
-                .evidence("data directory", "holds no member yet")
-                .remedy(format!("if {} has been a member before: --data-dir=<its directory>", new.name))
-                .remedy("else list every member from the start, on all of them: --initial-cluster-state=new"))
-        }
-        plan => Ok(plan),
     }
 }
 
@@ -116,9 +128,11 @@ impl Prepared {
     pub fn settle(&mut self) -> Result<(), Refusal> {
         let Some(new) = self.founding.take() else { return Ok(()) };
         let members = execute::known_members(&new, self.keeper.identity().dir_uuid);
-        self.keeper
-            .formed(members)
-            .map_err(|error| Refusal::io("write the identity into", &self.dir.member(), &error))
+        let settled = match &new.beginning {
+            Beginning::Founds(_) => self.keeper.formed(members),
+            Beginning::Joins(_) => self.keeper.joining(members),
+        };
+        settled.map_err(|error| Refusal::io("write the identity into", &self.dir.member(), &error))
     }
 
     /// The start is refused: a member that nobody has seen leaves nothing behind.

@@ -41,6 +41,7 @@ pub struct Membership {
     pub advertise_client_urls: Vec<Url>,
     pub initial_cluster: Asked<InitialCluster>,
     pub initial_state: InitialState,
+    pub join_timeout: Duration,
     pub token: Asked<String>,
     pub max_learners: usize,
 }
@@ -258,6 +259,7 @@ impl Builder<'_> {
             advertise_client_urls: client_urls,
             initial_cluster: self.asked("initial-cluster", cluster),
             initial_state,
+            join_timeout: values.duration("join-timeout"),
             token: self.asked("initial-cluster-token", values.text("initial-cluster-token").to_owned()),
             max_learners: values.count("max-learners"),
         })

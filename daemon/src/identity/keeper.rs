@@ -36,14 +36,23 @@ impl Keeper {
 
     /// The first members are settled: from now on the settings must agree with this file.
     pub fn formed(&mut self, members: Vec<KnownMember>) -> io::Result<()> {
-        // The copy first: a wal-dir that says "unborn" beside a formed member would be free to be cleared.
+        self.settled(State::Formed, members)
+    }
+
+    /// The running cluster has told this member's place. What these members send is taken until the log says who the members are.
+    pub fn joining(&mut self, members: Vec<KnownMember>) -> io::Result<()> {
+        self.settled(State::Joining, members)
+    }
+
+    fn settled(&mut self, state: State, members: Vec<KnownMember>) -> io::Result<()> {
+        // The copy first: a wal-dir that says "unborn" beside a member that counts would be free to be cleared.
         if let Some(wal_dir) = &self.wal_dir {
             let mut copy = self.identity.clone();
-            copy.state = State::Formed;
+            copy.state = state.clone();
             super::write(wal_dir, &copy)?;
         }
         self.change(|identity| {
-            identity.state = State::Formed;
+            identity.state = state;
             identity.members = members;
         })
     }

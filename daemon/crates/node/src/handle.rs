@@ -35,6 +35,8 @@ pub struct NodeStatus {
     pub leader: MemberId,
     pub is_leader: bool,
     pub is_learner: bool,
+    /// The configuration of which this member is a part has not arrived yet.
+    pub is_joining: bool,
     pub term: Term,
     pub committed: LogIndex,
     pub applied: LogIndex,
@@ -292,6 +294,7 @@ impl Handle {
             leader: MemberId(shared.leader.load(Ordering::Acquire)),
             is_leader: shared.is_leader.load(Ordering::Acquire),
             is_learner: shared.is_learner(),
+            is_joining: shared.is_joining(),
             term: shared.term(),
             committed: shared.committed(),
             applied: shared.applied(),

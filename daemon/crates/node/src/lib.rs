@@ -85,6 +85,15 @@ pub struct Parts {
     pub peer_listeners: Vec<TcpListener>,
     /// Unique to this start of the process.
     pub boot: u64,
+    /// Whom a member that joins can answer before its log names anybody. They become peers, or are forgotten, as the log says.
+    pub remotes: Vec<Remote>,
+}
+
+/// A member of the cluster that is joined, as the cluster itself named it.
+#[derive(Clone, Debug)]
+pub struct Remote {
+    pub id: MemberId,
+    pub peer_urls: Vec<String>,
 }
 
 /// Why a member does not start. Nothing was changed on disk.
@@ -119,7 +128,7 @@ pub struct Node {
 
 impl Node {
     pub fn start(config: NodeConfig, parts: Parts) -> Result<Node, StartError> {
-        let Parts { wal, contents, peer_listeners, boot } = parts;
+        let Parts { wal, contents, peer_listeners, boot, remotes } = parts;
         snapshots::resume(&config, contents.snapshot)?;
         let store = Arc::new(FjallStore::open(&config.state_dir, store_options(&config))?);
         let checkpoint = load_checkpoint(&config);
@@ -156,6 +165,9 @@ impl Node {
         let transport = Transport::start(transport_config(&config, peer_listeners, &runtime), face)?;
         shared.leases.connect(transport.clone());
         peers::follow_members(&transport, &config, &reader);
+        for remote in &remotes {
+            transport.add_remote(remote.id, peers::parse_urls(&remote.peer_urls));
+        }
 
         let wal = Arc::new(Mutex::new(wal));
         let log = spawn("log-writer", {
@@ -326,6 +338,10 @@ fn load_checkpoint(config: &NodeConfig) -> Option<Vec<u8>> {
     }
 }
 
+fn is_part(member: MemberId, state: &ConfState) -> bool {
+    state.voters.contains(&member) || state.learners.contains(&member)
+}
+
 fn is_learner(member: MemberId, state: &ConfState) -> bool {
     state.learners.contains(&member) && !state.voters.contains(&member)
 }
@@ -370,6 +386,9 @@ impl Shared {
             leader: AtomicU64::new(MemberId::NONE.0),
             is_leader: AtomicBool::new(false),
             is_learner: AtomicBool::new(is_learner(config.member, &machine.conf_state())),
+            is_joining: AtomicBool::new(
+                !is_part(config.member, &machine.conf_state()) && !machine.reader().is_removed(config.member),
+            ),
             raising_alarm: AtomicBool::new(false),
             stopping: AtomicBool::new(false),
             runtime,

@@ -153,12 +153,8 @@ fn peer_member(member: Member) -> PeerMember {
 pub(crate) fn follow_members(transport: &Transport, config: &NodeConfig, reader: &Reader<FjallStore>) {
     let members = reader.members();
     for member in members.iter().filter(|member| member.id != config.member) {
-        let urls = parse_urls(&member.peer_urls);
-        if transport.peers().contains(&member.id) {
-            transport.update_peer(member.id, urls);
-        } else {
-            transport.add_peer(member.id, urls);
-        }
+        // Whoever is there already gets new addresses; a remote becomes a member.
+        transport.add_peer(member.id, parse_urls(&member.peer_urls));
     }
     for peer in transport.peers() {
         if reader.is_removed(peer) {

@@ -110,6 +110,7 @@ pub(crate) struct Shared {
     /// Term of the newest entry whose outcome was told.
     pub(crate) applied_term: AtomicU64,
     pub(crate) is_learner: AtomicBool,
+    pub(crate) is_joining: AtomicBool,
     /// Of the state, for those who must not wait for the state's lock: never ahead of it, and not behind what anybody was told.
     pub(crate) revision: AtomicI64,
     pub(crate) compacted: watch::Sender<i64>,
@@ -159,6 +160,9 @@ impl Shared {
     /// Who votes and who learns from now on. By the apply worker, when it is in force.
     pub(crate) fn note_conf_state(&self, state: ConfState) {
         self.is_learner.store(crate::is_learner(self.config.member, &state), Ordering::Release);
+        if crate::is_part(self.config.member, &state) {
+            self.is_joining.store(false, Ordering::Release);
+        }
         *self.conf_state.lock() = state;
     }
 
@@ -177,6 +181,11 @@ impl Shared {
         let expired = self.waiters.expire(deadline, error);
         self.metrics.proposals_failed.add(expired as u64);
         self.gate.expire(deadline, error);
+    }
+
+    /// Until the first configuration with this member in it is in force; never again afterwards.
+    pub(crate) fn is_joining(&self) -> bool {
+        self.is_joining.load(Ordering::Acquire)
     }
 
     pub(crate) fn is_learner(&self) -> bool {

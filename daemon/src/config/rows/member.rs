@@ -179,6 +179,14 @@ pub static ROWS: &[Setting] = &[
         "Whether a member without data founds the cluster or joins it; ignored once there is data.",
     ),
     row(
+        "join-timeout",
+        Kind::Duration,
+        "60s",
+        Cluster,
+        Active,
+        "How long a member that joins waits for the running cluster to answer before it gives up.",
+    ),
+    row(
         "initial-cluster-token",
         Kind::Text,
         "etcd-cluster",

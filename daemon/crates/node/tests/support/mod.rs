@@ -113,7 +113,7 @@ pub fn boot_with(
     }
     let (wal, contents) = Wal::open(&wal_dir, wal_options()).expect("open the log");
     let boot = Instant::now().elapsed().as_nanos() as u64 ^ member.id.0;
-    let parts = Parts { wal, contents, peer_listeners: vec![listener], boot };
+    let parts = Parts { wal, contents, peer_listeners: vec![listener], boot, remotes: vec![] };
     let node = Node::start(config, parts).expect("start the member");
     Running { member: member.clone(), node }
 }

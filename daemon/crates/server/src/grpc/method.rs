@@ -110,6 +110,13 @@ methods! {
     HealthWatch: "grpc.health.v1.Health", "Watch", ServerStream;
 }
 
+impl Method {
+    /// Answered also while this member joins and has nothing of the cluster yet.
+    pub fn tells_of_the_member(self) -> bool {
+        matches!(self, Method::Status | Method::HealthCheck | Method::HealthList | Method::HealthWatch)
+    }
+}
+
 /// The text for a path that is no method, in grpc-go's words: clients and their tests know them.
 pub(crate) fn unknown_path(path: &str) -> String {
     let Some((service, method)) = path.strip_prefix('/').and_then(|rest| rest.rsplit_once('/')) else {

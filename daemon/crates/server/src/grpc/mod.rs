@@ -223,7 +223,11 @@ impl<B: Backend> Context<'_, B> {
 
     /// The checks that look at the call and not at what it asks.
     fn admit(&self, on_learner: bool) -> Result<(), EtcdError> {
-        if self.edge.backend.node_status().is_learner && !on_learner {
+        let status = self.edge.backend.node_status();
+        if status.is_joining && !self.method.tells_of_the_member() {
+            return Err(EtcdError::Unhealthy);
+        }
+        if status.is_learner && !on_learner {
             return Err(EtcdError::NotSupportedForLearner);
         }
         self.edge.metrics.client_version(self.method.kind(), self.headers.get("client-api-version"))?;

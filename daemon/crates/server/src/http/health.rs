@@ -49,6 +49,8 @@ impl Check {
                 Ok(())
             }
             Check::SerializableRead => read(edge, false).await,
+            // Its round would end in a time-out.
+            Check::LinearizableRead if edge.backend.node_status().is_joining => Err(JOINING.to_owned()),
             Check::LinearizableRead => read(edge, true).await,
             Check::NonLearner => {
                 if edge.backend.node_status().is_learner {
@@ -160,11 +162,18 @@ async fn unhealthy<B: Backend>(edge: &Arc<Edge<B>>, query: &Query) -> Option<Str
             return Some(format!("ALARM {name}"));
         }
     }
-    if !query.serializable && edge.backend.node_status().leader.is_none() {
+    let status = edge.backend.node_status();
+    if status.is_joining {
+        return Some(JOINING.to_owned());
+    }
+    if !query.serializable && status.leader.is_none() {
         return Some("RAFT NO LEADER".to_owned());
     }
     read(edge, !query.serializable).await.err().map(|reason| format!("RANGE ERROR:{reason}"))
 }
+
+/// What a member that joins says of itself: it is alive, and has nothing to read yet.
+const JOINING: &str = "joining: the cluster's log has not named this member yet";
 
 async fn read<B: Backend>(edge: &Arc<Edge<B>>, linearizable: bool) -> Result<(), String> {
     let request = RangeRequest {
