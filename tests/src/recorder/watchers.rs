@@ -5,7 +5,10 @@
 
 use std::{
     collections::{BTreeMap, VecDeque},
-    sync::{Arc, Mutex},
+    sync::{
+        Arc, Mutex,
+        atomic::{AtomicUsize, Ordering},
+    },
     time::Duration,
 };
 
@@ -87,6 +90,7 @@ struct Shared {
     endpoints: Vec<String>,
     streams: Mutex<Vec<StreamLog>>,
     positions: Mutex<BTreeMap<Subscription, (String, i64)>>,
+    created: AtomicUsize,
 }
 
 impl Watchers {
@@ -98,6 +102,7 @@ impl Watchers {
                 endpoints: endpoints.to_vec(),
                 streams: Mutex::default(),
                 positions: Mutex::default(),
+                created: AtomicUsize::new(0),
             }),
             orders: Vec::new(),
             runtime: runtime.expect("a runtime for watchers"),
@@ -151,6 +156,12 @@ impl Watchers {
 
     pub fn wait_position(&self, name: &str, revision: i64) -> Result<()> {
         wait_for(&format!("{name} to reach {revision}"), || (self.position(name) >= revision).then_some(()))
+    }
+
+    /// Waits until so many create requests were answered.
+    pub fn wait_created(&self, goal: usize) -> Result<()> {
+        let created = || self.shared.created.load(Ordering::Acquire);
+        wait_for("created watches", || (created() >= goal).then_some(()))
     }
 
     /// Waits until every subscription was told everything up to this revision.
@@ -376,6 +387,7 @@ impl Follower {
                 return Some("refused");
             }
             stream.ids.insert(response.watch_id, index);
+            self.shared.created.fetch_add(1, Ordering::AcqRel);
             let followed = &mut self.subscriptions[index];
             if followed.position.is_none() && followed.create.start_revision == 0 {
                 followed.position = Some(revision);

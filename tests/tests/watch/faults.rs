@@ -130,6 +130,35 @@ fn no_time_travel_after_snapshot() -> Result<()> {
     Ok(())
 }
 
+/// The start lies ahead of the member that is asked and behind what the others have written: in the future here, in the past there.
+/// Once the member catches up, the watch begins exactly at its start, with no event and no bookmark below it.
+#[test]
+fn future_watch_no_old_events() -> Result<()> {
+    let mut scene = Scene::open(kind(), "future_watch_no_old_events", &[], Shape::default())?;
+    scene.go_on(150)?;
+    let behind = (scene.cluster.wait_leader()? + 1) % 3;
+    scene.network.isolate(behind, Flow::Cut);
+    let cut_at = scene.revision()?;
+    scene.go_on(200)?;
+    let known = scene.revision()?;
+    assert!(cut_at + 50 < known, "the others went on");
+    for (name, start_revision) in [("ahead here", known - 20), ("ahead everywhere", known + 200)] {
+        let create = WatchCreateRequest { start_revision, prev_kv: true, ..everything() };
+        let name = name.to_owned();
+        let plan = Plan { name, creates: vec![create], first: behind, patient: true, ..Plan::default() };
+        scene.watchers.start(plan);
+    }
+    // Not before its `created` came, or it would be no watch of the future.
+    scene.watchers.wait_created(2)?;
+    scene.network.heal();
+    scene.cluster.wait_healthy()?;
+    scene.watchers.wait_position("ahead here", known)?;
+    scene.go_on(300)?;
+    let weight = scene.judge()?;
+    assert_eq!(weight.streams, 2, "a stream broke, which is no test of this");
+    Ok(())
+}
+
 #[test]
 fn a_snapshot_that_is_compacted_beyond_a_watch_ends_it_with_a_word() -> Result<()> {
     let test = "a_snapshot_that_is_compacted_beyond_a_watch_ends_it_with_a_word";
