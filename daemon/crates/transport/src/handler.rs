@@ -51,6 +51,12 @@ pub trait Handler: Send + Sync + 'static {
         Box::pin(std::future::ready(Err(LeaseRefusal::NotPrimary)))
     }
 
+    /// A follower passes on the promotion of a learner; answers the members after it. Only the leader answers, and nothing is passed on a
+    /// second time. May wait as long as a change of membership takes.
+    fn promote(&self, _member: MemberId) -> Pending<Result<Vec<PeerMember>, PromoteRefusal>> {
+        Box::pin(std::future::ready(Err(PromoteRefusal::Other)))
+    }
+
     /// A message to this peer was lost: tell raft. May be called from inside `send`.
     fn unreachable(&self, peer: MemberId);
 
@@ -86,6 +92,23 @@ pub enum LeaseRefusal {
     NotPrimary,
     #[error("waiting for node to catch up its applied index has timed out")]
     NotApplied,
+}
+
+/// Why a follower gets no promotion. The texts are etcd's.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]
+pub enum PromoteRefusal {
+    #[error("membership: ID not found")]
+    NotFound,
+    #[error("membership: can only promote a learner member")]
+    NotLearner,
+    #[error("etcdserver: can only promote a learner member which is in sync with leader")]
+    NotReady,
+    /// etcd's peers are not told this one.
+    #[error("etcdserver: re-configuration failed due to not enough started members")]
+    NotEnoughStarted,
+    /// This member does not lead, or the outcome is unknown.
+    #[error("not promoted")]
+    Other,
 }
 
 /// Takes the bytes of an arriving snapshot. Dropped without [`SnapshotSink::finish`] when the upload breaks off.

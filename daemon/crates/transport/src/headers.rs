@@ -13,6 +13,8 @@ pub const MIN_CLUSTER_VERSION: &str = "x-min-cluster-version";
 pub const CLUSTER_ID: &str = "x-etcd-cluster-id";
 pub const PEER_URLS: &str = "x-peerurls";
 pub const RAFT_TO: &str = "x-raft-to";
+/// cairn's own: why a request was refused, where etcd's status and text do not tell.
+pub const REFUSAL: http::HeaderName = http::HeaderName::from_static("x-cairn-refusal");
 
 /// The least cluster version we can live in, as etcd claims it.
 const MIN_CLUSTER: Version = Version { major: 3, minor: 0, patch: 0 };

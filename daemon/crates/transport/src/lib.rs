@@ -32,7 +32,8 @@ mod wire;
 pub use client::{MembersAnswer, PeerClient, PeerClientError, PeerVersions};
 pub use config::{Limits, StartError, Timeouts, TransportConfig, frame_bytes_max};
 pub use handler::{
-    Handler, LeaseRefusal, PeerHash, PeerMember, Pending, Report, SnapshotSink, SnapshotSource, Topic,
+    Handler, LeaseRefusal, PeerHash, PeerMember, Pending, PromoteRefusal, Report, SnapshotSink,
+    SnapshotSource, Topic,
 };
-pub use peer::lease::LeaseCallError;
+pub use peer::{lease::LeaseCallError, promote::PromoteError};
 pub use transport::Transport;

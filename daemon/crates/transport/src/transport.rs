@@ -18,12 +18,13 @@ use url::Url;
 use crate::{
     codec,
     config::{StartError, TransportConfig},
-    handler::{Handler, SnapshotSource, Topic},
+    handler::{Handler, PeerMember, SnapshotSource, Topic},
     headers::{Identity, Version},
     metrics::MetricsSnapshot,
     peer::{
         Peer, Sent, Standing, StreamKind,
         lease::{self, LeaseCallError},
+        promote::{self, PromoteError},
         send_snapshot,
     },
     server,
@@ -126,6 +127,20 @@ impl Transport {
         patience: Duration,
     ) -> Result<LeaseTimeToLiveResponse, LeaseCallError> {
         lease::time_to_live(self.shared.clone(), self.peer(leader)?, request, patience).await
+    }
+
+    /// Asks a peer, the leader, to make a learner a voter; answers the members after that. `patience` covers all of it. Safe to drop;
+    /// what became of the promotion is unknown then.
+    pub async fn promote_member(
+        &self,
+        leader: MemberId,
+        member: MemberId,
+        patience: Duration,
+    ) -> Result<Vec<PeerMember>, PromoteError> {
+        match self.shared.peer(leader) {
+            Some(peer) => promote::promote(self.shared.clone(), peer, member, patience).await,
+            None => Err(PromoteError::NoAnswer("nobody knows the leader's address".into())),
+        }
     }
 
     fn peer(&self, id: MemberId) -> Result<Arc<Peer>, LeaseCallError> {

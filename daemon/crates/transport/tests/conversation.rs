@@ -14,7 +14,10 @@ use api::{
 };
 use bytes::Bytes;
 use support::*;
-use transport::{LeaseCallError, PeerClient, PeerClientError, PeerMember, SnapshotSource, Timeouts, Topic};
+use transport::{
+    LeaseCallError, PeerClient, PeerClientError, PeerMember, PromoteError, PromoteRefusal, SnapshotSource,
+    Timeouts, Topic,
+};
 use types::{ClusterId, MemberId, limits};
 
 const KINDS: [MessageType; 13] = [
@@ -429,4 +432,21 @@ fn questions_about_leases_share_a_few_kept_connections() {
     // A probe or a message without its stream may have one of its own.
     let opened = b.transport.metrics().open_connections.saturating_sub(before);
     assert!((1..=40).contains(&opened), "{opened} connections for 500 questions at once");
+}
+
+#[test]
+fn a_promotion_is_passed_on_and_every_refusal_is_told_apart() {
+    let runtime = runtime();
+    let (a, b) = pair(&runtime);
+    let ask = |to: MemberId, member: u64| {
+        runtime.block_on(a.transport.promote_member(to, MemberId(member), PATIENCE))
+    };
+    let refused = |refusal| Err(PromoteError::Refused(refusal));
+    assert_eq!(ask(b.id, 1), refused(PromoteRefusal::NotLearner));
+    assert_eq!(ask(b.id, 2), refused(PromoteRefusal::NotReady));
+    assert_eq!(ask(b.id, 3), refused(PromoteRefusal::NotEnoughStarted));
+    assert_eq!(ask(b.id, 77), refused(PromoteRefusal::NotFound));
+    assert_eq!(ask(b.id, 5), Ok(b.seen.members.lock().clone()));
+    assert!(matches!(ask(b.id, 4), Err(PromoteError::NoAnswer(text)) if text.contains("500")));
+    assert!(matches!(ask(MemberId(0xdead), 5), Err(PromoteError::NoAnswer(_))));
 }

@@ -31,7 +31,7 @@ use crate::cluster::{DOWNGRADE_KEY, Downgrade, VERSION_KEY};
 use crate::leases::LeaseChange;
 use crate::membership::Member;
 use crate::rows::{coordinate, meta};
-use crate::state::{Options, store_failed};
+use crate::state::store_failed;
 use crate::store::{Store, Table, WriteBatch};
 use decode::{Command, decode};
 use gates::{Quota, lease_cost, put_cost, txn_cost};

@@ -7,6 +7,7 @@ pub(crate) mod lease;
 mod outlet;
 mod pipeline;
 mod probe;
+pub(crate) mod promote;
 mod queue;
 mod snapshot;
 mod stream_in;

@@ -107,7 +107,7 @@ async fn hash_at(shared: &Arc<Shared>, revision: i64) -> Response<ReplyBody> {
     }
 }
 
-fn with_cluster(shared: &Shared, mut response: Response<ReplyBody>) -> Response<ReplyBody> {
+pub(super) fn with_cluster(shared: &Shared, mut response: Response<ReplyBody>) -> Response<ReplyBody> {
     if let Some(cluster) = shared.identity.response_headers().remove(CLUSTER_ID) {
         response.headers_mut().insert(CLUSTER_ID, cluster);
     }

@@ -2,6 +2,7 @@
 
 mod info;
 mod lease;
+mod promote;
 mod raft;
 mod reply;
 mod snapshot;
@@ -137,6 +138,10 @@ async fn route(shared: Arc<Shared>, request: Request<Incoming>) -> Response<Repl
         let stream = stream.to_owned();
         return raft::stream(&shared, &request, &stream);
     }
+    if let Some(id) = path.strip_prefix("/members/promote/") {
+        let id = id.to_owned();
+        return promote::promote(&shared, &request, &id).await;
+    }
     match path {
         "/raft" => raft::message(&shared, request).await,
         "/raft/snapshot" => snapshot::receive(&shared, request).await,
@@ -147,7 +152,6 @@ async fn route(shared: Arc<Shared>, request: Request<Incoming>) -> Response<Repl
         "/leases" => lease::keep_alive(&shared, request).await,
         "/leases/internal" => lease::internal(&shared, request).await,
         "/downgrade/enabled" => reply::not_implemented(),
-        path if path.starts_with("/members/promote/") => reply::not_implemented(),
         _ => reply::not_found(),
     }
 }

@@ -108,6 +108,11 @@ pub(super) fn not_implemented() -> Response<ReplyBody> {
     text(StatusCode::NOT_IMPLEMENTED, "not implemented")
 }
 
+/// All that etcd says about a failure of its own.
+pub(super) fn internal_error() -> Response<ReplyBody> {
+    reply(StatusCode::INTERNAL_SERVER_ERROR, "application/json", "{\"message\":\"Internal Server Error\"}")
+}
+
 /// The refusal of a request whose body is not read: the connection cannot be used again.
 pub(super) fn closing(mut response: Response<ReplyBody>) -> Response<ReplyBody> {
     response.headers_mut().insert(CONNECTION, HeaderValue::from_static("close"));

@@ -21,8 +21,8 @@ use bytes::Bytes;
 use parking_lot::{Condvar, Mutex};
 use tokio::runtime::{Builder, Runtime};
 use transport::{
-    Handler, LeaseRefusal, Limits, PeerHash, PeerMember, Pending, Report, SnapshotSink, Timeouts, Topic,
-    Transport, TransportConfig,
+    Handler, LeaseRefusal, Limits, PeerHash, PeerMember, Pending, PromoteRefusal, Report, SnapshotSink,
+    Timeouts, Topic, Transport, TransportConfig,
 };
 use types::{ClusterId, MemberId};
 use url::Url;
@@ -187,6 +187,18 @@ impl Handler for Noting {
             granted_ttl,
             keys: if request.keys { vec![Bytes::from_static(b"held")] } else { vec![] },
         });
+        Box::pin(std::future::ready(answer))
+    }
+    /// Each id shows one way to be refused; 5 is promoted.
+    fn promote(&self, member: MemberId) -> Pending<Result<Vec<PeerMember>, PromoteRefusal>> {
+        let answer = match member.0 {
+            1 => Err(PromoteRefusal::NotLearner),
+            2 => Err(PromoteRefusal::NotReady),
+            3 => Err(PromoteRefusal::NotEnoughStarted),
+            4 => Err(PromoteRefusal::Other),
+            5 => Ok(self.0.members.lock().clone()),
+            _ => Err(PromoteRefusal::NotFound),
+        };
         Box::pin(std::future::ready(answer))
     }
     fn unreachable(&self, peer: MemberId) {
