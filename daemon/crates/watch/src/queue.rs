@@ -21,12 +21,12 @@ use crate::{
 };
 
 /// Items that may wait. etcd's channel has 128 responses, one for each watcher; ours hold a revision for all of a stream's watchers alike,
-/// and two thousand are what an undisturbed member writes in a tenth of a second.
-pub const QUEUE_ITEMS_MAX: usize = 2048;
+/// and half of these is what the state store reads of its history in one step.
+pub const QUEUE_ITEMS_MAX: usize = 4096;
 
-/// Bytes of events that may wait for one stream: several round trips of a fast connection. One event that is larger is still queued when
-/// nothing else is.
-pub const QUEUE_BYTES_MAX: usize = 1024 * 1024;
+/// Bytes of events that may wait for one stream, with what is kept beside them: several round trips of a fast connection. One event that is
+/// larger is still queued when nothing else is.
+pub const QUEUE_BYTES_MAX: usize = 2 * 1024 * 1024;
 
 /// Bytes of events that may wait for all streams together. Past it a stream gets events only while its queue is empty: a thousand clients
 /// that stopped at different moments hold no more than this and one event each.

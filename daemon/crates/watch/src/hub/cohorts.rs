@@ -27,7 +27,7 @@ const MISFITS_MAX: usize = 256;
 /// Single keys that different cohorts may bring into one slice: each is one look-up.
 const SHARED_KEYS_MAX: usize = 512;
 /// How far ahead of the slice's beginning a cohort may be to be served by it: what a slice of many small revisions holds.
-const SHARED_REVISIONS: i64 = 1024;
+const SHARED_REVISIONS: i64 = 2048;
 
 /// Slices that are read and not yet handed out: one is handed out while the next is read.
 const SLICES_MAX: usize = 2;
@@ -533,9 +533,9 @@ impl Hub {
             to: self.current,
             ranges: wanted.keys().map(|range| self.ranges.get(*range).range.clone()).collect(),
             previous,
-            // Half a queue is the room that was waited for.
+            // Half a queue is the room that was waited for; keys and values of a usual size are about half of what an event takes there.
             revisions_max: self.config.queue.items / 2,
-            bytes_max: self.config.queue.bytes / 2,
+            bytes_max: self.config.queue.bytes / 4,
         }
     }
 
