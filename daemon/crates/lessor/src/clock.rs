@@ -2,8 +2,9 @@
 //!
 //! Two things stop it. First, unconfirmed leadership: a round that a quorum answered confirms this member from the round's start for one
 //! election timeout, since with check-quorum and pre-vote nobody who answered helps to elect another leader before that time is over.
-//! (A transfer of leadership is quicker; what a new leader adds to every deadline on promotion, one election timeout, covers it.) The
-//! only voter of a cluster is always confirmed. Second, gaps of the process: when nobody looked at the clock for longer than
+//! (A transfer of leadership is quicker: whoever hands over is in doubt from then on.) The only voter of a cluster is always confirmed. What
+//! a keep-alive promised does not hang on this: a new leader is promoted after the round began, and adds an election timeout to every
+//! deadline. Second, gaps of the process: when nobody looked at the clock for longer than
 //! [`GAP_MAX`] the process was paused or starved, keep-alives wait in its sockets, and only `GAP_MAX` of the gap counts.
 //!
 //! After either nothing expires for [`GRACE`]: those who waited are served first.
@@ -93,7 +94,7 @@ impl Clock {
         self.confirmed_until = self.confirmed_until.max(start.plus(self.election));
     }
 
-    /// Another term: nothing that was confirmed counts.
+    /// Another term, or one that may begin at any time: nothing that was confirmed counts.
     pub fn doubt(&mut self, now: Now) {
         self.advance(now);
         self.confirmed_until = Mono(0);

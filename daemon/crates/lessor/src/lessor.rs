@@ -238,6 +238,11 @@ impl Lessor {
         self.clock.confirm(start, now);
     }
 
+    /// Another leader may come before the present confirmation is over: this one hands its office to somebody.
+    pub fn doubt(&mut self, now: Now) {
+        self.clock.doubt(now);
+    }
+
     pub fn is_confirmed(&self, now: Now) -> bool {
         self.clock.is_confirmed(now)
     }
@@ -285,6 +290,16 @@ impl Lessor {
         self.table.find(id).is_some_and(|at| self.table.slots.get(at).record() == Record::Stale)
     }
 
+    /// Whether this lease was decided to be over; a lease that was granted anew under its id was not.
+    pub fn is_over(&self, id: LeaseId) -> bool {
+        self.table.find(id).is_some_and(|at| self.table.slots.get(at).is_over())
+    }
+
+    /// Whether something of this lease stands in the log, or was decided to be put there.
+    pub fn is_recorded(&self, id: LeaseId) -> bool {
+        self.table.find(id).is_some_and(|at| self.table.slots.get(at).record() != Record::None)
+    }
+
     pub fn lease(&mut self, id: LeaseId, now: Now) -> Option<Lease> {
         self.clock.advance(now);
         let slot = self.table.slots.get(self.table.find(id)?);
@@ -326,8 +341,8 @@ impl Lessor {
     }
 
     /// Decides which leases are over and appends them to `out`, as many as may be under way. The caller proposes their revocation in
-    /// this term, or says [`Lessor::refused`] of them. A proposal that entered the leader's log is applied or the leader is none any more, so
-    /// nothing is ever proposed twice: a second revocation could hit a lease that was granted anew under the same id.
+    /// this term, or says [`Lessor::refused`] of them. A proposal that entered the leader's log has an outcome or the leader is none any more,
+    /// so nothing is proposed again without need: a second revocation could hit a lease that was granted anew under the same id.
     pub fn expire(&mut self, now: Now, max: usize, out: &mut Vec<LeaseId>) {
         self.clock.advance(now);
         let may =
@@ -351,7 +366,7 @@ impl Lessor {
         }
     }
 
-    /// What was proposed for these, to revoke or to clear them, has not entered the log: it is decided on again.
+    /// What was proposed for these, to revoke or to clear them, has not entered the log, or apply has refused it: it is decided on again.
     pub fn refused(&mut self, ids: &[LeaseId]) {
         for id in ids {
             let Some(at) = self.table.find(*id) else { continue };

@@ -17,6 +17,7 @@ use transport::Transport;
 use types::{ConfState, Entry, LogIndex, LogPosition, Revision, Term};
 
 use crate::{
+    lessor,
     metrics::Metrics,
     peers,
     shared::{Shared, ToRaft},
@@ -160,6 +161,8 @@ impl ApplyWorker {
         shared.applied.store(last.index.0, Ordering::Release);
         shared.gate.advance(last.index);
         told.count(&shared.metrics);
+        let ended = told.outcomes.iter().map(|(id, outcome)| (*id, outcome.is_ok()));
+        shared.leases.ended(ended, lessor::REFUSED_PAUSE);
         for (id, outcome) in told.outcomes {
             shared.waiters.complete(id, outcome);
         }
@@ -168,6 +171,8 @@ impl ApplyWorker {
             self.term = last.term;
             // After the outcomes: the raft loop then says of the rest that they are lost.
             shared.applied_term.store(last.term.0, Ordering::Release);
+            // A leader takes the table of leases now.
+            shared.leases.wake();
         }
         let news = !told.conf_changes.is_empty() || new_term;
         if told.compacted {

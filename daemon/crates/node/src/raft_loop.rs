@@ -5,7 +5,7 @@
 //! voter, who owes them to nobody, writes the log itself.
 
 use std::{
-    collections::{HashMap, HashSet, VecDeque},
+    collections::{HashMap, VecDeque},
     sync::{Arc, atomic::Ordering},
     time::{Duration, Instant},
 };
@@ -17,11 +17,11 @@ use consensus::{
 };
 use tracing::{info, warn};
 use transport::Transport;
-use types::{Entry, EntryKind, LeaseId, LogIndex, LogPosition, MemberId, Term};
+use types::{Entry, EntryKind, LogIndex, LogPosition, MemberId};
 
 use crate::{
     apply_worker::{SharedWorker, ToApply},
-    lessor::Decided,
+    lessor::Grants,
     log_writer::{self, SharedWal, ToLog},
     shared::{Leadership, PROPOSALS_QUEUED_MAX, Shared, ToRaft},
     snapshots,
@@ -51,8 +51,8 @@ pub(crate) struct RaftLoop {
     core: Core,
     transport: Transport,
     wal: SharedWal,
-    /// What the lessor decided and the core was given in this turn: it says at once what it does not take.
-    decided: Vec<(Term, ProposalId, Vec<LeaseId>)>,
+    /// In the log and not applied.
+    grants: Grants,
     /// Start of the newest round that confirmed this leader, as the lessor was told.
     confirmed: Option<Instant>,
     /// The newest persist that the log writer has not confirmed.
@@ -97,7 +97,7 @@ pub(crate) fn run(
         core,
         transport,
         wal,
-        decided: Vec::new(),
+        grants: Grants::default(),
         confirmed: None,
         handed: None,
         worker,
@@ -160,7 +160,6 @@ impl RaftLoop {
                 self.next_expiry = now + EXPIRY_INTERVAL;
             }
             self.obey();
-            self.decided.clear();
         }
         shared.sole_leader.store(false, Ordering::Release);
     }
@@ -183,11 +182,11 @@ impl RaftLoop {
     fn feed(&mut self, batch: &mut VecDeque<ToRaft>, proposals: &mut Vec<Proposal>, now: Instant) {
         let mut persisted: Option<PersistSeq> = None;
         let mut readers = false;
-        let mut decided = Vec::new();
+        self.propose_decided(batch);
         for item in batch.drain(..) {
             match item {
                 ToRaft::Propose(proposal) => proposals.push(proposal),
-                ToRaft::Decided(more) => decided.push(*more),
+                ToRaft::Decided(_) => unreachable!("what the lessor decided was taken out first"),
                 ToRaft::ReadersWait => readers = true,
                 ToRaft::Persisted(seq) => persisted = persisted.max(Some(seq)),
                 ToRaft::Input(input) => {
@@ -214,10 +213,6 @@ impl RaftLoop {
             }
             self.core.handle(Input::Persisted(seq));
         }
-        let mut own = Vec::new();
-        for decided in decided {
-            self.admit_decided(decided, &mut own);
-        }
         if !proposals.is_empty() {
             if self.leadership.leader.is_none() || self.transferring {
                 self.park(proposals, now);
@@ -227,12 +222,8 @@ impl RaftLoop {
                         self.shared.waiters.given_anew(proposal.id.0, now);
                     }
                 }
-                self.shared.release_proposals(bytes(proposals));
-                own.append(proposals);
+                self.propose(std::mem::take(proposals));
             }
-        }
-        if !own.is_empty() {
-            self.core.handle(Input::Propose(own));
         }
         if readers && let Some(ticket) = self.shared.gate.seal(now) {
             self.core.handle(Input::Read(ticket));
@@ -254,23 +245,34 @@ impl RaftLoop {
     }
 
     fn propose(&mut self, proposals: Vec<Proposal>) {
-        self.shared.release_proposals(bytes(&proposals));
+        self.shared.release_proposals(proposals.iter().map(|proposal| proposal.data.len() as u64).sum());
         self.core.handle(Input::Propose(proposals));
     }
 
-    /// What the lessor decided is worth something only in the term in which it did. Raft itself is asked, since a message of this very
-    /// turn may have deposed this member, and what it proposes would then travel to its successor.
-    fn admit_decided(&mut self, decided: Decided, own: &mut Vec<Proposal>) {
-        let status = self.core.status();
-        if status.role != Role::Leader || status.term != decided.term || status.lead_transferee.is_some() {
-            return self
-                .shared
-                .leases
-                .refused(decided.term, decided.entries.iter().map(|(_, leases)| leases));
+    /// What the lessor decided is worth something only in the term in which it did. It goes first in a turn: by then everything in the log
+    /// was seen, and no message of this turn can have deposed this member, so that its proposals would travel to a successor.
+    fn propose_decided(&mut self, batch: &mut VecDeque<ToRaft>) {
+        if !batch.iter().any(|item| matches!(item, ToRaft::Decided(_))) {
+            return;
         }
-        for (proposal, leases) in decided.entries {
-            self.decided.push((decided.term, proposal.id, leases));
-            own.push(proposal);
+        let (decided, rest) = std::mem::take(batch)
+            .into_iter()
+            .partition::<VecDeque<_>, _>(|item| matches!(item, ToRaft::Decided(_)));
+        *batch = rest;
+        self.grants.applied(self.shared.applied());
+        let status = self.core.status();
+        let mut proposals = Vec::new();
+        for item in decided {
+            let ToRaft::Decided(decided) = item else { continue };
+            if status.role != Role::Leader || status.term != decided.term || status.lead_transferee.is_some()
+            {
+                self.shared.leases.refused(&decided);
+                continue;
+            }
+            proposals.extend(self.shared.leases.admit(*decided, |id| self.grants.hold(id)));
+        }
+        if !proposals.is_empty() {
+            self.core.handle(Input::Propose(proposals));
         }
     }
 
@@ -315,6 +317,8 @@ impl RaftLoop {
         if persist.entries.iter().any(|entry| entry.kind != EntryKind::Normal) {
             self.doubt_sole_leader();
         }
+        self.grants.applied(self.shared.applied());
+        self.grants.appended(&persist.entries);
         let seq = persist.seq;
         if self.handed.is_none() && self.core.is_sole_voter() {
             log_writer::write_now(&self.shared, &self.wal, persist);
@@ -387,7 +391,9 @@ impl RaftLoop {
 
     /// A quorum has answered a round. Many reads make many rounds, of which the lessor needs a few.
     fn confirm(&mut self, began: Option<Instant>) {
-        let Some(began) = began.filter(|_| self.leadership.role == Role::Leader) else { return };
+        let Some(began) = began.filter(|_| self.leadership.role == Role::Leader && !self.transferring) else {
+            return;
+        };
         let step = self.shared.config.election_timeout() / CONFIRMATIONS_PER_ELECTION;
         if self.confirmed.is_none_or(|last| began.saturating_duration_since(last) >= step) {
             self.confirmed = Some(began);
@@ -402,13 +408,8 @@ impl RaftLoop {
             DropReason::ConfChangePending | DropReason::Malformed => EtcdError::ProposalDropped,
         };
         self.shared.metrics.proposals_failed.add(ids.len() as u64);
-        let lost: HashSet<&ProposalId> =
-            if self.decided.is_empty() { HashSet::new() } else { ids.iter().collect() };
-        for (term, id, leases) in &self.decided {
-            if lost.contains(id) {
-                self.shared.leases.refused(*term, [leases].into_iter());
-            }
-        }
+        let failed = ids.iter().map(|id| (id.0, false));
+        self.shared.leases.ended(failed, Duration::ZERO);
         for id in ids {
             self.shared.waiters.complete(id.0, Err(error));
         }
@@ -464,6 +465,10 @@ impl RaftLoop {
     fn publish(&mut self) {
         self.tell_lost();
         let status = self.core.status();
+        if status.lead_transferee.is_some() && !self.transferring {
+            self.confirmed = None;
+            self.shared.leases.doubted(&self.shared);
+        }
         self.transferring = status.lead_transferee.is_some();
         self.shared.committed.store(status.committed.0, Ordering::Release);
         self.shared.term.store(status.term.0, Ordering::Release);
@@ -521,8 +526,4 @@ impl RaftLoop {
         *last = now;
         *kept_back = 0;
     }
-}
-
-fn bytes(proposals: &[Proposal]) -> u64 {
-    proposals.iter().map(|proposal| proposal.data.len() as u64).sum()
 }

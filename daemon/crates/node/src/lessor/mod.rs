@@ -18,6 +18,7 @@
 //! Not here: when a lease ends (the lessor crate), what exists (state-machine).
 
 mod ask;
+mod grants;
 mod leader;
 mod metrics;
 mod work;
@@ -40,8 +41,9 @@ use tokio::sync::{oneshot, watch};
 use transport::Transport;
 use types::{LeaseId, Term};
 
+pub(crate) use grants::Grants;
 pub(crate) use leader::{Question, Refusal, Renew, TimeToLive};
-pub(crate) use work::run;
+pub(crate) use work::{REFUSED_PAUSE, run};
 
 use crate::{config::NodeConfig, shared::Shared};
 use metrics::LeaseMetrics;
@@ -52,7 +54,9 @@ const WAITS_MAX: usize = 100_000;
 /// What the lessor wants to have in the log, decided in a term and worth nothing in another.
 pub(crate) struct Decided {
     pub(crate) term: Term,
-    /// Each with the leases that the lessor decides on again if it does not get into the log.
+    /// Revocations, of one lease each; otherwise records of many.
+    pub(crate) revokes: bool,
+    /// Each with its leases, on which the lessor decides again if it does not get into the log.
     pub(crate) entries: Vec<(Proposal, Vec<LeaseId>)>,
 }
 
@@ -64,6 +68,10 @@ pub(crate) struct LeaseDesk {
     news: watch::Sender<()>,
     waits: Mutex<HashMap<LeaseId, Vec<oneshot::Sender<()>>>>,
     waiting: AtomicUsize,
+    /// What was given to raft and has no outcome yet, by request id; as many as the lessor lets be under way.
+    under_way: Mutex<HashMap<u64, Vec<LeaseId>>>,
+    /// Apply refused something of it: nothing is decided before this moment.
+    hold: Mutex<Option<Instant>>,
     /// Tables of former terms, freed by the thread.
     former: Mutex<Vec<Table>>,
     wake: Mutex<bool>,
@@ -89,6 +97,8 @@ impl LeaseDesk {
             news: watch::Sender::new(()),
             waits: Mutex::default(),
             waiting: AtomicUsize::new(0),
+            under_way: Mutex::default(),
+            hold: Mutex::default(),
             former: Mutex::default(),
             wake: Mutex::new(false),
             woken: Condvar::new(),
@@ -139,6 +149,7 @@ impl LeaseDesk {
             let now = self.now(shared);
             lessor.demote(now)
         };
+        self.under_way.lock().clear();
         self.former.lock().push(table);
         let waits = std::mem::take(&mut *self.waits.lock());
         self.waiting.fetch_sub(waits.values().map(Vec::len).sum(), Ordering::Relaxed);
@@ -152,19 +163,75 @@ impl LeaseDesk {
         {
             let mut lessor = self.lessor.lock();
             let now = self.now(shared);
-            lessor.confirm(self.mono(began), now);
+            lessor.confirm(self.mono(began.checked_sub(margin(&shared.config)).unwrap_or(began)), now);
         }
         if self.news.receiver_count() > 0 {
             self.news.send_replace(());
         }
     }
 
-    /// Raft loop: what was decided on these leases in that term did not get into the log.
-    pub(crate) fn refused<'a>(&self, term: Term, leases: impl Iterator<Item = &'a Vec<LeaseId>>) {
+    /// Raft loop of a leader that begins to hand over: its successor waits for no election timeout.
+    pub(crate) fn doubted(&self, shared: &Shared) {
         let mut lessor = self.lessor.lock();
-        if lessor.phase() == Phase::Primary(term) {
-            leases.for_each(|leases| lessor.refused(leases));
+        let now = self.now(shared);
+        lessor.doubt(now);
+    }
+
+    /// Raft loop: what of this may go into the log now, and is on its way from here on. `granted` says whether a grant of that id is in the
+    /// log already; if it is applied by now, the lease is another one than was decided on.
+    pub(crate) fn admit(&self, decided: Decided, granted: impl Fn(LeaseId) -> bool) -> Vec<Proposal> {
+        let mut lessor = self.lessor.lock();
+        if lessor.phase() != Phase::Primary(decided.term) {
+            return Vec::new();
         }
+        let revokes = decided.revokes;
+        let mut under_way = self.under_way.lock();
+        let mut admitted = Vec::with_capacity(decided.entries.len());
+        for (proposal, leases) in decided.entries {
+            let is_meant = |id: &LeaseId| {
+                let decided = if revokes { lessor.is_over(*id) } else { lessor.is_recorded(*id) };
+                decided && !granted(*id)
+            };
+            if !leases.iter().all(is_meant) {
+                lessor.refused(&leases);
+                continue;
+            }
+            under_way.insert(proposal.id.0, leases);
+            admitted.push(proposal);
+        }
+        admitted
+    }
+
+    /// This did not get into the log: its queue was full, or this member cannot propose now.
+    pub(crate) fn refused(&self, decided: &Decided) {
+        let mut lessor = self.lessor.lock();
+        if lessor.phase() == Phase::Primary(decided.term) {
+            decided.entries.iter().for_each(|(_, leases)| lessor.refused(leases));
+        }
+    }
+
+    /// These requests have an outcome, if it is one. What was refused is decided on again; after a refusal by apply, which says the same
+    /// to the next one as well, after a pause.
+    pub(crate) fn ended(&self, requests: impl Iterator<Item = (u64, bool)>, pause: Duration) {
+        let mut under_way = self.under_way.lock();
+        if under_way.is_empty() {
+            return;
+        }
+        let mut failed = Vec::new();
+        for (id, succeeded) in requests {
+            let Some(leases) = under_way.remove(&id) else { continue };
+            if !succeeded {
+                failed.extend(leases);
+            }
+        }
+        drop(under_way);
+        if failed.is_empty() {
+            return;
+        }
+        self.lessor.lock().refused(&failed);
+        // They are not over any more, and can be renewed.
+        self.tell_waits(failed.iter().copied());
+        *self.hold.lock() = Some(Instant::now() + pause);
     }
 
     fn renew(&self, shared: &Shared, id: LeaseId) -> Renewal {
@@ -208,13 +275,17 @@ impl LeaseDesk {
         if self.waiting.load(Ordering::Acquire) == 0 {
             return;
         }
+        self.tell_waits(changes.iter().filter_map(|change| match *change {
+            LeaseChange::Revoked { id } | LeaseChange::Checkpointed { id, .. } => Some(id),
+            LeaseChange::Granted { .. } => None,
+        }));
+    }
+
+    fn tell_waits(&self, leases: impl Iterator<Item = LeaseId>) {
         let mut over = Vec::new();
         {
             let mut waits = self.waits.lock();
-            for change in changes {
-                let (LeaseChange::Revoked { id } | LeaseChange::Checkpointed { id, .. }) = *change else {
-                    continue;
-                };
+            for id in leases {
                 over.extend(waits.remove(&id).unwrap_or_default());
             }
         }
@@ -257,6 +328,12 @@ impl LeaseDesk {
 enum NotNow {
     NotPrimary,
     Unconfirmed,
+}
+
+/// A member counts its election timeout in ticks, the first of which may come right after the heartbeat that it answered, and the last a
+/// tick early. By so much the confirmation is shorter than an election timeout.
+fn margin(config: &NodeConfig) -> Duration {
+    config.heartbeat * (config.election_ticks / 4).min(2) as u32
 }
 
 fn nanoseconds(duration: Duration) -> u64 {

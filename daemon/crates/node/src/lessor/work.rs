@@ -33,6 +33,9 @@ const LEASES_PER_HOLD: usize = 1024;
 /// many and no more.
 const REVOKES_PER_PUSH: usize = 512;
 
+/// Pause after apply has refused a revocation.
+pub(crate) const REFUSED_PAUSE: Duration = Duration::from_secs(1);
+
 /// Leases in one checkpoint entry, as in etcd.
 const CHECKPOINTS_PER_ENTRY: usize = 1000;
 
@@ -98,8 +101,10 @@ impl Worker {
             return IDLE_INTERVAL;
         }
         self.confirm();
-        self.expire(term);
-        self.checkpoint(term);
+        if !self.is_held() {
+            self.expire(term);
+            self.checkpoint(term);
+        }
         self.look_interval
     }
 
@@ -117,6 +122,18 @@ impl Worker {
             self.asked = Some(Instant::now());
             ask_round(&self.shared);
         }
+    }
+
+    /// Apply refuses revocations while a member is said to be corrupt. Until that is over every lease lives on, and may be renewed.
+    fn is_held(&self) -> bool {
+        let mut hold = self.desk().hold.lock();
+        let Some(until) = *hold else { return false };
+        if Instant::now() < until {
+            return true;
+        }
+        let held = self.shared.reader().has_alarm(pb::AlarmType::Corrupt);
+        *hold = held.then(|| Instant::now() + REFUSED_PAUSE);
+        held
     }
 
     /// Takes the table, in pieces, while apply goes on telling of changes and everybody else waits for microseconds at most.
@@ -175,7 +192,7 @@ impl Worker {
                     ..Default::default()
                 };
                 let entries = over.drain(..).map(|id| (self.proposal(revoke(&id)), vec![id])).collect();
-                if !self.propose(Decided { term, entries }) {
+                if !self.propose(Decided { term, revokes: true, entries }) {
                     return;
                 }
             }
@@ -196,7 +213,8 @@ impl Worker {
             // Rests before clearings: what was renewed after its rest was taken is cleared behind it.
             let rests = lessor.take_checkpoints(now, CHECKPOINTS_PER_ENTRY);
             if !rests.is_empty() {
-                entries.push((rests, Vec::new()));
+                let ids = rests.iter().map(|(id, _)| *id).collect();
+                entries.push((rests, ids));
             }
             for _ in 0..CLEARINGS_PER_LOOK {
                 let ids = lessor.take_clearings(CHECKPOINTS_PER_ENTRY);
@@ -221,7 +239,7 @@ impl Worker {
         };
         let entries =
             entries.into_iter().map(|(entry, leases)| (self.proposal(request(entry)), leases)).collect();
-        self.propose(Decided { term, entries });
+        self.propose(Decided { term, revokes: false, entries });
     }
 
     fn proposal(&self, mut request: pb::InternalRaftRequest) -> Proposal {
@@ -237,8 +255,7 @@ impl Worker {
             Ok(()) => true,
             Err(refused) => {
                 if let crate::mailbox::PushError::Full(ToRaft::Decided(decided)) = refused {
-                    let leases = decided.entries.iter().map(|(_, leases)| leases);
-                    self.desk().refused(decided.term, leases);
+                    self.desk().refused(&decided);
                 }
                 false
             }
