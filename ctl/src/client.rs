@@ -42,6 +42,7 @@ pub const ALARM_GET: Method = method("/etcdserverpb.Maintenance/Alarm", true);
 pub const ALARM_CHANGE: Method = method("/etcdserverpb.Maintenance/Alarm", false);
 pub const STATUS: Method = method("/etcdserverpb.Maintenance/Status", true);
 pub const HASH_KV: Method = method("/etcdserverpb.Maintenance/HashKV", true);
+pub const SNAPSHOT: Method = method("/etcdserverpb.Maintenance/Snapshot", true);
 pub const MOVE_LEADER: Method = method("/etcdserverpb.Maintenance/MoveLeader", false);
 pub const WATCH: Method = method("/etcdserverpb.Watch/Watch", true);
 pub const LEASE_GRANT: Method = method("/etcdserverpb.Lease/LeaseGrant", false);

@@ -4,6 +4,7 @@ pub mod cluster;
 pub mod endpoint;
 pub mod kv;
 pub mod lease;
+pub mod snapshot;
 pub mod watch;
 
 use crate::client::Client;
@@ -36,6 +37,7 @@ pub async fn run(settings: &Settings, matches: &ArgMatches) -> Result<()> {
         ("move-leader", _) => cluster::move_leader(settings, inner).await,
         ("alarm", Some(("list", inner))) => cluster::alarm_list(settings, inner).await,
         ("alarm", Some(("disarm", inner))) => cluster::alarm_disarm(settings, inner).await,
+        ("snapshot", Some(("save", inner))) => snapshot::save(settings, inner).await,
         ("endpoint", Some(("health", inner))) => endpoint::health(settings, inner).await,
         ("endpoint", Some(("status", inner))) => endpoint::status(settings, inner).await,
         ("endpoint", Some(("hashkv", inner))) => endpoint::hash_kv(settings, inner).await,

@@ -1,0 +1,261 @@
+//! snapshot save: a member's backup into a file, which gets its name only when it is whole, proven and on disk.
+//!
+//! A file of that name is replaced, as with etcdctl: jobs save to one name every night. The old one stays until the new one is good, so
+//! nothing is lost by that. Not here: what is in the file.
+
+use super::show;
+use crate::cli;
+use crate::client::{Client, SNAPSHOT};
+use crate::failure::{Details, Exit, Failure, Result};
+use crate::settings::Settings;
+use api::etcdserverpb::{SnapshotRequest, SnapshotResponse};
+use clap::ArgMatches;
+use sha2::{Digest, Sha256};
+use std::ffi::OsString;
+use std::fs::{self, File, OpenOptions};
+use std::io::{BufWriter, IsTerminal, Write};
+use std::os::unix::ffi::OsStringExt;
+use std::os::unix::fs::OpenOptionsExt;
+use std::path::{Path, PathBuf};
+use std::time::{Duration, Instant};
+
+/// The SHA-256 behind the database.
+const DIGEST_BYTES: usize = 32;
+/// A database is a whole number of pages, each a multiple of this.
+const SECTOR_BYTES: u64 = 512;
+/// One write call for this much of the file.
+const BUFFER_BYTES: usize = 1024 * 1024;
+/// Between two lines of progress; on a terminal one line is written over.
+const PROGRESS_EVERY: Duration = Duration::from_millis(500);
+
+pub async fn save(settings: &Settings, matches: &ArgMatches) -> Result<()> {
+    let mut arguments = cli::arguments(matches);
+    if arguments.len() != 1 {
+        return Err(Failure::arguments("snapshot save expects one argument"));
+    }
+    let path = PathBuf::from(OsString::from_vec(arguments.remove(0)));
+    if settings.endpoints.len() != 1 {
+        let names: Vec<&str> = settings.endpoints.iter().map(|endpoint| endpoint.name.as_str()).collect();
+        return Err(Failure::arguments(format!(
+            "snapshot must be requested to one selected node, not multiple [{}]",
+            names.join(" ")
+        )));
+    }
+    let terminal = std::io::stderr().is_terminal();
+    let mut progress = Progress {
+        shown: terminal || cli::on(matches, "progress"),
+        terminal,
+        began: Instant::now(),
+        last: None,
+    };
+    let mut client = Client::new(settings, true)?;
+    let mut part = Part::create(&path)?;
+    let mut version = String::new();
+    let streamed = client.stream(&SNAPSHOT, &SnapshotRequest {}, |piece: SnapshotResponse| {
+        part.take(&piece.blob)?;
+        progress.tell(part.bytes, piece.remaining_bytes);
+        if !piece.version.is_empty() {
+            version = piece.version;
+        }
+        Ok(())
+    });
+    streamed.await.map_err(|failure| Failure {
+        // As etcdctl: whatever ends a save early has this code, unless nobody could be reached.
+        exit: if failure.exit == Exit::Error { Exit::Interrupted } else { failure.exit },
+        ..failure
+    })?;
+    progress.done(part.bytes);
+    part.finish(&path)?;
+    let mut out = b"Snapshot saved at ".to_vec();
+    out.extend_from_slice(path.as_os_str().as_encoded_bytes());
+    out.push(b'\n');
+    if !version.is_empty() {
+        out.extend_from_slice(format!("Server version {version}\n").as_bytes());
+    }
+    show(&out)
+}
+
+/// The file while it has no name of its own. Removed when dropped unfinished.
+struct Part {
+    path: PathBuf,
+    out: Option<BufWriter<File>>,
+    hash: Sha256,
+    /// The last bytes so far, which may be the digest: they are not hashed until others follow.
+    tail: Vec<u8>,
+    bytes: u64,
+}
+
+impl Part {
+    fn create(target: &Path) -> Result<Part> {
+        let mut name = target.as_os_str().to_owned();
+        name.push(format!(".{}.part", std::process::id()));
+        let path = PathBuf::from(name);
+        let file = OpenOptions::new().write(true).create(true).truncate(true).mode(0o600).open(&path);
+        let file = file.map_err(|error| {
+            Failure::new(Exit::Interrupted, format!("could not open {} ({error})", path.display()))
+        })?;
+        let out = Some(BufWriter::with_capacity(BUFFER_BYTES, file));
+        Ok(Part { path, out, hash: Sha256::new(), tail: Vec::new(), bytes: 0 })
+    }
+
+    fn take(&mut self, blob: &[u8]) -> Result<()> {
+        let out = self.out.as_mut().expect("a part is written before it is finished");
+        out.write_all(blob).map_err(|error| write_failed(&self.path, &error))?;
+        self.bytes += blob.len() as u64;
+        self.tail.extend_from_slice(blob);
+        let hashed = self.tail.len().saturating_sub(DIGEST_BYTES);
+        self.hash.update(&self.tail[..hashed]);
+        self.tail.drain(..hashed);
+        Ok(())
+    }
+
+    /// Proves the content, makes it durable, and gives it its name.
+    fn finish(mut self, target: &Path) -> Result<()> {
+        let digest: [u8; DIGEST_BYTES] = self.hash.finalize_reset().into();
+        let whole = self.bytes > DIGEST_BYTES as u64 && self.bytes % SECTOR_BYTES == DIGEST_BYTES as u64;
+        if !whole || self.tail != digest {
+            let why =
+                if whole { "its SHA-256 is not the one that came with it" } else { "its end is missing" };
+            return Err(Failure::new(
+                Exit::Interrupted,
+                "[SNAPSHOT_DAMAGED] the snapshot that arrived is not whole",
+            )
+            .with(Details {
+                cause: why.into(),
+                evidence: vec![format!("{} bytes arrived", self.bytes)],
+                remedy: vec!["repeat the command; if it fails again, ask another member".into()],
+                never: "do not keep the bytes as a backup: nothing was left in the file system".into(),
+            }));
+        }
+        let out = self.out.take().expect("a part is finished once");
+        let failed = |error: std::io::Error| write_failed(&self.path, &error);
+        let file = out.into_inner().map_err(|error| failed(error.into_error()))?;
+        file.sync_all().map_err(failed)?;
+        fs::rename(&self.path, target).map_err(failed)?;
+        // From here on there is nothing to remove.
+        self.path = PathBuf::new();
+        let parent = match target.parent() {
+            Some(parent) if !parent.as_os_str().is_empty() => parent,
+            _ => Path::new("."),
+        };
+        File::open(parent).and_then(|dir| dir.sync_all()).map_err(|error| write_failed(parent, &error))
+    }
+}
+
+impl Drop for Part {
+    fn drop(&mut self) {
+        if !self.path.as_os_str().is_empty() {
+            // Half a backup helps nobody; one that cannot be removed is named by what failed before.
+            let _ = fs::remove_file(&self.path);
+        }
+    }
+}
+
+fn write_failed(path: &Path, error: &std::io::Error) -> Failure {
+    Failure::new(Exit::Interrupted, format!("could not write {} ({error})", path.display()))
+}
+
+/// How far the save has come, on stderr.
+struct Progress {
+    shown: bool,
+    terminal: bool,
+    began: Instant,
+    last: Option<Instant>,
+}
+
+impl Progress {
+    fn tell(&mut self, bytes: u64, remaining: u64) {
+        if !self.shown || self.last.is_some_and(|last| last.elapsed() < PROGRESS_EVERY) {
+            return;
+        }
+        self.last = Some(Instant::now());
+        self.line(&format!("{} of {}, {}", size(bytes), size(bytes + remaining), self.rate(bytes)), "");
+    }
+
+    fn done(&self, bytes: u64) {
+        if self.shown {
+            let seconds = self.began.elapsed().as_secs_f64();
+            self.line(&format!("{} in {seconds:.1} s, {}", size(bytes), self.rate(bytes)), "\n");
+        }
+    }
+
+    fn rate(&self, bytes: u64) -> String {
+        let seconds = self.began.elapsed().as_secs_f64().max(0.001);
+        format!("{}/s", size((bytes as f64 / seconds) as u64))
+    }
+
+    /// stderr may be closed; a backup goes on without its progress.
+    fn line(&self, text: &str, end: &str) {
+        let _ = if self.terminal {
+            write!(std::io::stderr(), "\r\x1b[K{text}{end}")
+        } else {
+            writeln!(std::io::stderr(), "{text}")
+        };
+    }
+}
+
+/// Bytes for people, in powers of ten as etcd's tools print them.
+fn size(bytes: u64) -> String {
+    const UNITS: [&str; 7] = ["B", "kB", "MB", "GB", "TB", "PB", "EB"];
+    let (mut value, mut unit) = (bytes as f64, 0);
+    while value >= 1000.0 && unit + 1 < UNITS.len() {
+        value /= 1000.0;
+        unit += 1;
+    }
+    if unit > 0 && value < 10.0 {
+        format!("{value:.1} {}", UNITS[unit])
+    } else {
+        format!("{value:.0} {}", UNITS[unit])
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn sizes_are_as_etcds_tools_print_them() {
+        for (bytes, text) in
+            [(0, "0 B"), (999, "999 B"), (20_480, "20 kB"), (1_500, "1.5 kB"), (94_000_000, "94 MB")]
+        {
+            assert_eq!(size(bytes), text);
+        }
+    }
+
+    fn save(dir: &Path, blobs: &[&[u8]]) -> Result<()> {
+        let target = dir.join("s.db");
+        let mut part = Part::create(&target)?;
+        for blob in blobs {
+            part.take(blob)?;
+        }
+        part.finish(&target)
+    }
+
+    #[test]
+    fn only_a_proven_file_gets_its_name() {
+        let dir = tempfile::tempdir().unwrap();
+        let names =
+            || fs::read_dir(dir.path()).unwrap().flatten().map(|entry| entry.file_name()).collect::<Vec<_>>();
+        let database = vec![7_u8; 1024];
+        let digest: [u8; 32] = Sha256::digest(&database).into();
+        for bad in
+            [&[&database[..]][..], &[], &[&digest], &[&database, &digest[..31]], &[&database, &[0; 32]]]
+        {
+            assert_eq!(save(dir.path(), bad).unwrap_err().exit, Exit::Interrupted);
+            assert_eq!(names(), Vec::<OsString>::new(), "nothing is left of a bad one");
+        }
+        // The digest may come with bytes of the database, or in parts.
+        let joined = [&database[..], &digest].concat();
+        for good in [&[&joined[..]][..], &[&joined[..1040], &joined[1040..]], &[&database, &digest]] {
+            save(dir.path(), good).unwrap();
+            assert_eq!(fs::read(dir.path().join("s.db")).unwrap(), joined);
+            assert_eq!(names(), ["s.db"]);
+        }
+        save(dir.path(), &[b"x"]).unwrap_err();
+        assert_eq!(
+            fs::read(dir.path().join("s.db")).unwrap(),
+            joined,
+            "the old one stays when the new one is bad"
+        );
+    }
+}
