@@ -128,6 +128,36 @@ async fn an_unknown_lease_keeps_the_stream_open() {
     assert!(stream.answers.message().await.unwrap().is_none(), "the stream ends well with the requests");
 }
 
+/// Regression LE05: what was true when the answer was ready need not be when its turn comes.
+#[tokio::test]
+async fn a_success_that_waited_for_its_turn_is_not_told_of_a_lease_that_is_gone() {
+    let up = up();
+    let endless = &up.fake.inner.endless;
+    endless.leases.lock().extend([(1, 10), (2, 20), (3, 30), (4, 40)]);
+    let gates: Vec<_> = (0..2).map(|_| Arc::new(Semaphore::new(0))).collect();
+    endless.slow.lock().extend([(1, gates[0].clone()), (3, gates[1].clone())]);
+    let mut stream = keeping(&up).await;
+    // The second is known at once, the third is asked elsewhere and answered long before its turn.
+    for id in [1, 2, 3, 4] {
+        stream.ask(id);
+    }
+    gates[1].add_permits(1);
+    until("both are asked, one is answered", || {
+        *endless.asked.lock() == [1, 3] && endless.outstanding.load(SeqCst) == 1
+    })
+    .await;
+    // Nothing is waited for here: the time itself makes an answer old.
+    tokio::time::sleep(std::time::Duration::from_millis(600)).await;
+    for id in [2, 3] {
+        endless.leases.lock().remove(&id);
+    }
+    gates[1].add_permits(1);
+    gates[0].add_permits(1);
+    for expected in [(1, 10), (2, 0), (3, 0), (4, 40)] {
+        assert_eq!(stream.next().await, expected);
+    }
+}
+
 #[tokio::test]
 async fn answers_keep_the_order_while_one_waits() {
     let up = up();

@@ -1,7 +1,8 @@
 //! Lease.LeaseKeepAlive: each request is answered, in order, and everything that can be answered at once goes out in one piece.
 //!
 //! The leader answers from memory. What must wait, for the leader elsewhere or for an expired lease to be revoked, waits beside what
-//! came after it; only the answers keep the order. As in etcd the stream ends when the client has no more requests and all are
+//! came after it; only the answers keep the order. A client counts the time to live from when it gets the answer, so a success that
+//! had to wait for its turn is old news: its lease may be over by then, and is asked about again. As in etcd the stream ends when the client has no more requests and all are
 //! answered, a lease that does not exist is an answer (TTL 0), and any other refusal ends the stream.
 
 use std::{
@@ -10,6 +11,7 @@ use std::{
     pin::Pin,
     sync::Arc,
     task::{Context as Waking, Poll},
+    time::{Duration, Instant},
 };
 
 use api::{error::EtcdError, etcdserverpb as pb};
@@ -34,6 +36,9 @@ const BATCH_MAX: usize = 64;
 
 /// Room for a piece of one answer, which is the usual one: a client renews each lease every third of its time.
 const PIECE_BYTES: usize = 64;
+
+/// A success that waited longer for its turn is not told. A client has its leases renewed three times in their time, which is seconds.
+const ANSWER_AGE_MAX: Duration = Duration::from_millis(250);
 
 type Answer = Result<pb::LeaseKeepAliveResponse, EtcdError>;
 
@@ -62,19 +67,20 @@ struct KeepAlive<B> {
 
 /// An answer that has its place but is not there, or not its turn, yet.
 enum Waiting {
-    Known(Option<pb::LeaseKeepAliveResponse>),
+    Known(Instant, Option<pb::LeaseKeepAliveResponse>),
     Asked(Pin<Box<dyn Future<Output = Answer> + Send>>),
 }
 
 impl Future for Waiting {
-    type Output = Answer;
+    /// Since when it is known, and what it is.
+    type Output = (Instant, Answer);
 
-    fn poll(mut self: Pin<&mut Self>, cx: &mut Waking<'_>) -> Poll<Answer> {
+    fn poll(mut self: Pin<&mut Self>, cx: &mut Waking<'_>) -> Poll<(Instant, Answer)> {
         match &mut *self {
-            Waiting::Known(answer) => {
-                Poll::Ready(Ok(answer.take().expect("a future is asked until it is ready")))
+            Waiting::Known(since, answer) => {
+                Poll::Ready((*since, Ok(answer.take().expect("a future is asked until it is ready"))))
             }
-            Waiting::Asked(answer) => answer.as_mut().poll(cx),
+            Waiting::Asked(answer) => answer.as_mut().poll(cx).map(|answer| (Instant::now(), answer)),
         }
     }
 }
@@ -141,24 +147,33 @@ impl<B: Backend> KeepAlive<B> {
     fn ask(&mut self, id: i64, batch: &mut Batch) -> Result<(), Status> {
         match self.edge.backend.lease_keep_alive_now(id) {
             Some(answer) if self.waiting.is_empty() => batch.push(&answer)?,
-            Some(answer) => self.waiting.push_back(Waiting::Known(Some(answer))),
-            None => {
-                let backend = self.edge.backend.clone();
-                let asked = Box::pin(async move { backend.lease_keep_alive(id).await });
-                self.waiting.push_back(Waiting::Asked(asked));
-            }
+            Some(answer) => self.waiting.push_back(Waiting::Known(Instant::now(), Some(answer))),
+            None => self.waiting.push_back(self.asked(id)),
         }
         Ok(())
+    }
+
+    fn asked(&self, id: i64) -> Waiting {
+        let backend = self.edge.backend.clone();
+        Waiting::Asked(Box::pin(async move { backend.lease_keep_alive(id).await }))
     }
 
     /// Takes the answers whose turn it is; true if there was one.
     fn collect(&mut self, cx: &mut Waking<'_>, batch: &mut Batch) -> Result<bool, Status> {
         let mut any = false;
         while batch.has_room()
-            && let Poll::Ready(Some(answer)) = Pin::new(&mut self.waiting).poll_next(cx)
+            && let Poll::Ready(Some((since, answer))) = Pin::new(&mut self.waiting).poll_next(cx)
         {
             any = true;
-            batch.push(&answer?)?;
+            let answer = answer?;
+            if answer.ttl > 0 && since.elapsed() > ANSWER_AGE_MAX {
+                match self.edge.backend.lease_keep_alive_now(answer.id) {
+                    Some(answer) => batch.push(&answer)?,
+                    None => self.waiting.push_front(self.asked(answer.id)),
+                }
+                continue;
+            }
+            batch.push(&answer)?;
         }
         Ok(any)
     }
