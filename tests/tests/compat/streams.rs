@@ -27,7 +27,7 @@ use tokio_stream::wrappers::ReceiverStream;
 use tonic::{Status, Streaming};
 
 /// etcd catches watchers up each 100 ms; after so long without a word a step is over.
-const QUIET: Duration = Duration::from_millis(250);
+const QUIET: Duration = Duration::from_millis(180);
 
 /// Nothing more is expected; this long it could still come.
 const AFTERWARDS: Duration = Duration::from_millis(80);

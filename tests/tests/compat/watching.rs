@@ -16,7 +16,7 @@ use nix::{
 };
 
 /// After so long without a line etcd has said all; it catches up each 100 ms.
-const QUIET: Duration = Duration::from_millis(600);
+const QUIET: Duration = Duration::from_millis(400);
 
 /// A line that etcd printed is awaited for so long.
 const PATIENCE: Duration = Duration::from_secs(10);
