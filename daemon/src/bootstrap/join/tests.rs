@@ -75,7 +75,8 @@ fn every_case_of_joining() {
         vec![from("http://h1:1", members)]
     };
     let one = |members| vec![from("http://h1:1", members)];
-    let cases: Vec<(&str, &str, Vec<Answer>, (&str, &str))> = vec![
+    type Case<'a> = (&'a str, &'a str, Vec<Answer>, (&'a str, &'a str));
+    let cases: Vec<Case> = vec![
         (
             "everybody agrees",
             THREE,
