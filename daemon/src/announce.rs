@@ -17,6 +17,7 @@ pub const INSECURE: &str =
     "serving client requests without TLS: anybody who reaches the port reads and writes";
 /// Exactly these words: etcd's own tests and many scripts wait for them.
 pub const READY: &str = "ready to serve client requests";
+pub const REMOVED: &str = "this member was removed from its cluster and ends for good";
 pub const STOPPING: &str = "stopping";
 pub const STOPPED: &str = "stopped";
 

@@ -10,7 +10,7 @@ use std::{
 };
 
 use nix::sys::resource::{Resource, getrlimit, setrlimit};
-use node::{Fatal, LoadError, Node, NodeConfig, Parts, Remote};
+use node::{Fatal, LoadError, Node, NodeConfig, Parts, Remote, Removal};
 use serde_json::{Map, Value, json};
 use server::{Bound, Running, Server, ServerConfig};
 use tokio::{
@@ -24,7 +24,7 @@ use crate::{
     announce,
     bootstrap::prepare::Prepared,
     config::{self, LogLevel, Settings, Surroundings, urls, urls::Url},
-    identity::{CleanStop, Identity, Keeper, State},
+    identity::{self, CleanStop, Identity, Keeper, State},
     logging,
     refusal::{Exit, Id, Refusal},
     signals::{Request, Signals},
@@ -33,6 +33,9 @@ use crate::{
 
 /// How often a member that is not ready looks whether it is. The cluster's answer takes an election and two commits.
 const READY_CHECK: Duration = Duration::from_millis(10);
+
+/// A removed member's last second: what it still owes leaves (the answer to who asked, the word to its successor as leader), as in etcd.
+const REMOVED_GRACE: Duration = Duration::from_secs(1);
 
 /// How often a member that is not ready says what it waits for.
 const WAITING_TOLD: Duration = Duration::from_secs(5);
@@ -70,12 +73,10 @@ pub fn install_panic_hook() {
     }));
 }
 
-/// The disk failed, or the cluster threw this member out: going on would mean guessing. A failed disk is met again, or not, by the next
-/// start.
+/// The disk failed: going on would mean guessing. A failed disk is met again, or not, by the next start.
 fn fatal(fatal: Fatal) -> ! {
     let id = match &fatal {
         Fatal::Log(_) | Fatal::Store(_) => Id::IoError,
-        Fatal::Removed(_) => Id::Removed,
     };
     systemd::status(&fatal.to_string());
     let mut fields = Map::new();
@@ -185,6 +186,8 @@ fn node_config(settings: &Settings, prepared: &Prepared) -> NodeConfig {
         compaction_sleep: settings.storage.compaction_sleep_interval,
         auto_compaction: settings.storage.auto_compaction,
         max_learners: settings.membership.max_learners,
+        strict_reconfig_check: settings.membership.strict_reconfig_check,
+        auto_promote_learner: settings.membership.auto_promote_learner,
         watch_progress_interval: settings.requests.watch_progress_interval,
         lease_checkpoint_interval: settings.requests.lease_checkpoint_interval,
         initial_election_tick_advance: settings.raft.initial_election_tick_advance,
@@ -200,8 +203,8 @@ pub struct Member {
     node: Node,
     server: Running,
     keeper: Keeper,
-    /// The lock of the data directory is held until the process is done with it.
-    _dir: storage::data_dir::DataDir,
+    /// Its lock is held until the process is done with it.
+    dir: storage::data_dir::DataDir,
 }
 
 pub fn start(settings: &Settings, prepared: Prepared, sockets: Sockets) -> Result<Member, Refusal> {
@@ -217,7 +220,7 @@ pub fn start(settings: &Settings, prepared: Prepared, sockets: Sockets) -> Resul
     announce::listening(announce::LISTENING_FOR_CLIENTS, server.client_addresses());
     announce::listening(announce::LISTENING_FOR_CLIENTS, server.client_http_addresses());
     announce::listening(announce::LISTENING_FOR_METRICS, server.metrics_addresses());
-    Ok(Member { id: keeper.identity().member_id, node, server, keeper, _dir: dir })
+    Ok(Member { id: keeper.identity().member_id, node, server, keeper, dir })
 }
 
 /// Who may send the first entries to a member that joins, and whom it may answer: the cluster as it was when it told this member's place.
@@ -288,14 +291,18 @@ fn node_refusal(error: node::StartError, state_dir: &Path) -> Refusal {
 }
 
 /// Why [`serve`] returned.
-pub struct StopAsked {
-    signal: &'static str,
+pub enum Ended {
+    /// By this signal.
+    Asked(&'static str),
+    /// The log says that this member does not belong to the cluster any more.
+    Removed(Removal),
 }
 
 /// Waits for the cluster, says when clients are welcome, and goes on until somebody asks to stop.
-pub async fn serve(member: &mut Member, signals: &mut Signals, surroundings: &Surroundings) -> StopAsked {
+pub async fn serve(member: &mut Member, signals: &mut Signals, surroundings: &Surroundings) -> Ended {
     let handle = member.node.handle();
     let mut leadership = handle.leadership();
+    let mut removal = handle.removal();
     let mut ready = false;
     let since = Instant::now();
     let mut check = interval(READY_CHECK);
@@ -307,9 +314,14 @@ pub async fn serve(member: &mut Member, signals: &mut Signals, surroundings: &Su
     loop {
         tokio::select! {
             request = signals.next() => match request {
-                Request::Stop(signal) => return StopAsked { signal },
+                Request::Stop(signal) => return Ended::Asked(signal),
                 Request::Reload => reload(surroundings),
             },
+            Ok(removed) = removal.wait_for(Option::is_some) => {
+                if let Some(removal) = removed.clone() {
+                    return Ended::Removed(removal);
+                }
+            }
             changed = leadership.changed() => {
                 if changed.is_err() {
                     // The raft thread is gone; its panic is ending the process.
@@ -382,10 +394,45 @@ fn reload(surroundings: &Surroundings) {
     }
 }
 
+/// Ends the member, whatever the reason was. Removed: the identity file says so before anything else, so that no later start of this
+/// directory talks to anybody, and this is also the refusal that is answered here.
+pub async fn stop(
+    mut member: Member,
+    ended: Ended,
+    signals: &mut Signals,
+    limit: Duration,
+) -> Result<(), Refusal> {
+    let outcome = match ended {
+        Ended::Asked(signal) => {
+            info!(signal, "{}", announce::STOPPING);
+            Ok(())
+        }
+        Ended::Removed(removal) => {
+            let refusal = note_removal(&mut member.keeper, &removal, member.dir.path());
+            warn!(member = %member.id, "{}", announce::REMOVED);
+            systemd::status(refusal.cause());
+            sleep(REMOVED_GRACE).await;
+            Err(refusal)
+        }
+    };
+    end(member, signals, limit).await;
+    outcome
+}
+
+fn note_removal(keeper: &mut Keeper, removal: &Removal, data_dir: &Path) -> Refusal {
+    let through = removal.asked_through.as_ref().map(|by| match by.name.as_str() {
+        "" => by.id.to_string(),
+        name => format!("{name} ({})", by.id),
+    });
+    if let Err(error) = keeper.removed(removal.position, through) {
+        fatal(Fatal::Store(format!("write the identity file: {error}")));
+    }
+    identity::compare::removed(keeper.identity(), &data_dir.display().to_string())
+}
+
 /// Drains clients, hands leadership over, makes the state durable, and notes an orderly stop. A second signal or a used-up
 /// `shutdown-timeout` ends the process at once, which the log survives.
-pub async fn stop(member: Member, asked: StopAsked, signals: &mut Signals, limit: Duration) {
-    info!(signal = asked.signal, "{}", announce::STOPPING);
+async fn end(member: Member, signals: &mut Signals, limit: Duration) {
     systemd::stopping();
     let (done, mut finished) = oneshot::channel();
     let taken_apart = std::thread::Builder::new().name("stop".into()).spawn(move || {
@@ -418,7 +465,7 @@ pub async fn stop(member: Member, asked: StopAsked, signals: &mut Signals, limit
 
 /// Half of the time is for clients: the rest of the stop has the disk to wait for.
 fn take_apart(member: Member, limit: Duration) {
-    let Member { node, server, mut keeper, _dir, .. } = member;
+    let Member { node, server, mut keeper, dir: _dir, .. } = member;
     let drained = server.drain(limit / 2);
     if drained.cut_count > 0 {
         info!(connections = drained.cut_count, "connections were cut");

@@ -81,8 +81,7 @@ fn member(surroundings: &Surroundings) -> Result<(), Refusal> {
     // Not in an async function: a start that is refused half-way drops runtimes of its own, which tokio forbids there with a panic.
     let member = lifecycle::start(&settings, prepared, sockets)?;
     drop(within);
-    runtime.block_on(run(settings, member, &mut signals, surroundings));
-    Ok(())
+    runtime.block_on(run(settings, member, &mut signals, surroundings))
 }
 
 async fn run(
@@ -90,10 +89,10 @@ async fn run(
     mut member: lifecycle::Member,
     signals: &mut signals::Signals,
     surroundings: &Surroundings,
-) {
+) -> Result<(), Refusal> {
     systemd::ready();
-    let asked = lifecycle::serve(&mut member, signals, surroundings).await;
-    lifecycle::stop(member, asked, signals, settings.shutdown_timeout).await;
+    let ended = lifecycle::serve(&mut member, signals, surroundings).await;
+    lifecycle::stop(member, ended, signals, settings.shutdown_timeout).await
 }
 
 /// To stdout. A reader that has gone away (`cairnd --help | head`) is no error.

@@ -476,7 +476,7 @@ mod tests {
                 vec!["--name=n2", "--initial-cluster=n1=http://127.0.0.1:1,n2=http://h2:1"],
                 "WRONG_DIR",
             ),
-            ("B18", whole(State::Removed { index: 1, term: 1 }), vec![], "REMOVED"),
+            ("B18", whole(State::Removed { index: 1, term: 1, asked_through: None }), vec![], "REMOVED"),
         ];
         let with = |change: &dyn Fn(&mut DiskFacts)| {
             let mut facts = whole(State::Born);

@@ -44,6 +44,8 @@ pub struct Membership {
     pub join_timeout: Duration,
     pub token: Asked<String>,
     pub max_learners: usize,
+    pub strict_reconfig_check: bool,
+    pub auto_promote_learner: bool,
 }
 
 /// Where to listen. Hosts are addresses or `localhost`, schemes are http; see [`Url::bind_address`].
@@ -262,6 +264,8 @@ impl Builder<'_> {
             join_timeout: values.duration("join-timeout"),
             token: self.asked("initial-cluster-token", values.text("initial-cluster-token").to_owned()),
             max_learners: values.count("max-learners"),
+            strict_reconfig_check: values.bool("strict-reconfig-check"),
+            auto_promote_learner: values.bool("auto-promote-learner"),
         })
     }
 

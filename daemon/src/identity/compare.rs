@@ -28,7 +28,7 @@ pub fn compare(
 ) -> Result<Vec<(&'static str, String, String)>, Refusal> {
     usable_by(identity, version)?;
     match &identity.state {
-        State::Removed { index, term } => return Err(removed(identity, *index, *term, data_dir)),
+        State::Removed { .. } => return Err(removed(identity, data_dir)),
         State::Quarantined { reason, evidence } => {
             return Err(quarantined(identity, reason, evidence, data_dir));
         }
@@ -145,9 +145,17 @@ fn same_member(identity: &Identity, asked: &Membership, data_dir: &str) -> Resul
     Ok(())
 }
 
-fn removed(identity: &Identity, index: u64, term: u64, data_dir: &str) -> Refusal {
-    Refusal::new(Id::Removed, format!("member {} was removed from its cluster", identity.member_id))
-        .evidence("stored", format!("removed by log entry {index} of term {term}"))
+/// The same words when the member ends and whenever its directory is started again.
+pub fn removed(identity: &Identity, data_dir: &str) -> Refusal {
+    let (entry, through) = match &identity.state {
+        State::Removed { index, term, asked_through } => {
+            (format!("removed by log entry {index} of term {term}"), asked_through.as_deref())
+        }
+        _ => ("not recorded".to_owned(), None),
+    };
+    let through = through.map(|member| format!(", as asked of member {member}")).unwrap_or_default();
+    Refusal::new(Id::Removed, format!("member {} was removed from its cluster{through}", identity.member_id))
+        .evidence("stored", entry)
         .remedy(format!("move the directory aside: mv {data_dir} {data_dir}.removed"))
         .remedy(format!(
             "then add the member anew: cairnctl member add {} --peer-urls={}",
@@ -248,7 +256,7 @@ mod tests {
     #[test]
     fn a_member_that_may_not_come_back_does_not() {
         let mut identity = sample();
-        identity.state = State::Removed { index: 9, term: 2 };
+        identity.state = State::Removed { index: 9, term: 2, asked_through: None };
         assert_eq!(outcome(&identity, &[]), Err(Id::Removed));
         identity.state = State::Quarantined { reason: "r".into(), evidence: "e".into() };
         assert_eq!(outcome(&identity, &[]), Err(Id::Quarantined));

@@ -2,6 +2,8 @@
 
 use std::{fs, io, path::PathBuf};
 
+use types::LogPosition;
+
 use super::{CleanStop, Identity, KnownMember, State, Unique, host};
 
 #[derive(Debug)]
@@ -63,6 +65,12 @@ impl Keeper {
             return Ok(());
         }
         self.change(|identity| identity.state = State::Born)
+    }
+
+    /// The log says that this member was removed, here or (seen in the state only) before.
+    pub fn removed(&mut self, at: LogPosition, asked_through: Option<String>) -> io::Result<()> {
+        let state = State::Removed { index: at.index.0, term: at.term.0, asked_through };
+        self.change(|identity| identity.state = state)
     }
 
     pub fn stopped(&mut self, stop: CleanStop) -> io::Result<()> {
@@ -141,6 +149,12 @@ mod tests {
             (8, Unique::for_test(77), Some(Unique::for_test(3)))
         );
         assert_eq!(now.clean_stop, None, "a start forgets the last orderly stop");
+        let at = LogPosition { term: types::Term(3), index: types::LogIndex(9) };
+        keeper.removed(at, Some("n2 (ab)".into())).unwrap();
+        let refusal = super::super::compare::removed(&stored(), "/d");
+        assert_eq!(refusal.exit() as u8, 79);
+        assert!(refusal.cause().ends_with("was removed from its cluster, as asked of member n2 (ab)"));
+        assert!(refusal.text().contains("log entry 9 of term 3"), "{}", refusal.text());
         keeper.abandon().unwrap();
         assert!(member.exists(), "a member that counts is never cleared");
     }

@@ -31,6 +31,9 @@ pub enum State {
     Removed {
         index: u64,
         term: u64,
+        /// The member through which it was asked, as far as the log told.
+        #[serde(default, skip_serializing_if = "Option::is_none")]
+        asked_through: Option<String>,
     },
 }
 
@@ -220,7 +223,7 @@ pub mod tests {
     fn what_was_written_is_read_also_fields_of_a_newer_writer() {
         let mut identity = sample();
         identity.unknown.insert("zone".into(), Value::from("b"));
-        identity.state = State::Removed { index: 9, term: 2 };
+        identity.state = State::Removed { index: 9, term: 2, asked_through: Some("n2 (ab)".into()) };
         assert_eq!(Identity::decode(&identity.encode()), Ok(identity));
     }
 

@@ -18,6 +18,7 @@ use types::{ConfState, Entry, LogIndex, LogPosition, Revision, Term};
 
 use crate::{
     lessor,
+    members,
     metrics::Metrics,
     peers,
     shared::{Shared, ToRaft},
@@ -152,7 +153,7 @@ impl ApplyWorker {
         shared.watch.applied(std::mem::take(&mut told.events), revision, compacted);
         if !told.conf_changes.is_empty() {
             shared.note_conf_state(self.machine.conf_state());
-            peers::follow_members(&self.transport, &shared.config, &self.machine.reader());
+            peers::follow_members(shared, &self.transport, &reader);
         }
         if !told.leases.is_empty() {
             shared.leases.applied(shared, &told.leases);
@@ -165,6 +166,10 @@ impl ApplyWorker {
         shared.leases.ended(ended, lessor::REFUSED_PAUSE);
         for (id, outcome) in told.outcomes {
             shared.waiters.complete(id, outcome);
+        }
+        if !told.conf_changes.is_empty() {
+            // After the answers: the client may have asked this very member.
+            members::note_removal(shared, &reader, entries);
         }
         let new_term = last.term > self.term;
         if new_term {
@@ -211,8 +216,9 @@ impl ApplyWorker {
             Ok(()) => {
                 let shared = &self.shared;
                 shared.note_conf_state(conf_state);
-                peers::follow_members(&self.transport, &shared.config, &self.machine.reader());
                 let reader = self.machine.reader();
+                peers::follow_members(shared, &self.transport, &reader);
+                members::note_removal(shared, &reader, &[]);
                 let (revision, compacted) = (reader.revision(), reader.compact_revision());
                 shared.watch.applied(TellEvents::default(), revision, Some(compacted));
                 shared.revision.store(revision.0, Ordering::Release);

@@ -34,7 +34,12 @@ pub struct NodeConfig {
     pub compaction_sleep: Duration,
     /// None: history is forgotten only when a client asks.
     pub auto_compaction: Option<AutoCompaction>,
+    /// Learners at a time when this member is asked to add one; travels with the request.
     pub max_learners: usize,
+    /// Refuse changes of membership that would endanger the quorum.
+    pub strict_reconfig_check: bool,
+    /// While this member leads, a learner that has caught up becomes a voter by itself.
+    pub auto_promote_learner: bool,
     /// `watch-progress-notify-interval`, at least 100 ms as in etcd.
     pub watch_progress_interval: Duration,
     /// Whether this member, when it leads, writes the remaining time of long leases into the log, and how often.
@@ -73,6 +78,4 @@ pub enum Fatal {
     Log(String),
     #[error("state store: {0}")]
     Store(String),
-    #[error("this member was removed from the cluster: {0}")]
-    Removed(String),
 }

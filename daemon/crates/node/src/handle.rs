@@ -3,7 +3,10 @@
 //! Answers come with their header filled in. A timeout means "unknown": the request may still take effect. Requests are expected to
 //! have passed `state_machine::validate` at the edge; apply refuses what must not happen in any case.
 
-use std::sync::{Arc, atomic::Ordering};
+use std::{
+    sync::{Arc, atomic::Ordering},
+    time::Instant,
+};
 
 use api::{error::EtcdError, etcdserverpb as pb};
 use bytes::Bytes;
@@ -273,7 +276,7 @@ impl Handle {
         pb::ResponseHeader { revision, ..self.header_of_cluster() }
     }
 
-    fn header_of_cluster(&self) -> pb::ResponseHeader {
+    pub(crate) fn header_of_cluster(&self) -> pb::ResponseHeader {
         pb::ResponseHeader {
             cluster_id: self.shared.config.cluster.0,
             member_id: self.shared.config.member.0,
@@ -375,14 +378,17 @@ impl Handle {
         if data.len() as u64 > shared.config.max_request_bytes {
             return Err(EtcdError::RequestTooLarge);
         }
-        let outcome = self.submit(id, data)?;
+        let outcome = self.submit(id, EntryKind::Normal, data, None)?;
         outcome.await.unwrap_or(Err(EtcdError::Stopped))
     }
 
-    fn submit(
+    /// Waits for the outcome as long as for every request, or until then.
+    pub(crate) fn submit(
         &self,
         id: u64,
+        kind: EntryKind,
         data: Bytes,
+        until: Option<Instant>,
     ) -> Result<oneshot::Receiver<Result<Outcome, EtcdError>>, EtcdError> {
         let shared = &self.shared;
         if shared.stopping.load(Ordering::Relaxed) {
@@ -392,8 +398,11 @@ impl Handle {
         if !shared.reserve_proposal(bytes) {
             return Err(EtcdError::RequestTooManyRequests);
         }
-        let told = shared.waiters.register(id);
-        let proposal = Proposal { id: ProposalId(id), kind: EntryKind::Normal, data };
+        let told = match until {
+            None => shared.waiters.register(id),
+            Some(until) => shared.waiters.register_until(id, until, shared.config.request_timeout()),
+        };
+        let proposal = Proposal { id: ProposalId(id), kind, data };
         match shared.raft.try_push_patient(ToRaft::Propose(proposal), PROPOSALS_QUEUED_MAX) {
             Ok(()) => Ok(told),
             Err(refused) => {

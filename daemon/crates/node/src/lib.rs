@@ -21,6 +21,7 @@ mod keeper;
 mod lessor;
 mod log_writer;
 mod mailbox;
+mod members;
 mod metrics;
 mod metrics_text;
 mod peers;
@@ -62,6 +63,7 @@ pub use config::{Fatal, NodeConfig};
 /// Part of [`StartError`]: the daemon tells a log that is older than the state from other damage.
 pub use consensus::LoadError;
 pub use handle::{Handle, NodeStatus};
+pub use members::Removal;
 pub use shared::Leadership;
 pub use watches::{WatchClosed, WatchRequests, WatchResponses};
 
@@ -164,7 +166,9 @@ impl Node {
         let face = Arc::new(peers::PeerFace(Arc::downgrade(&shared)));
         let transport = Transport::start(transport_config(&config, peer_listeners, &runtime), face)?;
         shared.leases.connect(transport.clone());
-        peers::follow_members(&transport, &config, &reader);
+        peers::follow_members(&shared, &transport, &reader);
+        // Removed in an earlier life, which ended before it could say so.
+        members::note_removal(&shared, &reader, &[]);
         for remote in &remotes {
             transport.add_remote(remote.id, peers::parse_urls(&remote.peer_urls));
         }
@@ -196,6 +200,9 @@ impl Node {
         runtime.spawn(peers::publish(Arc::downgrade(&shared)));
         runtime.spawn(peers::watch_versions(Arc::downgrade(&shared)));
         runtime.spawn(auto_compaction::run(Arc::downgrade(&shared)));
+        if config.auto_promote_learner {
+            runtime.spawn(members::promote_learners(Arc::downgrade(&shared)));
+        }
         let watches = watches::start(&shared)?;
         Ok(Node { shared, transport, raft, log, apply, keeper, lessor, watches, runtime })
     }
@@ -390,6 +397,7 @@ impl Shared {
                 !is_part(config.member, &machine.conf_state()) && !machine.reader().is_removed(config.member),
             ),
             raising_alarm: AtomicBool::new(false),
+            removal: watch::Sender::new(None),
             stopping: AtomicBool::new(false),
             runtime,
         }

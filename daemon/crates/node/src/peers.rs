@@ -12,21 +12,26 @@ use consensus::io::Input;
 use state_machine::{Reader, membership::Member};
 use storage::state_store::FjallStore;
 use tracing::{info, warn};
-use transport::{Handler, LeaseRefusal, PeerClient, PeerHash, PeerMember, Pending, SnapshotSink, Transport};
+use transport::{
+    Handler, LeaseRefusal, PeerClient, PeerHash, PeerMember, Pending, PromoteRefusal, SnapshotSink, Transport,
+};
 use types::{LeaseId, MemberId, limits};
 use url::Url;
 
 use crate::{
     announce,
-    config::NodeConfig,
     handle::Handle,
     lessor::{self, Question, Refusal},
+    members,
     shared::{MESSAGES_QUEUED_MAX, Shared, ToRaft},
     snapshots,
 };
 
 /// How often waits are checked for expiry. A request's deadline is thus met within half a second.
 const EXPIRY_INTERVAL: Duration = Duration::from_millis(500);
+
+/// How long a removed member is still reached: it must hear that its removal is committed, since it believes nothing but its own log.
+const REMOVED_GRACE: Duration = Duration::from_secs(1);
 
 /// How often the leader compares the members' versions, as etcd.
 const VERSION_INTERVAL: Duration = Duration::from_secs(4);
@@ -97,6 +102,10 @@ impl Handler for PeerFace {
         answer(self.shared(), lessor::TimeToLive(request))
     }
 
+    fn promote(&self, member: MemberId) -> Pending<Result<Vec<PeerMember>, PromoteRefusal>> {
+        Box::pin(members::promote_for_peer(self.shared(), member))
+    }
+
     fn unreachable(&self, peer: MemberId) {
         let Some(shared) = self.shared() else { return };
         // Losing one of these costs raft a little speed, nothing else.
@@ -139,7 +148,7 @@ fn answer<Q: Question>(shared: Option<Arc<Shared>>, question: Q) -> Pending<Resu
     })
 }
 
-fn peer_member(member: Member) -> PeerMember {
+pub(crate) fn peer_member(member: Member) -> PeerMember {
     PeerMember {
         id: member.id,
         peer_urls: member.peer_urls,
@@ -150,17 +159,23 @@ fn peer_member(member: Member) -> PeerMember {
 }
 
 /// Connects to whom the log names, disconnects from whom it does not.
-pub(crate) fn follow_members(transport: &Transport, config: &NodeConfig, reader: &Reader<FjallStore>) {
+pub(crate) fn follow_members(shared: &Arc<Shared>, transport: &Transport, reader: &Reader<FjallStore>) {
     let members = reader.members();
-    for member in members.iter().filter(|member| member.id != config.member) {
+    for member in members.iter().filter(|member| member.id != shared.config.member) {
         // Whoever is there already gets new addresses; a remote becomes a member.
         transport.add_peer(member.id, parse_urls(&member.peer_urls));
     }
-    for peer in transport.peers() {
-        if reader.is_removed(peer) {
-            transport.remove_peer(peer);
-        }
+    let removed: Vec<MemberId> =
+        transport.peers().into_iter().filter(|peer| reader.is_removed(*peer)).collect();
+    if removed.is_empty() {
+        return;
     }
+    let transport = transport.clone();
+    shared.runtime.spawn(async move {
+        tokio::time::sleep(REMOVED_GRACE).await;
+        // An id that was removed never comes back, so there is nothing to look at again.
+        removed.into_iter().for_each(|peer| transport.remove_peer(peer));
+    });
 }
 
 /// URLs of the log were checked before they entered it; one that no longer parses is left out rather than fatal.

@@ -25,6 +25,7 @@ use crate::{
     lessor::{Decided, LeaseDesk},
     log_writer::ToLog,
     mailbox::Mailbox,
+    members::Removal,
     metrics::Metrics,
     read_gate::ReadGate,
     snapshots::Outgoing,
@@ -118,6 +119,8 @@ pub(crate) struct Shared {
     pub(crate) conf_state: Mutex<ConfState>,
     /// A NOSPACE alarm of this member is on its way into the log.
     pub(crate) raising_alarm: AtomicBool,
+    /// Set once, when this member has applied its own removal.
+    pub(crate) removal: watch::Sender<Option<Removal>>,
     pub(crate) stopping: AtomicBool,
     pub(crate) runtime: tokio::runtime::Handle,
 }

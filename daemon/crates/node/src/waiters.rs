@@ -6,7 +6,7 @@
 use std::{
     collections::HashMap,
     sync::atomic::{AtomicU64, AtomicUsize, Ordering},
-    time::Instant,
+    time::{Duration, Instant},
 };
 
 use api::error::EtcdError;
@@ -28,6 +28,7 @@ pub(crate) struct Waiters {
 
 struct Waiter {
     tell: oneshot::Sender<Answer>,
+    /// In the future for one who waits longer than others.
     since: Instant,
     /// When the proposal was last given to whoever led; parked proposals are given anew.
     given: Instant,
@@ -53,9 +54,22 @@ impl Waiters {
     }
 
     pub(crate) fn register(&self, id: u64) -> oneshot::Receiver<Answer> {
+        self.register_since(id, Instant::now())
+    }
+
+    /// As [`Waiters::register`], for one who waits until then instead of for `usual`.
+    pub(crate) fn register_until(
+        &self,
+        id: u64,
+        until: Instant,
+        usual: Duration,
+    ) -> oneshot::Receiver<Answer> {
+        self.register_since(id, until.checked_sub(usual).unwrap_or(until))
+    }
+
+    fn register_since(&self, id: u64, since: Instant) -> oneshot::Receiver<Answer> {
         let (tell, told) = oneshot::channel();
-        let now = Instant::now();
-        let former = self.shard(id).lock().insert(id, Waiter { tell, since: now, given: now });
+        let former = self.shard(id).lock().insert(id, Waiter { tell, since, given: Instant::now() });
         assert!(former.is_none(), "request id {id:x} given out twice");
         self.count.fetch_add(1, Ordering::Relaxed);
         told
@@ -142,6 +156,12 @@ mod tests {
         assert!(matches!(lost.try_recv(), Ok(Err(EtcdError::TimeoutDueToLeaderFail))));
         assert!(kept.try_recv().is_err(), "given to the new leader");
         waiters.complete(parked, Ok(Outcome::Nothing));
+        let long = waiters.next_id();
+        let mut patient =
+            waiters.register_until(long, Instant::now() + Duration::from_secs(60), Duration::ZERO);
+        assert_eq!(waiters.expire(Instant::now(), EtcdError::Timeout), 0);
+        assert!(patient.try_recv().is_err(), "its own time is not over");
+        waiters.complete(long, Ok(Outcome::Nothing));
         let gone = waiters.next_id();
         drop(waiters.register(gone));
         assert!(!waiters.waits(gone), "hung up");

@@ -45,6 +45,22 @@ pub trait Backend: Clone + Send + Sync + 'static {
         &self,
         request: pb::MemberListRequest,
     ) -> impl Future<Output = Answer<pb::MemberListResponse>> + Send;
+    fn member_add(
+        &self,
+        request: pb::MemberAddRequest,
+    ) -> impl Future<Output = Answer<pb::MemberAddResponse>> + Send;
+    fn member_remove(
+        &self,
+        request: pb::MemberRemoveRequest,
+    ) -> impl Future<Output = Answer<pb::MemberRemoveResponse>> + Send;
+    fn member_update(
+        &self,
+        request: pb::MemberUpdateRequest,
+    ) -> impl Future<Output = Answer<pb::MemberUpdateResponse>> + Send;
+    fn member_promote(
+        &self,
+        request: pb::MemberPromoteRequest,
+    ) -> impl Future<Output = Answer<pb::MemberPromoteResponse>> + Send;
     fn alarm(&self, request: pb::AlarmRequest) -> impl Future<Output = Answer<pb::AlarmResponse>> + Send;
     fn status(&self) -> impl Future<Output = Answer<pb::StatusResponse>> + Send;
     fn hash(&self) -> impl Future<Output = Answer<pb::HashResponse>> + Send;

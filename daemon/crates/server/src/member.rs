@@ -40,6 +40,18 @@ impl Backend for node::Handle {
     async fn member_list(&self, request: pb::MemberListRequest) -> Answer<pb::MemberListResponse> {
         node::Handle::member_list(self, request).await
     }
+    async fn member_add(&self, request: pb::MemberAddRequest) -> Answer<pb::MemberAddResponse> {
+        node::Handle::member_add(self, request).await
+    }
+    async fn member_remove(&self, request: pb::MemberRemoveRequest) -> Answer<pb::MemberRemoveResponse> {
+        node::Handle::member_remove(self, request).await
+    }
+    async fn member_update(&self, request: pb::MemberUpdateRequest) -> Answer<pb::MemberUpdateResponse> {
+        node::Handle::member_update(self, request).await
+    }
+    async fn member_promote(&self, request: pb::MemberPromoteRequest) -> Answer<pb::MemberPromoteResponse> {
+        node::Handle::member_promote(self, request).await
+    }
     async fn alarm(&self, request: pb::AlarmRequest) -> Answer<pb::AlarmResponse> {
         node::Handle::alarm(self, request).await
     }

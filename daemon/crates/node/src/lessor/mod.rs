@@ -112,6 +112,10 @@ impl LeaseDesk {
         assert!(self.transport.set(transport).is_ok(), "a member has one transport");
     }
 
+    pub(crate) fn transport(&self) -> Option<&Transport> {
+        self.transport.get()
+    }
+
     fn now(&self, shared: &Shared) -> Now {
         Now { at: self.mono(Instant::now()), sole: shared.sole_leader.load(Ordering::Acquire) }
     }

@@ -50,6 +50,8 @@ pub fn config(directory: &Path, member: &Member, members: &[Member]) -> NodeConf
         compaction_sleep: Duration::from_millis(1),
         auto_compaction: None,
         max_learners: 1,
+        strict_reconfig_check: true,
+        auto_promote_learner: false,
         watch_progress_interval: Duration::from_secs(600),
         lease_checkpoint_interval: Some(Duration::from_secs(300)),
         initial_election_tick_advance: true,

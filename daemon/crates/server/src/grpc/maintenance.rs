@@ -1,4 +1,4 @@
-//! Cluster and Maintenance, as far as they exist, and the one question of Auth that has an answer before Auth exists.
+//! Maintenance, as far as it exists, and the one question of Auth that has an answer before Auth exists.
 
 use std::sync::Arc;
 
@@ -9,13 +9,6 @@ use crate::{backend::Backend, edge::Edge};
 
 /// The revision of an auth store that never changed, as in etcd.
 const AUTH_REVISION_INITIAL: u64 = 1;
-
-pub(super) async fn member_list<B: Backend>(
-    edge: &Arc<Edge<B>>,
-    request: pb::MemberListRequest,
-) -> Result<pb::MemberListResponse, Status> {
-    Ok(edge.backend.member_list(request).await?)
-}
 
 pub(super) async fn alarm<B: Backend>(
     edge: &Arc<Edge<B>>,

@@ -4,6 +4,7 @@
 //! honoured, and only then the method looks at its request. A stream in both directions is checked before it is read, and its answer
 //! begins at once.
 
+mod cluster;
 mod health;
 mod inbound;
 mod keep_alive;
@@ -164,7 +165,11 @@ async fn dispatch_rare<B: Backend>(cx: &Context<'_, B>, body: Incoming) -> Resul
         Method::LeaseRevoke => cx.unary(body, |request| lease::revoke(edge, request)).await,
         Method::LeaseTimeToLive => cx.unary(body, |request| lease::time_to_live(edge, request)).await,
         Method::LeaseLeases => cx.unary(body, |request| lease::leases(edge, request)).await,
-        Method::MemberList => cx.unary(body, |request| maintenance::member_list(edge, request)).await,
+        Method::MemberList => cx.unary(body, |request| cluster::member_list(edge, request)).await,
+        Method::MemberAdd => cx.unary(body, |request| cluster::member_add(edge, request)).await,
+        Method::MemberRemove => cx.unary(body, |request| cluster::member_remove(edge, request)).await,
+        Method::MemberUpdate => cx.unary(body, |request| cluster::member_update(edge, request)).await,
+        Method::MemberPromote => cx.unary(body, |request| cluster::member_promote(edge, request)).await,
         Method::Alarm => cx.unary(body, |request| maintenance::alarm(edge, request)).await,
         Method::Status => cx.unary(body, |request| maintenance::status(edge, request)).await,
         Method::Hash => cx.unary(body, |request| maintenance::hash(edge, request)).await,
@@ -279,6 +284,10 @@ impl LearnerRule for pb::LeaseRevokeRequest {}
 impl LearnerRule for pb::LeaseTimeToLiveRequest {}
 impl LearnerRule for pb::LeaseLeasesRequest {}
 impl LearnerRule for pb::MemberListRequest {}
+impl LearnerRule for pb::MemberAddRequest {}
+impl LearnerRule for pb::MemberRemoveRequest {}
+impl LearnerRule for pb::MemberUpdateRequest {}
+impl LearnerRule for pb::MemberPromoteRequest {}
 impl LearnerRule for pb::AlarmRequest {}
 impl LearnerRule for pb::HashRequest {}
 impl LearnerRule for pb::HashKvRequest {}

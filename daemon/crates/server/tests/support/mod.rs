@@ -135,6 +135,10 @@ macro_rules! proposed {
     }};
 }
 
+fn known(id: u64) -> Result<(), EtcdError> {
+    if id == MEMBER { Ok(()) } else { Err(EtcdError::MemberNotFound) }
+}
+
 impl Backend for Fake {
     async fn put(&self, request: pb::PutRequest) -> Result<pb::PutResponse, EtcdError> {
         if self.inner.holding.load(SeqCst) {
@@ -193,6 +197,42 @@ impl Backend for Fake {
     async fn member_list(&self, _: pb::MemberListRequest) -> Result<pb::MemberListResponse, EtcdError> {
         let member = pb::Member { id: MEMBER, name: "m1".into(), ..Default::default() };
         Ok(pb::MemberListResponse { header: Some(self.header(0)), members: vec![member] })
+    }
+    /// Any URL will do, and the only member there is can be changed in every way.
+    async fn member_add(&self, request: pb::MemberAddRequest) -> Result<pb::MemberAddResponse, EtcdError> {
+        if request.peer_ur_ls.is_empty() {
+            return Err(EtcdError::MemberBadUrls);
+        }
+        let member = pb::Member {
+            id: MEMBER + 1,
+            peer_ur_ls: request.peer_ur_ls,
+            is_learner: request.is_learner,
+            ..Default::default()
+        };
+        let members = vec![member.clone()];
+        Ok(pb::MemberAddResponse { header: Some(self.header(0)), member: Some(member), members })
+    }
+    async fn member_remove(
+        &self,
+        request: pb::MemberRemoveRequest,
+    ) -> Result<pb::MemberRemoveResponse, EtcdError> {
+        known(request.id)?;
+        Ok(pb::MemberRemoveResponse { header: Some(self.header(0)), members: vec![] })
+    }
+    async fn member_update(
+        &self,
+        request: pb::MemberUpdateRequest,
+    ) -> Result<pb::MemberUpdateResponse, EtcdError> {
+        known(request.id)?;
+        let member = pb::Member { id: MEMBER, peer_ur_ls: request.peer_ur_ls, ..Default::default() };
+        Ok(pb::MemberUpdateResponse { header: Some(self.header(0)), members: vec![member] })
+    }
+    async fn member_promote(
+        &self,
+        request: pb::MemberPromoteRequest,
+    ) -> Result<pb::MemberPromoteResponse, EtcdError> {
+        known(request.id)?;
+        Err(EtcdError::MemberNotLearner)
     }
     async fn alarm(&self, request: pb::AlarmRequest) -> Result<pb::AlarmResponse, EtcdError> {
         proposed!(self, alarm, request, Alarm)
