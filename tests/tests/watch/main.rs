@@ -71,6 +71,9 @@ fn flags(kind: &Kind, flags: &[(&str, &str)]) -> Vec<String> {
     flags.iter().map(|(name, value)| format!("--{}={value}", named(name))).collect()
 }
 
+/// Fewer events prove nothing; the smallest story has a few hundred.
+const EVENTS_MIN: usize = 100;
+
 /// So often progress is told to who asked to be notified; the least that is allowed.
 const NOTIFY: (&str, &str) = ("watch-progress-notify-interval", "100ms");
 
@@ -159,7 +162,7 @@ impl Scene {
         checker::assert_kept("watches", &violations);
         let all: Vec<String> = cluster.members.iter().map(|member| member.client_url.clone()).collect();
         block_on(verify_equal(&all))?;
-        assert!(weight.events > promises.acknowledged.len(), "hardly anything was watched: {weight:?}");
+        assert!(weight.events > EVENTS_MIN, "hardly anything was watched: {weight:?}");
         assert!(weight.bookmarks > 0, "no progress was ever told: {weight:?}");
         Ok(weight)
     }
