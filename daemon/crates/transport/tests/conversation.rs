@@ -434,6 +434,28 @@ fn questions_about_leases_share_a_few_kept_connections() {
     assert!((1..=40).contains(&opened), "{opened} connections for 500 questions at once");
 }
 
+/// Clients that come, ask and go again must not use up what those who stay need.
+#[test]
+fn a_question_whose_asker_has_gone_is_given_up() {
+    let runtime = runtime();
+    let (a, b) = pair(&runtime);
+    let before = b.transport.metrics().open_connections;
+    runtime.block_on(async {
+        let mut gone = tokio::task::JoinSet::new();
+        for _ in 0..200 {
+            let (transport, to) = (a.transport.clone(), b.id);
+            gone.spawn(async move { transport.renew_lease(to, 13, 100 * PATIENCE).await });
+        }
+        let asked_at = std::time::Instant::now();
+        while b.transport.metrics().open_connections < before + 32 {
+            assert!(asked_at.elapsed() < PATIENCE, "all connections are in use");
+            tokio::time::sleep(Duration::from_millis(5)).await;
+        }
+        gone.shutdown().await;
+        assert_eq!(a.transport.renew_lease(b.id, 7, PATIENCE).await, Ok(42));
+    });
+}
+
 #[test]
 fn a_promotion_is_passed_on_and_every_refusal_is_told_apart() {
     let runtime = runtime();

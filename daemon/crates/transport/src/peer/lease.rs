@@ -18,6 +18,7 @@ use http_body_util::Full;
 use parking_lot::Mutex;
 use prost::Message;
 use tokio::{sync::Semaphore, time::timeout};
+use tokio_util::task::AbortOnDropHandle;
 use url::Url;
 
 use super::{Peer, pipeline::IDLE_MAX};
@@ -139,7 +140,8 @@ async fn ask(
         }
     };
     let bounded = async move { timeout(patience, stop.run_until_cancelled(work)).await };
-    match runtime.spawn(bounded).await {
+    // Given up with its asker: those who left would keep the connections from those who wait.
+    match AbortOnDropHandle::new(runtime.spawn(bounded)).await {
         Ok(Ok(Some(answer))) => answer,
         Ok(Err(_)) => Err(no_answer(format_args!("no answer within {patience:?}"))),
         Ok(Ok(None)) | Err(_) => Err(no_answer("stopping")),
