@@ -11,6 +11,7 @@ use crate::{
         table::{self, Setting},
     },
     refusal::{Id, Refusal},
+    snapshot,
 };
 
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -21,6 +22,7 @@ pub enum Verb {
     /// Of one setting, or of all that differ from their default.
     ConfigExplain(Option<String>),
     IdentityShow,
+    Snapshot(snapshot::Order),
     Help,
     Version,
 }
@@ -38,7 +40,7 @@ pub struct Command {
     pub flags: Vec<GivenFlag>,
 }
 
-const VERBS: &str = "config check, config explain [SETTING], identity show, help, version";
+const VERBS: &str = "config check, config explain [SETTING], identity show, snapshot status FILE, snapshot restore FILE, help, version";
 
 /// Verbs of etcd's server that are other programs than a member.
 const OTHER_PROGRAMS: [&str; 2] = ["grpc-proxy", "gateway"];
@@ -55,6 +57,12 @@ pub fn parse(args: impl IntoIterator<Item = OsString>) -> Result<Command, Refusa
         return Err(Refusal::new(Id::NotSupported, format!("{proxy} is not part of cairnd"))
             .evidence("given", proxy)
             .remedy("use any TCP or gRPC proxy: a member's client port needs nothing special from it"));
+    }
+    if args.next_if(|first| first == "snapshot").is_some() {
+        let (order, settings) = snapshot::parse(args.collect())?;
+        let command = parse(settings)?;
+        let verb = if command.verb == Verb::Run { Verb::Snapshot(order) } else { command.verb };
+        return Ok(Command { verb, ..command });
     }
     while let Some(arg) = args.next() {
         let arg = text(arg)?;

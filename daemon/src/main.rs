@@ -10,6 +10,7 @@ mod lifecycle;
 mod logging;
 mod refusal;
 mod signals;
+mod snapshot;
 mod systemd;
 mod verbs;
 
@@ -49,6 +50,7 @@ fn life() -> Result<(), Refusal> {
             let (values, verdict) = verbs::config_explain(&surroundings, key.as_deref());
             print(values).and(verdict)
         }
+        Verb::Snapshot(order) => print(snapshot::run(&surroundings, &order)?),
         Verb::IdentityShow => print(verbs::identity_show(&surroundings)?),
     }
 }

@@ -52,6 +52,7 @@ ids! {
     NotSupported = "NOT_SUPPORTED", Usage;
     ConfigFile = "CONFIG_FILE", Usage;
     UnknownVerb = "UNKNOWN_VERB", Usage;
+    DirNotEmpty = "DIR_NOT_EMPTY", Usage;
     NotInInitialCluster = "NOT_IN_INITIAL_CLUSTER", Usage;
     AdvertiseMismatch = "ADVERTISE_MISMATCH", Usage;
     NobodyToAsk = "NOBODY_TO_ASK", Usage;
@@ -59,6 +60,8 @@ ids! {
     IdentityDamaged = "IDENTITY_DAMAGED", Damaged;
     LogDamaged = "LOG_DAMAGED", Damaged;
     StateDamaged = "STATE_DAMAGED", Damaged;
+    SnapshotDamaged = "SNAPSHOT_DAMAGED", Damaged;
+    SnapshotMissing = "SNAPSHOT_MISSING", Missing;
     WalMissing = "WAL_MISSING", Missing;
     StateMissing = "STATE_MISSING", Missing;
     IdentityMissing = "IDENTITY_MISSING", Missing;

@@ -84,7 +84,7 @@ pub fn found(dir: &DataDir, new: &NewMember, settings: &Settings) -> Result<Keep
     Ok(Keeper::new(member, wal_dir, identity))
 }
 
-fn write_first_log(log_dir: &Path, new: &NewMember) -> Result<(), Refusal> {
+pub fn write_first_log(log_dir: &Path, new: &NewMember) -> Result<(), Refusal> {
     let metadata = WalMetadata { member_id: new.member, cluster_id: new.cluster };
     // Nothing is prepared ahead in a directory that is about to be renamed.
     let options = WalOptions { zero_ahead: false, ..WalOptions::default() };
@@ -96,7 +96,7 @@ fn write_first_log(log_dir: &Path, new: &NewMember) -> Result<(), Refusal> {
     wal.sync().map_err(refuse)
 }
 
-fn first_identity(data_dir: &Path, new: &NewMember, settings: &Settings) -> io::Result<Identity> {
+pub fn first_identity(data_dir: &Path, new: &NewMember, settings: &Settings) -> io::Result<Identity> {
     let token = &settings.membership.token.value;
     let dir_uuid = match new.dir_uuid {
         Some(kept) => kept,

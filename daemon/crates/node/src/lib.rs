@@ -15,6 +15,7 @@
 mod announce;
 mod apply_worker;
 mod auto_compaction;
+mod backup;
 mod config;
 mod handle;
 mod keeper;
@@ -59,6 +60,7 @@ use types::{ConfState, Entry, LogPosition, MemberId, limits};
 
 pub use announce::*;
 pub use auto_compaction::AutoCompaction;
+pub use backup::{BACKUPS_MAX, Backup, BackupError, PIECE_BYTES};
 pub use config::{Fatal, NodeConfig};
 /// Part of [`StartError`]: the daemon tells a log that is older than the state from other damage.
 pub use consensus::LoadError;
@@ -167,11 +169,11 @@ impl Node {
         let transport = Transport::start(transport_config(&config, peer_listeners, &runtime), face)?;
         shared.leases.connect(transport.clone());
         peers::follow_members(&shared, &transport, &reader);
-        // Removed in an earlier life, which ended before it could say so.
-        members::note_removal(&shared, &reader, &[]);
         for remote in &remotes {
             transport.add_remote(remote.id, peers::parse_urls(&remote.peer_urls));
         }
+        // Removed in an earlier life, which ended before it could say so.
+        members::note_removal(&shared, &reader, &[]);
 
         let wal = Arc::new(Mutex::new(wal));
         let log = spawn("log-writer", {

@@ -9,7 +9,7 @@ use std::{
 
 use api::{error::EtcdError, etcdserverpb as pb};
 use bytes::Bytes;
-use node::NodeStatus;
+use node::{Backup, NodeStatus};
 
 pub(crate) type Answer<T> = Result<T, EtcdError>;
 
@@ -65,6 +65,8 @@ pub trait Backend: Clone + Send + Sync + 'static {
     fn status(&self) -> impl Future<Output = Answer<pb::StatusResponse>> + Send;
     fn hash(&self) -> impl Future<Output = Answer<pb::HashResponse>> + Send;
     fn hash_kv(&self, request: pb::HashKvRequest) -> impl Future<Output = Answer<pb::HashKvResponse>> + Send;
+    /// The state of now as a database file in pieces, the last one its SHA-256. Local; ends when it is dropped.
+    fn snapshot(&self) -> Answer<Backup>;
     fn move_leader(
         &self,
         request: pb::MoveLeaderRequest,

@@ -64,6 +64,9 @@ impl Backend for node::Handle {
     async fn hash_kv(&self, request: pb::HashKvRequest) -> Answer<pb::HashKvResponse> {
         node::Handle::hash_kv(self, request).await
     }
+    fn snapshot(&self) -> Answer<node::Backup> {
+        node::Handle::snapshot(self)
+    }
     async fn move_leader(&self, request: pb::MoveLeaderRequest) -> Answer<pb::MoveLeaderResponse> {
         node::Handle::move_leader(self, request).await
     }

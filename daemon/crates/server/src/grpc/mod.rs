@@ -13,6 +13,7 @@ mod lease;
 mod maintenance;
 pub(crate) mod method;
 mod range_stream;
+mod snapshot;
 mod watch;
 mod wide_range;
 pub(crate) mod wire;
@@ -173,6 +174,9 @@ async fn dispatch_rare<B: Backend>(cx: &Context<'_, B>, body: Incoming) -> Resul
         Method::Alarm => cx.unary(body, |request| maintenance::alarm(edge, request)).await,
         Method::Status => cx.unary(body, |request| maintenance::status(edge, request)).await,
         Method::Hash => cx.unary(body, |request| maintenance::hash(edge, request)).await,
+        Method::Snapshot => {
+            cx.server_stream(body, |request| snapshot::snapshot(edge.clone(), request)).await
+        }
         Method::HashKv => cx.unary(body, |request| maintenance::hash_kv(edge, request)).await,
         Method::MoveLeader => cx.unary(body, |request| maintenance::move_leader(edge, request)).await,
         Method::AuthStatus => cx.unary(body, |request| maintenance::auth_status(edge, request)).await,
@@ -260,6 +264,11 @@ impl LearnerRule for pb::RangeRequest {
     }
 }
 impl LearnerRule for pb::StatusRequest {
+    fn on_learner(&self, _method: Method) -> bool {
+        true
+    }
+}
+impl LearnerRule for pb::SnapshotRequest {
     fn on_learner(&self, _method: Method) -> bool {
         true
     }

@@ -255,6 +255,30 @@ impl Backend for Fake {
         }
         Ok(pb::HashKvResponse { header: Some(self.header(0)), hash: 8, ..Default::default() })
     }
+    /// Pieces as the test set them; without end when it says so.
+    fn snapshot(&self) -> Result<node::Backup, EtcdError> {
+        let (pieces, backup) = tokio::sync::mpsc::channel(4);
+        let fake = self.clone();
+        tokio::spawn(async move {
+            for remaining_bytes in (0..3_u64).rev() {
+                let blob = bytes::Bytes::from(vec![remaining_bytes as u8; 8]);
+                let piece = pb::SnapshotResponse {
+                    remaining_bytes,
+                    blob,
+                    version: "3.7.0".into(),
+                    ..Default::default()
+                };
+                if pieces.send(Ok(piece)).await.is_err() {
+                    return;
+                }
+            }
+            if fake.inner.stuck.load(SeqCst) {
+                pieces.closed().await;
+                fake.inner.barriers.fetch_add(1, SeqCst);
+            }
+        });
+        Ok(backup)
+    }
     async fn move_leader(&self, request: pb::MoveLeaderRequest) -> Result<pb::MoveLeaderResponse, EtcdError> {
         if request.target_id != MEMBER {
             return Err(EtcdError::BadLeaderTransferee);

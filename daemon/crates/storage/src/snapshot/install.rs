@@ -120,19 +120,19 @@ enum FeedError {
 
 /// Sums over everything in a state, for comparing.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
-struct Content {
-    rows: u64,
+pub(super) struct Content {
+    pub(super) rows: u64,
     crc: u32,
 }
 
 impl Content {
-    fn row(&mut self, id: RowId, tombstone: bool, value: &[u8]) {
+    pub(super) fn row(&mut self, id: RowId, tombstone: bool, value: &[u8]) {
         let (key, len) = state_store::etcd_row_key(id, tombstone);
         self.rows += 1;
         self.crc = crc32c::crc32c_append(crc32c::crc32c_append(self.crc, &key[..len]), value);
     }
 
-    fn pair(&mut self, table: Table, key: &[u8], value: &[u8]) {
+    pub(super) fn pair(&mut self, table: Table, key: &[u8], value: &[u8]) {
         for bytes in [table.name().as_bytes(), key, value] {
             self.crc = crc32c::crc32c_append(self.crc, &(bytes.len() as u64).to_be_bytes());
             self.crc = crc32c::crc32c_append(self.crc, bytes);
@@ -140,7 +140,7 @@ impl Content {
     }
 }
 
-fn content(view: &impl super::View) -> Result<Content, StoreError> {
+pub(super) fn content(view: &impl super::View) -> Result<Content, StoreError> {
     let mut content = Content::default();
     let all = RowId::default()..=RowId { main: Revision(i64::MAX), sub: SUB_MAX };
     view.scan(all, &mut |id, row| {

@@ -1,5 +1,6 @@
 //! Whole states as files in etcd's database format. The same bytes serve a lagging peer, a backup, and the road from and to etcd:
-//! [`write`] makes a file from a pinned view, [`DbFile`] reads one, [`install`] puts one in place of the state.
+//! [`write`] makes a file from a pinned view, [`DbFile`] reads one, [`install`] puts one in place of the state,
+//! [`restore`] makes a new cluster's first state of one.
 //!
 //! Not here: sending and receiving (transport), when to do either (node).
 
@@ -9,6 +10,7 @@ mod digest;
 mod etcd_db;
 mod install;
 mod page;
+mod restore;
 
 use std::ops::{ControlFlow, RangeInclusive};
 
@@ -21,6 +23,7 @@ pub use bolt_write::PAGE_BYTES;
 pub use digest::{DIGEST_BYTES, HashingReader, append_digest, check_digest, has_digest, sha256};
 pub use etcd_db::{DbFile, DbStatus, EachRow, KEY_BUCKET, ReadError, SnapshotFile, WriteError, write};
 pub use install::{InstallError, Installed, install};
+pub use restore::{Restoration, RestoreError, Restored, restore};
 
 /// A consistent, unchanging state at one applied position.
 pub trait View {

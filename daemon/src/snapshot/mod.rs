@@ -1,0 +1,65 @@
+//! `cairnd snapshot status` and `cairnd snapshot restore`: what is in a backup, and a member's directory made out of one.
+//!
+//! Not here: taking a backup, which is asked of a running member (`cairnctl snapshot save`).
+
+mod arguments;
+mod restore;
+mod status;
+
+use std::{fs::File, io, path::Path};
+
+use crate::{
+    config::Surroundings,
+    refusal::{Id, Refusal},
+};
+
+pub use arguments::{Order, parse};
+
+/// Carries the order out; answers what is printed.
+pub fn run(surroundings: &Surroundings, order: &Order) -> Result<String, Refusal> {
+    match order {
+        Order::Status { file, format } => status::status(file, *format),
+        Order::Restore { file, how } => restore::restore(surroundings, file, how),
+    }
+}
+
+fn open(path: &Path) -> Result<File, Refusal> {
+    let refuse = |error: &io::Error| match error.kind() {
+        io::ErrorKind::NotFound => Refusal::new(Id::SnapshotMissing, "the snapshot file is not there")
+            .evidence(path.display().to_string(), error.to_string())
+            .remedy("name the file that cairnctl snapshot save (or etcdctl snapshot save) has written"),
+        _ => Refusal::io("read", path, error),
+    };
+    let file = File::open(path).map_err(|error| refuse(&error))?;
+    let kind = file.metadata().map_err(|error| refuse(&error))?;
+    if !kind.is_file() {
+        return Err(Refusal::new(Id::SnapshotMissing, "the snapshot is not a regular file")
+            .evidence(path.display().to_string(), "a directory, a device or a pipe")
+            .remedy("name the file that cairnctl snapshot save (or etcdctl snapshot save) has written"));
+    }
+    Ok(file)
+}
+
+/// The file is there, but cannot be used.
+fn damaged(path: &Path, why: impl Into<String>) -> Refusal {
+    Refusal::new(Id::SnapshotDamaged, "the snapshot file cannot be used")
+        .evidence(path.display().to_string(), why)
+        .remedy("copy the file again from where it was saved, and compare its size")
+        .remedy(
+            "else take an older snapshot, or save a new one from a running member: cairnctl snapshot save",
+        )
+}
+
+/// An error with everything that led to it.
+fn chain(error: &dyn std::error::Error) -> String {
+    let mut text = error.to_string();
+    let mut source = error.source();
+    while let Some(error) = source {
+        let next = error.to_string();
+        if !text.ends_with(&next) {
+            text = format!("{text}: {next}");
+        }
+        source = error.source();
+    }
+    text
+}
