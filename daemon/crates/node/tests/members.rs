@@ -1,0 +1,405 @@
+//! Changes of membership on whole members: threads, logs, stores and sockets on loopback.
+
+mod support;
+
+use std::{net::TcpListener, path::Path, time::Duration};
+
+use api::{error::EtcdError, etcdserverpb as pb};
+use node::{Handle, Node, NodeConfig, Parts};
+use state_machine::membership::{Member, cluster_id};
+use storage::wal::{Wal, WalMetadata};
+use support::*;
+use types::MemberId;
+
+/// Started members of one cluster, by name of their directory.
+struct Group {
+    directory: tempfile::TempDir,
+    founders: Vec<Member>,
+    nodes: Vec<(Running, TcpListener)>,
+}
+
+/// Connections count at once, since a test does not wait for them to be five seconds old.
+fn at_once(config: &mut NodeConfig) {
+    config.strict_reconfig_check = false;
+}
+
+impl Group {
+    fn found(count: usize, adjust: impl Fn(&mut NodeConfig)) -> Group {
+        let directory = tempfile::tempdir().expect("a directory");
+        let (founders, listeners) = plan(count);
+        let start = |(member, listener): (&Member, TcpListener)| {
+            let again = listener.try_clone().expect("the same port once more");
+            let path = directory.path().join(&member.name);
+            (boot_with(&path, member, &founders, listener, &adjust), again)
+        };
+        let nodes = founders.iter().zip(listeners).map(start).collect();
+        Group { directory, founders, nodes }
+    }
+
+    fn handle(&self, at: usize) -> Handle {
+        self.nodes[at].0.node.handle()
+    }
+
+    fn id(&self, at: usize) -> MemberId {
+        self.nodes[at].0.member.id
+    }
+
+    async fn leader(&self) -> usize {
+        let leader = || (0..self.nodes.len()).find(|at| self.handle(*at).node_status().is_leader);
+        wait("a leader", || leader().is_some()).await;
+        leader().expect("it leads")
+    }
+
+    async fn all_named(&self) {
+        for at in 0..self.nodes.len() {
+            let handle = self.handle(at);
+            let named = || handle.members().iter().filter(|member| !member.name.is_empty()).count();
+            wait("all names", || named() == self.nodes.len()).await;
+        }
+    }
+
+    /// Starts a member that the cluster has been told of: an empty log, and the others as peers that it may answer.
+    fn join(&mut self, member: Member, name: &str, listener: TcpListener) -> usize {
+        let again = listener.try_clone().expect("the same port once more");
+        let member = Member { name: name.to_owned(), ..member };
+        let node = start_joined(&self.directory.path().join(name), &member, &self.founders, listener);
+        self.nodes.push((Running { member, node }, again));
+        self.nodes.len() - 1
+    }
+
+    /// Stops it and starts it again from what is on disk.
+    fn restart(&mut self, at: usize, adjust: impl Fn(&mut NodeConfig)) {
+        let (running, listener) = self.nodes.remove(at);
+        let Running { member, node } = running;
+        stop_apart(node);
+        let again = listener.try_clone().expect("the same port once more");
+        let path = self.directory.path().join(&member.name);
+        let running = boot_with(&path, &member, &self.founders, listener, adjust);
+        self.nodes.insert(at, (running, again));
+    }
+
+    fn stop(&mut self, at: usize) -> Member {
+        let (running, _) = self.nodes.remove(at);
+        stop_apart(running.node);
+        running.member
+    }
+}
+
+impl Drop for Group {
+    fn drop(&mut self) {
+        std::thread::scope(|scope| {
+            for (running, _) in self.nodes.drain(..) {
+                scope.spawn(move || running.node.stop());
+            }
+        });
+    }
+}
+
+/// A member has a runtime of its own, which does not end inside another one.
+fn stop_apart(node: Node) {
+    std::thread::spawn(move || node.stop()).join().expect("an orderly stop");
+}
+
+fn start_joined(directory: &Path, member: &Member, founders: &[Member], listener: TcpListener) -> Node {
+    let mut config = config(directory, member, founders);
+    at_once(&mut config);
+    let ids: Vec<MemberId> = founders.iter().map(|member| member.id).collect();
+    assert_eq!(config.cluster, cluster_id(&ids));
+    std::fs::create_dir_all(directory).expect("the member's directory");
+    let wal_dir = directory.join("wal");
+    let metadata = WalMetadata { member_id: member.id, cluster_id: config.cluster };
+    drop(Wal::create(&wal_dir, &metadata, wal_options()).expect("create the log"));
+    let (wal, contents) = Wal::open(&wal_dir, wal_options()).expect("open the log");
+    let remotes = founders
+        .iter()
+        .map(|member| node::Remote { id: member.id, peer_urls: member.peer_urls.clone() })
+        .collect();
+    let parts = Parts { wal, contents, peer_listeners: vec![listener], boot: 7 ^ member.id.0, remotes };
+    Node::start(config, parts).expect("start the member")
+}
+
+fn free_port() -> (TcpListener, String) {
+    let listener = TcpListener::bind("127.0.0.1:0").expect("a free port");
+    let url = format!("http://{}", listener.local_addr().expect("an address"));
+    (listener, url)
+}
+
+async fn add(handle: &Handle, url: &str, is_learner: bool) -> Result<Member, EtcdError> {
+    let request = pb::MemberAddRequest { peer_ur_ls: vec![url.to_owned()], is_learner };
+    let response = handle.member_add(request).await?;
+    let header = response.header.expect("a header");
+    assert_eq!((header.revision, header.member_id), (0, handle.node_status().member.0), "as etcd's");
+    let member = response.member.expect("the new member");
+    assert!(response.members.contains(&member), "the list has it");
+    Ok(Member {
+        id: MemberId(member.id),
+        peer_urls: member.peer_ur_ls,
+        is_learner: member.is_learner,
+        ..Member::default()
+    })
+}
+
+async fn promote(handle: &Handle, id: MemberId) -> Result<Vec<pb::Member>, EtcdError> {
+    let answer = handle.member_promote(pb::MemberPromoteRequest { id: id.0 }).await;
+    answer.map(|response| response.members)
+}
+
+async fn remove(handle: &Handle, id: MemberId) -> Result<Vec<pb::Member>, EtcdError> {
+    let answer = handle.member_remove(pb::MemberRemoveRequest { id: id.0 }).await;
+    answer.map(|response| response.members)
+}
+
+async fn update(handle: &Handle, id: MemberId, url: &str) -> Result<Vec<pb::Member>, EtcdError> {
+    let request = pb::MemberUpdateRequest { id: id.0, peer_ur_ls: vec![url.to_owned()] };
+    handle.member_update(request).await.map(|response| response.members)
+}
+
+async fn promote_when_ready(handle: &Handle, id: MemberId) -> Vec<pb::Member> {
+    loop {
+        match promote(handle, id).await {
+            Ok(members) => return members,
+            Err(EtcdError::LearnerNotReady) => tokio::time::sleep(Duration::from_millis(20)).await,
+            Err(error) => panic!("the learner is promoted once it has caught up: {error}"),
+        }
+    }
+}
+
+/// ME01 promotion_persisted_everywhere: the table, raft's configuration and the member itself agree, also after a restart of all.
+#[test]
+fn promotion_persisted_everywhere() {
+    let mut group = Group::found(1, at_once);
+    block_on(async {
+        let first = group.handle(0);
+        for i in 0..50 {
+            put(&first, &format!("k{i}"), "v").await.expect("a put");
+        }
+        let (listener, url) = free_port();
+        let learner = add(&first, &url, true).await.expect("a learner");
+        assert_eq!(promote(&first, learner.id).await, Err(EtcdError::LearnerNotReady), "it never started");
+        let id = learner.id;
+        let at = group.join(learner, "joined", listener);
+        let second = group.handle(at);
+        wait("the learner to catch up", || second.node_status().applied >= first.node_status().applied).await;
+        assert!(second.node_status().is_learner);
+        assert_eq!(put(&second, "x", "1").await, Err(EtcdError::NotSupportedForLearner));
+        assert_eq!(remove(&second, id).await, Err(EtcdError::NotSupportedForLearner));
+        let members = promote_when_ready(&first, id).await;
+        assert!(members.iter().all(|member| !member.is_learner));
+        wait("the promotion there", || !second.node_status().is_learner).await;
+        put(&second, "x", "1").await.expect("a put through the new voter");
+        assert_eq!(promote(&second, id).await, Err(EtcdError::MemberNotLearner), "asked of a follower");
+        drop((first, second));
+        group.restart(1, at_once);
+        group.restart(0, at_once);
+        for at in 0..2 {
+            let handle = group.handle(at);
+            let known = handle.members().into_iter().find(|member| member.id == id).expect("it is there");
+            assert!(!known.is_learner && !known.name.is_empty(), "{known:?}");
+            assert_eq!(handle.reader().conf_state().learners, []);
+            assert!(handle.reader().conf_state().voters.contains(&id));
+            put(&handle, "after", "2").await.expect("a put needs both of them");
+        }
+    });
+}
+
+/// ME02 no_zombies: an id that was removed is refused for ever, and nothing that is started again brings it back.
+#[test]
+fn no_zombies() {
+    let mut group = Group::found(3, at_once);
+    block_on(async {
+        group.all_named().await;
+        let leader = group.leader().await;
+        let gone = (leader + 1) % 3;
+        let (other, id) = (group.handle((leader + 2) % 3), group.id(gone));
+        let removed = group.handle(gone);
+        let mut told = removed.removal();
+        let members = remove(&other, id).await.expect("removed, asked of a follower");
+        assert_eq!(members.len(), 2);
+        assert!(members.iter().all(|member| member.id != id.0));
+        let removal = tokio::time::timeout(Duration::from_secs(30), told.wait_for(Option::is_some))
+            .await
+            .expect("the removed member hears of it")
+            .expect("it runs")
+            .clone()
+            .expect("what was waited for");
+        let through = removal.asked_through.expect("the entry says through whom");
+        assert_eq!(through.id, other.node_status().member);
+        assert_eq!(remove(&other, id).await, Err(EtcdError::MemberNotFound), "once");
+        assert_eq!(update(&other, id, "http://127.0.0.1:9").await, Err(EtcdError::MemberNotFound));
+        assert_eq!(promote(&other, id).await, Err(EtcdError::MemberNotFound));
+        drop((removed, other, told));
+
+        // Its own directory knows, whoever starts it; and the others do not take it back.
+        group.restart(gone, at_once);
+        let again = group.handle(gone).removal();
+        assert!(again.borrow().is_some(), "known from the first moment");
+        let member = group.stop(gone);
+        assert_eq!(member.id, id);
+        for at in 0..2 {
+            group.restart(at, at_once);
+        }
+        for at in 0..2 {
+            let handle = group.handle(at);
+            put(&handle, "k", "v").await.expect("two of two serve");
+            assert!(handle.reader().is_removed(id) && handle.members().len() == 2);
+        }
+    });
+}
+
+/// ME04 unstarted_learner_not_promoted, and the other refusals, each with etcd's words.
+#[test]
+fn unstarted_learner_not_promoted() {
+    let group = Group::found(1, |_| ());
+    block_on(async {
+        let handle = group.handle(0);
+        group.all_named().await;
+        let (_kept, url) = free_port();
+        let learner = add(&handle, &url, true).await.expect("a learner");
+        let mine = group.founders[0].peer_urls[0].clone();
+        assert_eq!(promote(&handle, learner.id).await, Err(EtcdError::LearnerNotReady));
+        assert_eq!(
+            add(&handle, &mine, true).await,
+            Err(EtcdError::PeerUrlExist),
+            "before learners are counted"
+        );
+        assert_eq!(add(&handle, "http://127.0.0.1:9", true).await, Err(EtcdError::TooManyLearners));
+        for bad in ["", "127.0.0.1:9", "http://127.0.0.1", "http://127.0.0.1:9/x", "ftp://127.0.0.1:9"] {
+            assert_eq!(add(&handle, bad, true).await, Err(EtcdError::MemberBadUrls), "{bad}");
+            assert_eq!(update(&handle, learner.id, bad).await, Err(EtcdError::MemberBadUrls), "{bad}");
+        }
+        let me = group.id(0);
+        assert_eq!(update(&handle, learner.id, &mine).await, Err(EtcdError::PeerUrlExist));
+        assert_eq!(promote(&handle, me).await, Err(EtcdError::MemberNotLearner));
+        assert_eq!(promote(&handle, MemberId(77)).await, Err(EtcdError::MemberNotFound));
+        assert_eq!(update(&handle, MemberId(77), "http://127.0.0.1:9").await, Err(EtcdError::MemberNotFound));
+        assert_eq!(remove(&handle, me).await, Err(EtcdError::MemberNotEnoughStarted), "the only voter");
+        assert_eq!(remove(&handle, learner.id).await.expect("a learner goes").len(), 1);
+    });
+}
+
+/// ME05 promotion_respects_quorum: with a voter that never came, one more that might not come is refused.
+#[test]
+fn adding_beside_a_voter_that_never_came_is_refused() {
+    let group = Group::found(1, |_| ());
+    block_on(async {
+        let handle = group.handle(0);
+        group.all_named().await;
+        let (_kept, url) = free_port();
+        // From one voter to two: allowed, and from then on the only started member has no quorum.
+        let absent = add(&handle, &url, false).await.expect("from one to two");
+        let next = add(&handle, "http://127.0.0.1:9", false).await;
+        assert_eq!(next, Err(EtcdError::MemberNotEnoughStarted));
+        assert_eq!(remove(&handle, group.id(0)).await, Err(EtcdError::MemberNotEnoughStarted));
+        assert_eq!(handle.reader().conf_state().voters.len(), 2);
+        assert!(handle.reader().conf_state().voters.contains(&absent.id));
+    });
+}
+
+/// ME06.
+#[test]
+fn member_update_keeps_learner() {
+    let group = Group::found(1, at_once);
+    block_on(async {
+        let handle = group.handle(0);
+        let (_kept, url) = free_port();
+        let learner = add(&handle, &url, true).await.expect("a learner");
+        let members = update(&handle, learner.id, "http://127.0.0.1:9").await.expect("other URLs");
+        let now = members.iter().find(|member| member.id == learner.id.0).expect("it is there");
+        assert!(now.is_learner, "{now:?}");
+        assert_eq!(now.peer_ur_ls, ["http://127.0.0.1:9"]);
+        assert_eq!(handle.reader().conf_state().learners, [learner.id]);
+    });
+}
+
+/// ME07, and a dead member is replaced: removed while it is down, and another one added.
+#[test]
+fn add_with_one_down() {
+    let mut group = Group::found(3, |_| ());
+    block_on(async {
+        group.all_named().await;
+        let leader = group.leader().await;
+        let dead = group.stop((leader + 1) % 3);
+        let handle = group.handle(0);
+        let (listener, url) = free_port();
+        // Refused until the connections of the others are old enough.
+        let learner = loop {
+            match add(&handle, &url, true).await {
+                Ok(member) => break member,
+                Err(EtcdError::Unhealthy | EtcdError::MemberNotEnoughStarted) => {
+                    tokio::time::sleep(Duration::from_millis(100)).await;
+                }
+                Err(error) => panic!("a member is added while one of three is down: {error}"),
+            }
+        };
+        let id = learner.id;
+        let at = group.join(learner, "joined", listener);
+        promote_when_ready(&handle, id).await;
+        assert_eq!(remove(&handle, dead.id).await.expect("the dead one goes").len(), 3);
+        put(&group.handle(at), "k", "v").await.expect("the cluster is whole again");
+    });
+}
+
+/// The leader is asked, itself or through a follower, to go: another one leads, and nothing acknowledged is lost.
+#[test]
+fn a_leader_that_is_removed_hands_over() {
+    let mut group = Group::found(3, at_once);
+    block_on(async {
+        group.all_named().await;
+        for left in [3, 2] {
+            let leader = group.leader().await;
+            let handle = group.handle(leader);
+            put(&handle, "k", &left.to_string()).await.expect("a put");
+            let asked = if left == 3 { leader } else { (leader + 1) % left };
+            let members = remove(&group.handle(asked), group.id(leader)).await.expect("removed");
+            assert_eq!(members.len(), left - 1);
+            wait("it to know", || handle.removal().borrow().is_some()).await;
+            drop(handle);
+            group.stop(leader);
+            for at in 0..group.nodes.len() {
+                assert_eq!(get(&group.handle(at), "k").await, Ok(Some(left.to_string())));
+            }
+        }
+        put(&group.handle(0), "k", "alone").await.expect("the last one serves");
+    });
+}
+
+/// One change at a time: all that were asked for at once happen, one after another, or are refused for a reason of their own.
+#[test]
+fn changes_asked_for_at_once_happen_one_after_another() {
+    let group = Group::found(1, |config| {
+        at_once(config);
+        config.max_learners = 8;
+    });
+    block_on(async {
+        let handle = group.handle(0);
+        let mut asked = tokio::task::JoinSet::new();
+        for port in 1..=8 {
+            let handle = handle.clone();
+            asked.spawn(async move { add(&handle, &format!("http://127.0.0.1:{port}"), true).await });
+        }
+        while let Some(added) = asked.join_next().await {
+            added.expect("no panic").expect("each is added");
+        }
+        assert_eq!(handle.reader().conf_state().learners.len(), 8);
+        let ninth = add(&handle, "http://127.0.0.1:9", true).await;
+        assert_eq!(ninth, Err(EtcdError::TooManyLearners));
+    });
+}
+
+#[test]
+fn a_learner_that_keeps_up_is_promoted_by_itself_when_that_is_wanted() {
+    let mut group = Group::found(1, |config| {
+        at_once(config);
+        config.auto_promote_learner = true;
+    });
+    block_on(async {
+        let handle = group.handle(0);
+        let (listener, url) = free_port();
+        let learner = add(&handle, &url, true).await.expect("a learner");
+        let id = learner.id;
+        let at = group.join(learner, "joined", listener);
+        let second = group.handle(at);
+        wait("the promotion", || second.reader().conf_state().voters.contains(&id)).await;
+        put(&second, "k", "v").await.expect("a put through the new voter");
+    });
+}
