@@ -17,8 +17,7 @@ use transport::Transport;
 use types::{ConfState, Entry, LogIndex, LogPosition, Revision, Term};
 
 use crate::{
-    lessor,
-    members,
+    lessor, members,
     metrics::Metrics,
     peers,
     shared::{Shared, ToRaft},
@@ -162,7 +161,10 @@ impl ApplyWorker {
         shared.applied.store(last.index.0, Ordering::Release);
         shared.gate.advance(last.index);
         told.count(&shared.metrics);
-        let ended = told.outcomes.iter().map(|(id, outcome)| (*id, outcome.is_ok()));
+        // A lease that a client revoked first is gone as well, and no reason to pause.
+        let is_done =
+            |outcome: &Result<Outcome, EtcdError>| matches!(outcome, Ok(_) | Err(EtcdError::LeaseNotFound));
+        let ended = told.outcomes.iter().map(|(id, outcome)| (*id, is_done(outcome)));
         shared.leases.ended(ended, lessor::REFUSED_PAUSE);
         for (id, outcome) in told.outcomes {
             shared.waiters.complete(id, outcome);
