@@ -171,6 +171,61 @@ fn previous_versions_progress_and_metrics_of_a_running_member() {
     });
 }
 
+/// WA13. Clients come, cancel and go from several threads at once while writes, history reads and compactions touch the same watchers.
+/// Whoever stays misses nothing, and when all are gone nothing is left.
+#[test]
+fn watcher_sets_under_one_owner() {
+    block_on(async {
+        let (_cluster, handle) = lone_member().await;
+        let (stayed, mut staying) = handle.watch();
+        ask(&stayed, create("k", "l", 0)).await;
+        let created = next(&mut staying).await.header.expect("a header").revision;
+        let clients = (0u64..4).map(|client| {
+            let handle = handle.clone();
+            std::thread::spawn(move || {
+                block_on(async {
+                    for round in 0..200u64 {
+                        let (requests, mut responses) = handle.watch();
+                        let now = handle.header(0).revision;
+                        for id in 0..(client + round) % 5 + 1 {
+                            let from = [0, now, now + 3, (now - 20).max(1)][((id + round) % 4) as usize];
+                            ask(&requests, create(&format!("k{}", id % 3), "", from)).await;
+                        }
+                        if round % 3 == 0 {
+                            let cancel = pb::WatchCancelRequest { watch_id: (round % 4) as i64 };
+                            ask(&requests, RequestUnion::CancelRequest(cancel)).await;
+                        }
+                        if round % 2 == 0 {
+                            assert!(next(&mut responses).await.created);
+                        }
+                    }
+                });
+            })
+        });
+        let clients: Vec<_> = clients.collect();
+        let mut newest = 0;
+        while clients.iter().any(|client| !client.is_finished()) || newest < created + 200 {
+            newest = put(&handle, &format!("k{}", newest % 7), "v").await.expect("a put");
+            if newest % 50 == 0 {
+                let compact = pb::CompactionRequest { revision: newest - 10, physical: false };
+                handle.compact(compact).await.expect("a compaction");
+            }
+        }
+        for client in clients {
+            client.join().expect("no client failed");
+        }
+        let (_, seen) = revisions_until(&mut staying, newest).await;
+        assert_eq!(seen, (created + 1..=newest).collect::<Vec<i64>>(), "every revision once, in order");
+        drop(staying);
+        for gauge in
+            ["watcher_total 0", "watch_stream_total 0", "slow_watcher_total 0", "pending_events_total 0"]
+        {
+            let line = format!("etcd_debugging_mvcc_{gauge}\n");
+            wait(gauge, || handle.metrics_text().contains(&line)).await;
+        }
+    });
+}
+
 /// WA03. The watch is open on a member that is cut off and comes back so late that it gets a whole state.
 #[test]
 fn no_time_travel_after_snapshot() {

@@ -143,9 +143,9 @@ fn delete_kept_for_watch_at_compact_revision() {
     assert_eq!(got, ["0 h4: -a@3", "compacted 1 at 3 header 0", "created 0 at 4", "created 1 at 4"]);
 }
 
-/// WA07, WA08
+/// WA08, and WA07
 #[test]
-fn future_watch_no_old_events_and_no_early_progress() {
+fn future_watch_no_early_progress() {
     let mut world = world();
     let mut client = world.open();
     world.create(&client, WatchCreateRequest { start_revision: 4, progress_notify: true, ..on("a") });
@@ -354,9 +354,9 @@ fn filters_and_previous_versions_within_one_revision() {
     assert_eq!(got, ["0 h3: -a@3", "1 h3: c@3 b@3", "3 h3: -a@3(was 1) c@3 b@3(was 2)"]);
 }
 
-/// WA15, WA16, WA17
+/// WA16, and WA15, WA17
 #[test]
-fn cancel_frees_at_once_and_is_counted_once() {
+fn gauge_counted_down_once() {
     let mut world = World::new(config(1, 2, 4));
     let client = world.open();
     let stopped = world.open();
