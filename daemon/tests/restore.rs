@@ -1,0 +1,253 @@
+//! `cairnd snapshot restore` as an operator runs it: damaged files, kills at any moment, directories that are in the way.
+
+use std::{
+    fs::{self, File},
+    io::Read as _,
+    ops::ControlFlow,
+    os::unix::process::ExitStatusExt as _,
+    path::{Path, PathBuf},
+    process::{Command, Output, Stdio},
+    sync::Arc,
+    time::{Duration, Instant},
+};
+
+use state_machine::{
+    Options, StateMachine,
+    memory::Memory,
+    rows,
+    store::{Store as _, Table, WriteBatch},
+};
+use storage::{
+    snapshot::{self, DbFile, Quiet},
+    state_store::{FjallStore, StoreOptions},
+};
+use types::{LogIndex, LogPosition, Revision, RowId, Term};
+
+const BUMP: i64 = 1_000_000_000;
+
+/// A backup of so many revisions after the first, with its SHA-256.
+fn backup(dir: &Path, revisions: i64) -> PathBuf {
+    let store = Memory::new();
+    let at = |index| LogPosition { term: Term(3), index: LogIndex(index) };
+    let mut batch = WriteBatch::at(at(1));
+    batch.put(Table::Cluster, "clusterVersion", "3.5.0");
+    batch.put(Table::Members, "1", r#"{"id":1,"peerURLs":["http://gone:2380"],"name":"gone"}"#);
+    batch.put(Table::MembersRemoved, "2", "removed");
+    batch.put(Table::Meta, "confState", r#"{"voters":[1],"auto_leave":false}"#);
+    batch.put(Table::Auth, "authEnabled", &b"\0"[..]);
+    batch.put(Table::Auth, "authRevision", 1_u64.to_be_bytes().to_vec());
+    store.write(batch).unwrap();
+    for main in 2..2 + revisions {
+        let mut batch = WriteBatch::at(at(main as u64));
+        let kv = api::mvccpb::KeyValue {
+            key: format!("key{}", main % 500).into(),
+            create_revision: main,
+            mod_revision: main,
+            version: 1,
+            value: vec![main as u8; 200].into(),
+            lease: 0,
+        };
+        batch.put_row(RowId { main: Revision(main), sub: 0 }, rows::put_row(&kv));
+        store.write(batch).unwrap();
+    }
+    let mut made = snapshot::write(&Quiet::new(&store).unwrap(), dir).unwrap();
+    let path = dir.join("backup.db");
+    std::io::copy(&mut made.file, &mut File::create(&path).unwrap()).unwrap();
+    let file = File::options().read(true).write(true).open(&path).unwrap();
+    snapshot::append_digest(&file).unwrap();
+    path
+}
+
+fn command(file: &Path, data_dir: &Path, more: &[&str]) -> Command {
+    let mut command = Command::new(env!("CARGO_BIN_EXE_cairnd"));
+    command.args(["snapshot", "restore"]).arg(file).arg("--data-dir").arg(data_dir);
+    command.args(["--name", "m", "--initial-cluster", "m=http://127.0.0.1:2380,n=http://127.0.0.1:2480"]);
+    command.args(["--initial-advertise-peer-urls", "http://127.0.0.1:2380"]).args(more);
+    command
+}
+
+fn restore(file: &Path, data_dir: &Path, more: &[&str]) -> Output {
+    command(file, data_dir, more).output().unwrap()
+}
+
+fn stderr(output: &Output) -> String {
+    String::from_utf8_lossy(&output.stderr).into_owned()
+}
+
+/// What a start would find.
+fn revision(data_dir: &Path) -> i64 {
+    let store = FjallStore::open(&data_dir.join("member/state"), StoreOptions::default()).unwrap();
+    assert_eq!(
+        store.position(),
+        LogPosition { term: Term(1), index: LogIndex(2) },
+        "the end of the first log"
+    );
+    let machine = StateMachine::open(Arc::new(store), Options::default(), None).unwrap();
+    assert_eq!(machine.conf_state().voters.len(), 2);
+    assert_eq!(machine.reader().members().len(), 2);
+    machine.reader().revision().0
+}
+
+struct Random(u64);
+
+impl Random {
+    fn new(test: &str) -> Random {
+        let seed = std::env::var("SEED").ok().and_then(|seed| seed.parse().ok());
+        let seed = seed.unwrap_or_else(|| u64::from(std::process::id()) << 20 | 0x5eed);
+        println!("replay: SEED={seed} cargo test -p cairnd --test restore {test}");
+        Random(seed | 1)
+    }
+
+    fn below(&mut self, end: u64) -> u64 {
+        self.0 ^= self.0 << 13;
+        self.0 ^= self.0 >> 7;
+        self.0 ^= self.0 << 17;
+        self.0 % end
+    }
+}
+
+#[test]
+fn a_restored_directory_has_the_new_members_and_the_old_data() {
+    let dir = tempfile::tempdir().unwrap();
+    let file = backup(dir.path(), 300);
+    let plain = dir.path().join("plain");
+    let output = restore(&file, &plain, &["--no-bump"]);
+    assert!(output.status.success(), "{}", stderr(&output));
+    assert_eq!(revision(&plain), 301);
+    let bumped = dir.path().join("bumped");
+    let output = restore(&file, &bumped, &[]);
+    assert!(output.status.success(), "{}", stderr(&output));
+    assert!(String::from_utf8_lossy(&output.stdout).contains("revision 1000000301"));
+    assert_eq!(revision(&bumped), 301 + BUMP);
+    // Neither the old members nor those that left are known any more.
+    let store = FjallStore::open(&bumped.join("member/state"), StoreOptions::default()).unwrap();
+    assert_eq!(store.table(Table::MembersRemoved).unwrap(), []);
+    assert_eq!(store.table(Table::Members).unwrap().len(), 2);
+    assert_eq!(store.table(Table::Cluster).unwrap().len(), 1);
+    // The file is as it was.
+    assert_eq!(snapshot::check_digest(&File::open(&file).unwrap()).unwrap(), Some(true));
+}
+
+#[test]
+fn what_is_there_is_never_overwritten() {
+    let dir = tempfile::tempdir().unwrap();
+    let file = backup(dir.path(), 5);
+    let data = dir.path().join("data");
+    assert!(restore(&file, &data, &["--no-bump"]).status.success());
+    for more in [&[][..], &["--no-bump"]] {
+        let output = restore(&file, &data, more);
+        assert_eq!(output.status.code(), Some(64));
+        assert!(stderr(&output).starts_with("REFUSED DIR_NOT_EMPTY\n"), "{}", stderr(&output));
+        assert_eq!(revision(&data), 6);
+    }
+    let (other, wal) = (dir.path().join("other"), dir.path().join("wal"));
+    fs::create_dir(&wal).unwrap();
+    fs::write(wal.join("precious"), "x").unwrap();
+    let output = restore(&file, &other, &["--wal-dir", wal.to_str().unwrap()]);
+    assert_eq!(output.status.code(), Some(64), "{}", stderr(&output));
+    assert!(!other.exists() && wal.join("precious").exists());
+}
+
+/// Whatever the bytes: restored, or refused with the reason and nothing left.
+#[test]
+fn damaged_files_are_refused_and_leave_nothing() {
+    let mut random = Random::new("damaged_files_are_refused_and_leave_nothing");
+    let dir = tempfile::tempdir().unwrap();
+    let file = backup(dir.path(), 400);
+    let good = fs::read(&file).unwrap();
+    let pages = good.len() as u64 / 4096;
+    let (mut refused, data) = (0, dir.path().join("data"));
+    for round in 0..80 {
+        let mut bad = good.clone();
+        for _ in 0..1 + random.below(4) {
+            let within = if random.below(3) == 0 { 4096 } else { 200 };
+            let at = (random.below(pages) * 4096 + random.below(within)) as usize;
+            bad[at] = random.below(256) as u8;
+        }
+        if random.below(8) == 0 {
+            bad.truncate(random.below(good.len() as u64) as usize);
+        }
+        let path = dir.path().join("bad.db");
+        fs::write(&path, &bad).unwrap();
+        let output = restore(&path, &data, &["--skip-hash-check"]);
+        if output.status.success() {
+            revision(&data);
+            fs::remove_dir_all(&data).unwrap();
+        } else {
+            refused += 1;
+            assert_eq!(output.status.code(), Some(65), "round {round}: {}", stderr(&output));
+            assert!(stderr(&output).starts_with("REFUSED SNAPSHOT_DAMAGED\n"), "{}", stderr(&output));
+            assert!(!data.exists(), "round {round}: a half directory");
+        }
+        // With the check any change at all is refused.
+        if bad != good {
+            let output = restore(&path, &data, &[]);
+            assert_eq!(output.status.code(), Some(65), "round {round}: {}", stderr(&output));
+            assert!(!data.exists());
+        }
+    }
+    assert!(refused > 20, "most damage is noticed: {refused}");
+}
+
+/// A kill at a random moment leaves a whole member or nothing that counts, and the next attempt succeeds.
+#[test]
+fn killed_while_restoring() {
+    let mut random = Random::new("killed_while_restoring");
+    let dir = tempfile::tempdir().unwrap();
+    let file = backup(dir.path(), 4000);
+    let data = dir.path().join("data");
+    let started = Instant::now();
+    assert!(restore(&file, &data, &[]).status.success());
+    let whole = started.elapsed();
+    fs::remove_dir_all(&data).unwrap();
+    let (mut killed, mut finished) = (0, 0);
+    for round in 0..40 {
+        let mut child =
+            command(&file, &data, &[]).stdout(Stdio::piped()).stderr(Stdio::piped()).spawn().unwrap();
+        let micros = random.below(whole.as_micros() as u64 * 5 / 4);
+        std::thread::sleep(Duration::from_micros(micros));
+        let _ = child.kill();
+        let status = child.wait().unwrap();
+        killed += u64::from(status.signal().is_some());
+        if data.join("member").exists() {
+            finished += 1;
+            assert_eq!(revision(&data), 4001 + BUMP, "round {round}: a member that counts is whole");
+        } else {
+            assert!(!status.success(), "round {round}: success without a member");
+            let output = restore(&file, &data, &[]);
+            assert!(output.status.success(), "round {round}: {}", stderr(&output));
+            assert_eq!(revision(&data), 4001 + BUMP);
+        }
+        fs::remove_dir_all(&data).unwrap();
+    }
+    println!("{killed} killed, {finished} had finished");
+    assert!(killed > 10, "most rounds are killed on the way");
+}
+
+#[test]
+fn status_tells_what_is_in_a_file_and_refuses_what_is_none() {
+    let dir = tempfile::tempdir().unwrap();
+    let file = backup(dir.path(), 30);
+    let status = |file: &Path| {
+        let mut command = Command::new(env!("CARGO_BIN_EXE_cairnd"));
+        command.args(["snapshot", "status"]).arg(file).args(["-w", "json"]).output().unwrap()
+    };
+    let output = status(&file);
+    let told: serde_json::Value = serde_json::from_slice(&output.stdout).unwrap();
+    let db = DbFile::open(File::open(&file).unwrap()).unwrap();
+    let mut rows = 0;
+    db.each_row(&mut |_, _, _| {
+        rows += 1;
+        ControlFlow::Continue(())
+    })
+    .unwrap();
+    assert_eq!((told["revision"].as_u64(), rows), (Some(31), 30));
+    assert_eq!(told["totalSize"].as_u64(), Some(db.used_bytes()));
+    let mut bytes = Vec::new();
+    File::open(&file).unwrap().read_to_end(&mut bytes).unwrap();
+    bytes[9000] ^= 1;
+    fs::write(&file, &bytes).unwrap();
+    assert_eq!(status(&file).status.code(), Some(65));
+    assert_eq!(status(&dir.path().join("none")).status.code(), Some(66));
+    assert_eq!(status(dir.path()).status.code(), Some(66));
+}
