@@ -146,6 +146,39 @@ fn lease() -> Command {
     ])
 }
 
+fn member() -> Command {
+    let peer_urls =
+        || value("peer-urls", "Where the others reach the member, separated by commas: http://HOST:2380");
+    group("member", "The members of the cluster").subcommands([
+        verb("add", "Adds a member", "cairnctl member add <name> --peer-urls=<urls> [flags]")
+            .after_help(
+                "A new voter raises the quorum before it has started, so nothing may fail until it has caught up; a learner does not.\n\
+                 member plan add tells what it would mean; member replace exchanges one member for another.",
+            )
+            .args([switch("learner", "As a learner: it gets everything and has no vote"), peer_urls()]),
+        verb(
+            "remove",
+            "Removes a member",
+            "cairnctl member remove <member id in hexadecimal>",
+        )
+        .after_help("The member ends by itself and never comes back under this id. member plan remove tells what it would mean."),
+        verb(
+            "update",
+            "Tells the cluster that a member moved",
+            "cairnctl member update <member id in hexadecimal> --peer-urls=<urls>",
+        )
+        .arg(peer_urls()),
+        verb(
+            "promote",
+            "Gives a learner its vote",
+            "cairnctl member promote <member id in hexadecimal>",
+        )
+        .after_help("Refused until the learner has caught up."),
+        verb("list", "Lists the members", "cairnctl member list [flags]")
+            .arg(value("consistency", "l: linearizable; s: serializable, from the asked member's own state")),
+    ])
+}
+
 fn endpoint() -> Command {
     let cluster = || switch("cluster", "Ask every member that the cluster knows instead of --endpoints");
     group("endpoint", "What single members say about themselves").subcommands([
@@ -192,12 +225,7 @@ pub fn command() -> Command {
             .arg(switch("physical", "Wait until the space is given back")),
         watch(),
         lease(),
-        group("member", "The members of the cluster").subcommands([verb(
-            "list",
-            "Lists the members",
-            "cairnctl member list [flags]",
-        )
-        .arg(value("consistency", "l: linearizable; s: serializable, from the asked member's own state"))]),
+        member(),
         endpoint(),
         verb(
             "move-leader",

@@ -8,8 +8,8 @@ use api::etcdserverpb::response_op::Response;
 use api::etcdserverpb::{
     AlarmResponse, DeleteRangeResponse, HashKvResponse, LeaseGrantResponse, LeaseKeepAliveResponse,
     LeaseLeasesResponse, LeaseRevokeResponse, LeaseStatus, LeaseTimeToLiveResponse, Member,
-    MemberListResponse, PutResponse, RangeResponse, ResponseHeader, StatusResponse, TxnResponse,
-    WatchResponse,
+    MemberAddResponse, MemberListResponse, PutResponse, RangeResponse, ResponseHeader, StatusResponse,
+    TxnResponse, WatchResponse,
 };
 use api::mvccpb::{Event, KeyValue};
 use base64::Engine;
@@ -241,14 +241,29 @@ pub fn leases(o: &mut Object<'_>, answer: &LeaseLeasesResponse) {
 }
 
 pub fn member_list(o: &mut Object<'_>, answer: &MemberListResponse) {
+    members(o, answer.header.as_ref(), &answer.members);
+}
+
+/// The answers to changes have the header and the members that are left.
+pub fn members(o: &mut Object<'_>, header: Option<&ResponseHeader>, members: &[Member]) {
+    o.header(header);
+    o.list("members", members, member);
+}
+
+pub fn member_add(o: &mut Object<'_>, answer: &MemberAddResponse) {
     o.header(answer.header.as_ref());
-    o.list("members", &answer.members, |o, member: &Member| {
-        o.number("ID", member.id);
-        o.optional_text("name", &member.name);
-        o.texts("peerURLs", &member.peer_ur_ls);
-        o.texts("clientURLs", &member.client_ur_ls);
-        o.truth("isLearner", member.is_learner);
-    });
+    if let Some(added) = &answer.member {
+        o.object("member", |o| member(o, added));
+    }
+    o.list("members", &answer.members, member);
+}
+
+fn member(o: &mut Object<'_>, member: &Member) {
+    o.number("ID", member.id);
+    o.optional_text("name", &member.name);
+    o.texts("peerURLs", &member.peer_ur_ls);
+    o.texts("clientURLs", &member.client_ur_ls);
+    o.truth("isLearner", member.is_learner);
 }
 
 /// `member list --hex`: ids as text. etcdctl builds this by hand and so has its own spelling of `clientURLS`, no revision, and no

@@ -4,7 +4,7 @@
 
 mod fields;
 mod go;
-mod json;
+pub mod json;
 mod simple;
 mod table;
 
@@ -12,8 +12,9 @@ use crate::failure::{Failure, Result};
 use crate::settings::{Format, Settings};
 use api::etcdserverpb::{
     AlarmResponse, DeleteRangeResponse, HashKvResponse, LeaseGrantResponse, LeaseKeepAliveResponse,
-    LeaseLeasesResponse, LeaseRevokeResponse, LeaseTimeToLiveResponse, MemberListResponse,
-    MoveLeaderResponse, PutResponse, RangeResponse, StatusResponse, TxnResponse, WatchResponse,
+    LeaseLeasesResponse, LeaseRevokeResponse, LeaseTimeToLiveResponse, Member, MemberAddResponse,
+    MemberListResponse, MoveLeaderResponse, PutResponse, RangeResponse, ResponseHeader, StatusResponse,
+    TxnResponse, WatchResponse,
 };
 use fields::Fields;
 pub use go::quote;
@@ -64,6 +65,11 @@ impl Printer {
     /// `Err` when `-w table` was asked of a verb that has none; for verbs that should not act before saying so.
     pub fn refuse_table(self) -> Result<()> {
         if self.format == Format::Table { self.unsupported() } else { Ok(()) }
+    }
+
+    /// The same for verbs that have no fields either.
+    pub fn refuse_fields_and_table(self) -> Result<()> {
+        if self.format == Format::Fields { self.unsupported() } else { self.refuse_table() }
     }
 
     fn key_value_verb(
@@ -177,6 +183,39 @@ impl Printer {
             if self.hex { json::member_list_hex(o, answer) } else { json::member_list(o, answer) }
         };
         self.key_value_verb(answer, |s| s.member_list(answer), |f| f.member_list(answer), json)
+    }
+
+    /// A member that was added, and with the simple format what it has to be started with. `urls` as they were given.
+    pub fn member_add(self, name: &str, urls: &str, answer: &MemberAddResponse) -> Result<Vec<u8>> {
+        let id = answer.member.as_ref().map_or(0, |member| member.id);
+        match self.format {
+            Format::Simple => {
+                let mut text = simple::member_change(id, "added to", answer.header.as_ref());
+                text.push('\n');
+                text.push_str(&simple::member_settings(name, urls, id, &answer.members));
+                Ok(text.into_bytes())
+            }
+            Format::Json => Ok(json_of(|o| json::member_add(o, answer))),
+            Format::Protobuf => Ok(answer.encode_to_vec()),
+            Format::Fields | Format::Table => self.unsupported(),
+        }
+    }
+
+    /// A member that was removed, updated or promoted; `what` says so with the simple format.
+    pub fn member_changed(
+        self,
+        id: u64,
+        what: &str,
+        header: Option<&ResponseHeader>,
+        members: &[Member],
+        answer: &impl Message,
+    ) -> Result<Vec<u8>> {
+        match self.format {
+            Format::Simple => Ok(simple::member_change(id, what, header).into_bytes()),
+            Format::Json => Ok(json_of(|o| json::members(o, header, members))),
+            Format::Protobuf => Ok(answer.encode_to_vec()),
+            Format::Fields | Format::Table => self.unsupported(),
+        }
     }
 
     pub fn move_leader(self, from: u64, to: u64, answer: &MoveLeaderResponse) -> Result<Vec<u8>> {

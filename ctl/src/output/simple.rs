@@ -1,11 +1,13 @@
 //! The default format: what a person or a shell loop wants to read, and nothing else.
 
+use super::go::quote;
 use super::{EndpointHash, EndpointHealth, EndpointStatus};
 use crate::units::format_size;
 use api::etcdserverpb::response_op::Response;
 use api::etcdserverpb::{
     AlarmMember, AlarmResponse, AlarmType, DeleteRangeResponse, LeaseKeepAliveResponse, LeaseLeasesResponse,
-    LeaseTimeToLiveResponse, MemberListResponse, PutResponse, RangeResponse, TxnResponse, WatchResponse,
+    LeaseTimeToLiveResponse, Member, MemberListResponse, PutResponse, RangeResponse, ResponseHeader,
+    TxnResponse, WatchResponse,
 };
 use api::mvccpb::KeyValue;
 use api::mvccpb::event::EventType;
@@ -192,6 +194,31 @@ pub fn member_rows(answer: &MemberListResponse) -> Vec<Vec<String>> {
         ]
     };
     answer.members.iter().map(row).collect()
+}
+
+/// What became of a member; ids are as wide as the longest.
+pub fn member_change(id: u64, what: &str, header: Option<&ResponseHeader>) -> String {
+    let cluster = header.map_or(0, |header| header.cluster_id);
+    format!("Member {id:16x} {what} cluster {cluster:16x}\n")
+}
+
+/// What the member `id` has to be started with, as lines for a shell. Members that have not started have no name yet; the new one
+/// has the one that was given.
+pub fn member_settings(name: &str, urls: &str, id: u64, members: &[Member]) -> String {
+    let cluster: Vec<String> = members
+        .iter()
+        .flat_map(|member| {
+            let name = if member.id == id { name } else { &member.name };
+            member.peer_ur_ls.iter().map(move |url| format!("{name}={url}"))
+        })
+        .collect();
+    let lines = [
+        ("ETCD_NAME", name),
+        ("ETCD_INITIAL_CLUSTER", &cluster.join(",")),
+        ("ETCD_INITIAL_ADVERTISE_PEER_URLS", urls),
+        ("ETCD_INITIAL_CLUSTER_STATE", "existing"),
+    ];
+    lines.iter().map(|(name, value)| format!("{name}={}\n", quote(value.as_bytes()))).collect()
 }
 
 pub const STATUS_HEADINGS: &[&str] = &[

@@ -4,6 +4,7 @@ pub mod cluster;
 pub mod endpoint;
 pub mod kv;
 pub mod lease;
+pub mod member;
 pub mod snapshot;
 pub mod watch;
 
@@ -34,6 +35,10 @@ pub async fn run(settings: &Settings, matches: &ArgMatches) -> Result<()> {
         ("lease", Some(("list", _))) => lease::list(settings).await,
         ("lease", Some(("keep-alive", inner))) => lease::keep_alive(settings, inner).await,
         ("member", Some(("list", inner))) => cluster::member_list(settings, inner).await,
+        ("member", Some(("add", inner))) => member::add(settings, inner).await,
+        ("member", Some(("remove", inner))) => member::remove(settings, inner).await,
+        ("member", Some(("update", inner))) => member::update(settings, inner).await,
+        ("member", Some(("promote", inner))) => member::promote(settings, inner).await,
         ("move-leader", _) => cluster::move_leader(settings, inner).await,
         ("alarm", Some(("list", inner))) => cluster::alarm_list(settings, inner).await,
         ("alarm", Some(("disarm", inner))) => cluster::alarm_disarm(settings, inner).await,

@@ -10,6 +10,7 @@ mod differences;
 mod fake;
 mod lease;
 mod live;
+mod member;
 mod secure;
 mod store;
 mod tools;
