@@ -24,7 +24,7 @@ use crate::{
     announce,
     bootstrap::prepare::Prepared,
     config::{self, LogLevel, Settings, Surroundings, urls, urls::Url},
-    identity::{self, CleanStop, Identity, Keeper, State},
+    identity::{self, CleanStop, Identity, Keeper, KnownMember, State},
     logging,
     refusal::{Exit, Id, Refusal},
     signals::{Request, Signals},
@@ -228,8 +228,12 @@ fn remotes(identity: &Identity) -> Vec<Remote> {
     if identity.state != State::Joining {
         return Vec::new();
     }
-    let others = identity.members.iter().filter(|member| member.id != identity.member_id);
+    let others = remotes_of(identity);
     others.map(|member| Remote { id: member.id, peer_urls: member.peer_urls.clone() }).collect()
+}
+
+fn remotes_of(identity: &Identity) -> impl Iterator<Item = &KnownMember> {
+    identity.members.iter().filter(|member| member.id != identity.member_id)
 }
 
 fn node_refusal(error: node::StartError, state_dir: &Path) -> Refusal {
@@ -351,11 +355,18 @@ pub async fn serve(member: &mut Member, signals: &mut Signals, surroundings: &Su
 
 /// No start waits in silence: others may have to be started first.
 fn say_what_is_awaited(member: &Member, handle: &node::Handle, waited: Duration) {
-    let leader = handle.node_status().leader;
-    let others = handle.members().into_iter().filter(|other| other.id != member.id);
-    let others: Vec<String> =
-        others.map(|other| format!("{} ({}, {})", other.name, other.id, other.peer_urls.join(","))).collect();
-    let what = if leader.is_none() {
+    let status = handle.node_status();
+    let shown = |name: &str, id: MemberId, urls: &[String]| format!("{name} ({id}, {})", urls.join(","));
+    let others: Vec<String> = if status.is_joining {
+        let others = remotes_of(member.keeper.identity());
+        others.map(|other| shown(&other.name, other.id, &other.peer_urls)).collect()
+    } else {
+        let others = handle.members().into_iter().filter(|other| other.id != member.id);
+        others.map(|other| shown(&other.name, other.id, &other.peer_urls)).collect()
+    };
+    let what = if status.is_joining {
+        "the cluster's leader to send its log or a snapshot to this member"
+    } else if status.leader.is_none() {
         "a leader: a majority must be up"
     } else {
         "the cluster to take this member's URLs"

@@ -151,7 +151,9 @@ fn a_cluster_that_does_not_answer_is_waited_for_and_then_named() {
     let wrong = format!("--initial-cluster=n1=http://{},n2={OWN_URL}", stranger.local_addr().unwrap());
     std::thread::spawn(move || {
         for mut stream in stranger.incoming().map_while(Result::ok) {
-            let _ = stream.write_all(b"SSH-2.0-OpenSSH_9\r\n");
+            let _ = stream.read(&mut [0; 1024]);
+            let _ =
+                stream.write_all(b"HTTP/1.1 200 OK\r\nContent-Length: 7\r\nConnection: close\r\n\r\nwelcome");
         }
     });
     refused(dir.path(), &peer, &[&wrong, "--join-timeout=300ms"], "CLUSTER_UNREACHABLE", 75)
@@ -201,7 +203,7 @@ fn a_joiner_is_who_the_cluster_says_and_comes_back_as_that_without_asking() {
     }
 
     joiner.kill();
-    peer.change(|script| script.members.clear());
+    peer.change(|script| script.members[0]["name"] = json!("renamed"));
     for (boot, flags) in [(2, &peer.flags()[..]), (3, &["--data-dir=data".to_owned()][..])] {
         let mut again = Running::spawn(command(dir.path(), &all(flags, &[])));
         again.wait_for("listening for client requests");
@@ -212,6 +214,39 @@ fn a_joiner_is_who_the_cluster_says_and_comes_back_as_that_without_asking() {
         );
         assert_eq!(again.stop().code(), Some(0), "a member that has nothing yet stops in order");
     }
+}
+
+/// The cluster goes on while a joiner is down: its members change, and its place may be given up.
+#[test]
+fn a_joiner_that_has_nothing_yet_asks_again_who_is_there() {
+    let dir = tempfile::tempdir().unwrap();
+    let data = dir.path().join("data");
+    let peer = Peer::ready();
+    let start = |flags: &[String]| {
+        let mut joiner = Running::spawn(command(dir.path(), &all(flags, &[])));
+        joiner.wait_for("listening for client requests");
+        joiner.kill();
+        let members = identity(&data)["members"].as_array().unwrap().clone();
+        members.iter().map(|member| member["id"].as_str().unwrap().to_owned()).collect::<Vec<_>>()
+    };
+    assert_eq!(start(&peer.flags()), ["a", "b"]);
+    peer.change(|script| {
+        script.members.push(json!({ "id": 12, "peerURLs": ["http://127.0.0.1:2"], "name": "n3" }))
+    });
+    assert_eq!(start(&peer.flags()), ["a", "b", "c"]);
+    assert_eq!(
+        start(&["--data-dir=data".to_owned()]),
+        ["a", "b", "c"],
+        "the members of the last time are asked"
+    );
+
+    peer.change(|script| drop(script.members.remove(1)));
+    let before = files(dir.path());
+    run(dir.path(), &all(&peer.flags(), &[]))
+        .expect("NOT_A_MEMBER", 78)
+        .says("mv data data.removed")
+        .says(&format!("member add n2 --peer-urls={OWN_URL}"));
+    assert!(files(dir.path()) == before, "something on disk was changed");
 }
 
 /// A kill before the listeners are up leaves an unborn directory or half of one. Nobody has seen it, so the cluster is asked anew.

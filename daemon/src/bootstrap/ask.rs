@@ -11,11 +11,12 @@ use transport::{PeerClient, PeerClientError};
 
 use super::{
     facts,
-    join::{Answer, Joiner, Place, Question, Said, Verdict, decide},
+    join::{self, Again, Answer, Joiner, Place, Question, Said, Verdict, decide},
     plan::Addresses,
 };
 use crate::{
-    config::{Note, urls::Url},
+    config::{Note, cluster::InitialCluster, urls::Url},
+    identity::{Identity, KnownMember},
     refusal::Refusal,
 };
 
@@ -34,10 +35,7 @@ const TOLD_EVERY: Duration = Duration::from_secs(5);
 
 /// Asks until there is a place, a refusal, or `limit` is over.
 pub fn place(joiner: &Joiner, limit: Duration, notes: &mut Vec<Note>) -> Result<Place, Refusal> {
-    let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build();
-    let runtime =
-        runtime.map_err(|error| Refusal::io("start", "the runtime for questions".as_ref(), &error))?;
-    runtime.block_on(ask(joiner, limit, notes))
+    runtime()?.block_on(ask(joiner, limit, notes))
 }
 
 async fn ask(joiner: &Joiner, limit: Duration, notes: &mut Vec<Note>) -> Result<Place, Refusal> {
@@ -82,6 +80,37 @@ async fn ask(joiner: &Joiner, limit: Duration, notes: &mut Vec<Note>) -> Result<
         }
         tokio::time::sleep(PAUSE).await;
     }
+}
+
+/// For a member that was stopped before anything of the cluster's log had reached it: who may send the log now. Nobody has to answer.
+pub fn again(
+    identity: &Identity,
+    given: &InitialCluster,
+    data_dir: &str,
+) -> Result<Option<Vec<KnownMember>>, Refusal> {
+    let stored = identity.members.iter().filter(|member| member.id != identity.member_id);
+    let stored = stored.flat_map(|member| &member.peer_urls).filter_map(|text| Url::parse(text).ok());
+    let given = given.members().iter().filter(|member| member.name.as_str() != identity.name);
+    let urls: BTreeSet<Url> =
+        stored.chain(given.flat_map(|member| member.peer_urls.iter().cloned())).collect();
+    let urls: Vec<&Url> = urls.iter().collect();
+    let client = PeerClient::new(PATIENCE);
+    runtime()?.block_on(async {
+        let began = Instant::now();
+        loop {
+            match join::again(identity, &round(&client, &urls).await, data_dir) {
+                Again::AsBefore => return Ok(None),
+                Again::With(members) => return Ok(Some(members)),
+                Again::Gone(refusal) if began.elapsed() >= SETTLES_WITHIN => return Err(refusal),
+                Again::Gone(_) => tokio::time::sleep(PAUSE).await,
+            }
+        }
+    })
+}
+
+fn runtime() -> Result<tokio::runtime::Runtime, Refusal> {
+    let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build();
+    runtime.map_err(|error| Refusal::io("start", "the runtime for questions".as_ref(), &error))
 }
 
 /// Host names are resolved only when the texts alone do not make a place.

@@ -15,7 +15,7 @@ use crate::{
         cluster::InitialMember,
         urls::{self, Url},
     },
-    identity::{KnownMember, Unique},
+    identity::{Identity, KnownMember, Unique},
     refusal::{Id, Refusal},
 };
 
@@ -110,6 +110,59 @@ pub fn decide(question: &Question, answers: &[Answer], notes: &mut Vec<Note>) ->
         is_learner: own.is_learner,
         members: list.members.iter().map(|member| listed.known(member)).collect(),
     })
+}
+
+/// What becomes of a member that has its place, and nothing of the cluster's log yet, when it starts again.
+#[derive(Debug, PartialEq, Eq)]
+pub enum Again {
+    /// Nobody can say: the members that were there the last time are waited for.
+    AsBefore,
+    /// The members may have changed meanwhile: who is there now may send the log.
+    With(Vec<KnownMember>),
+    /// The place is gone, unless who answers lags. The refusal stands when it is still said a little later.
+    Gone(Refusal),
+}
+
+pub fn again(identity: &Identity, answers: &[Answer], data_dir: &str) -> Again {
+    let lists = answers.iter().filter_map(|answer| answer.said.as_ref().ok());
+    let lists: Vec<&Said> = lists.filter(|said| said.cluster == identity.cluster_id).collect();
+    let Some(first) = lists.first() else { return Again::AsBefore };
+    let with_me = lists.iter().find(|said| said.members.iter().any(|member| member.id == identity.member_id));
+    let Some(with_me) = with_me else {
+        let control = control(&first.members);
+        return Again::Gone(
+            Refusal::new(
+                Id::NotAMember,
+                format!("the running cluster has no member {} any more", identity.member_id),
+            )
+            .evidence(
+                "identity file",
+                format!("member {} of cluster {} ({data_dir})", identity.member_id, identity.cluster_id),
+            )
+            .evidence("running", shown(&first.members))
+            .remedy(format!("move the directory aside: mv {data_dir} {data_dir}.removed"))
+            .remedy(format!(
+                "then add the member anew: {control} member add {} --peer-urls={}",
+                identity.name,
+                identity.peer_urls.join(",")
+            )),
+        );
+    };
+    let known = |member: &PeerMember| {
+        let before = identity.members.iter().find(|before| before.id == member.id);
+        let mut peer_urls = member.peer_urls.clone();
+        peer_urls.sort();
+        KnownMember {
+            id: member.id,
+            name: match before {
+                Some(before) if member.name.is_empty() => before.name.clone(),
+                _ => member.name.clone(),
+            },
+            peer_urls,
+            dir_uuid: before.and_then(|before| before.dir_uuid),
+        }
+    };
+    Again::With(with_me.members.iter().map(known).collect())
 }
 
 /// The list that everybody gives or, when time has not made them equal, that most give: one member may be cut off from the others.

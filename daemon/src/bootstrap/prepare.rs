@@ -14,7 +14,7 @@ use super::{
 use crate::{
     announce,
     config::{Note, Settings},
-    identity::{Identity, Keeper, Unique, host},
+    identity::{Identity, Keeper, State, Unique, host},
     refusal::Refusal,
 };
 
@@ -64,10 +64,21 @@ pub fn prepare(settings: &Settings) -> Result<Prepared, Refusal> {
         BootPlan::Restart(identity) => {
             let (wal, contents) = execute::open_log(&dir, &identity, settings)?;
             say_if_moved(&identity, &dir);
+            // Joining was cut short before anything of the log arrived: the cluster may have changed since it was asked.
+            let has_nothing = contents.entries.is_empty() && contents.snapshot.index.0 == 0;
+            let members = if identity.state == State::Joining && has_nothing {
+                let data_dir = dir.path().display().to_string();
+                ask::again(&identity, &settings.membership.initial_cluster.value, &data_dir)?
+            } else {
+                None
+            };
             let member = dir.member();
             let refuse = |error: std::io::Error| Refusal::io("write the identity into", &member, &error);
             let mut keeper = Keeper::new(member.clone(), settings.storage.wal_dir.clone(), *identity);
             keeper.booted(Unique::random().map_err(refuse)?).map_err(refuse)?;
+            if let Some(members) = members {
+                keeper.joining(members).map_err(refuse)?;
+            }
             Prepared { dir, keeper, wal, contents, founding: None }
         }
     };

@@ -258,3 +258,27 @@ fn refusals_of_joining_name_the_command_that_mends_them() {
         "{said}"
     );
 }
+
+/// Joining was cut short before anything arrived. Meanwhile the cluster may have changed, or given the place up.
+#[test]
+fn a_joiner_that_starts_again_follows_a_cluster_that_has_changed() {
+    let mut identity = crate::identity::sample();
+    (identity.member_id, identity.cluster_id) = (MemberId(NEW), ClusterId(7));
+    let outcome = |answers: &[Answer]| match again(&identity, answers, "/d") {
+        Again::AsBefore => "as before".to_owned(),
+        Again::With(members) => members.iter().map(|m| m.id.to_string()).collect::<Vec<_>>().join(","),
+        Again::Gone(refusal) => refusal.id.name().to_owned(),
+    };
+    let foreign = says("http://h1:1", 8, vec![], Some("3.5.0"));
+    assert_eq!(outcome(&[]), "as before");
+    assert_eq!(outcome(&[silent("http://h1:1"), foreign.clone()]), "as before");
+    let moved = vec![member(B, "http://h2:1", "n2"), member(NEW, "http://h3:1", "")];
+    assert_eq!(outcome(&[silent("http://h1:1"), from("http://h2:1", moved.clone())]), "b,c");
+    let without = vec![member(B, "http://h2:1", "n2")];
+    assert_eq!(outcome(&[from("http://h1:1", without.clone()), foreign]), "NOT_A_MEMBER");
+    assert_eq!(
+        outcome(&[from("http://h1:1", without), from("http://h2:1", moved)]),
+        "b,c",
+        "one of them lags"
+    );
+}
