@@ -251,13 +251,14 @@ impl StreamQueue {
         self.push(&mut self.state.lock(), Item::Reply(Box::new(reply), weight))
     }
 
-    /// Queues a reply that nobody waits for, if there is room.
-    pub(crate) fn notice(&self, reply: Reply) -> Option<Waker> {
+    /// Queues a reply that has no share of what was admitted, if there is room.
+    pub(crate) fn notice(&self, reply: Reply) -> Result<Option<Waker>, Full> {
         let mut state = self.state.lock();
         if self.is_full(&state) {
-            return None;
+            state.blocked = true;
+            return Err(Full);
         }
-        self.push(&mut state, Item::Reply(Box::new(reply), 0))
+        Ok(self.push(&mut state, Item::Reply(Box::new(reply), 0)))
     }
 
     /// Queues a delivery if there is room. `forced`: another delivery of the same revision is queued already, and a revision is queued

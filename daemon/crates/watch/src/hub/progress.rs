@@ -47,9 +47,12 @@ impl Hub {
         if !all_follow || entry.futures > 0 || at_least > self.current {
             return false;
         }
-        self.stream_mut(stream).progress = None;
         let ids = [INVALID_WATCH_ID].as_slice().into();
-        self.reply(stream, Reply::Progress { ids, header: self.current }, 0);
+        // Only into a queue with room: a client may ask without end and read nothing.
+        let notice = Reply::Progress { ids, header: self.current };
+        let Ok(waker) = self.stream(stream).queue.notice(notice) else { return false };
+        self.wakers.extend(waker);
+        self.stream_mut(stream).progress = None;
         true
     }
 
@@ -97,8 +100,10 @@ impl Hub {
                 continue;
             }
             let notice = Reply::Progress { ids: group.shared_ids(), header: self.current };
-            let waker = self.streams[stream as usize].queue.notice(notice);
-            self.wakers.extend(waker);
+            // Without room there is none this time.
+            if let Ok(waker) = self.streams[stream as usize].queue.notice(notice) {
+                self.wakers.extend(waker);
+            }
         }
     }
 }

@@ -1,0 +1,114 @@
+//! What a client can do to a member: requests at the edges of their types, and more questions than it reads answers to.
+
+mod support;
+
+use api::etcdserverpb::WatchCreateRequest;
+use bytes::Bytes;
+use support::*;
+use watch::Request;
+
+fn said(client: &mut Client) -> Vec<String> {
+    briefs(&client.read_all())
+}
+
+#[test]
+fn progress_without_end_is_not_queued_without_end() {
+    let mut world = World::new(config(1, 1000, 64));
+    let mut client = world.open();
+    world.create(&client, on("a"));
+    for _ in 0..10_000 {
+        world.ask(&client, Request::Progress);
+        world.settle();
+    }
+    let waiting = world.gauges.queued_bytes();
+    assert!(waiting < 64 * 1024, "{waiting} bytes of notices wait");
+    world.put("b", "x");
+    let said = said(&mut client);
+    assert_eq!(said[..2], ["created 0 at 1", "progress -1 at 1"]);
+    world.ring_bells();
+    world.settle();
+    assert_eq!(
+        briefs(&client.read_all()),
+        ["progress -1 at 2"],
+        "what was asked last is answered when there is room"
+    );
+    world.settle();
+    assert_eq!(briefs(&client.read_all()), [""; 0], "once");
+}
+
+#[test]
+fn requests_at_the_edges_of_their_types() {
+    const EDGES: [i64; 9] = [i64::MIN, i64::MIN + 1, -1, 0, 1, 2, 7, i64::MAX - 1, i64::MAX];
+    for seed in 0..300 {
+        let mut random = Random(seed);
+        let mut world = World::new(config(seed, 8, 16));
+        let mut clients: Vec<Client> = (0..3).map(|_| world.open()).collect();
+        for _ in 0..400 {
+            let at = random.below(clients.len() as u64) as usize;
+            let edge = |random: &mut Random| EDGES[random.below(EDGES.len() as u64) as usize];
+            let key = |random: &mut Random| match random.below(6) {
+                0 => Bytes::new(),
+                1 => Bytes::from_static(&[0]),
+                2 => Bytes::from_static(&[0xff; 3]),
+                _ => Bytes::copy_from_slice(&[b'a' + random.below(3) as u8]),
+            };
+            let request = match random.below(12) {
+                0..5 => Some(Request::Create(WatchCreateRequest {
+                    key: key(&mut random),
+                    range_end: key(&mut random),
+                    start_revision: edge(&mut random),
+                    watch_id: edge(&mut random),
+                    progress_notify: random.one_in(2),
+                    prev_kv: random.one_in(2),
+                    fragment: random.one_in(2),
+                    filters: (0..random.below(3)).map(|_| edge(&mut random) as i32).collect(),
+                })),
+                5..8 => Some(Request::Cancel(edge(&mut random))),
+                8 => Some(Request::Progress),
+                _ => None,
+            };
+            if let Some(request) = request {
+                world.ask(&clients[at], request);
+            }
+            match random.below(24) {
+                0..6 => drop(world.put(["a", "b", "c"][random.below(3) as usize], "x")),
+                6..8 => {
+                    let keys = ["a", "b", "c", "aa"].map(|key| (key, random.one_in(2).then_some("x")));
+                    world.store.write(&keys);
+                    world.tell();
+                }
+                8 => {
+                    let compacted = world.store.revision() - random.below(4) as i64;
+                    if compacted > world.store.compacted {
+                        world.compact(compacted);
+                    }
+                }
+                9 => {
+                    world.store.write(&[("a", Some("untold"))]);
+                    world.told = world.store.revision();
+                    world.hub.advance(types::Revision(world.told));
+                }
+                10 => world.tick(1100),
+                11 => {
+                    clients[at] = world.open();
+                }
+                12 => world.hub.install(types::Revision(world.told), types::Revision(world.store.compacted)),
+                13..18 => world.settle(),
+                _ => {}
+            }
+            if random.one_in(2) {
+                clients[at].read_chunk();
+            }
+            // Requests are bounded by what is admitted.
+            if random.one_in(20) {
+                clients.iter_mut().for_each(|client| drop(client.read_all()));
+            }
+        }
+        drop(clients);
+        world.settle();
+        assert_eq!(world.gauges.streams(), 0, "seed {seed}");
+        assert_eq!((world.gauges.watchers(), world.gauges.slow_watchers()), (0, 0), "seed {seed}");
+        assert_eq!((world.gauges.queued_bytes(), world.gauges.pending_events()), (0, 0), "seed {seed}");
+        assert!(!world.hub.has_watchers(), "seed {seed}");
+    }
+}
