@@ -112,7 +112,14 @@ impl Question for TimeToLive {
             let mut news = desk.news.subscribe();
             match desk.look(shared, id) {
                 Ok(Some(lease)) => {
-                    let keys = if request.keys { handle.reader().lease_keys(id) } else { Some(Vec::new()) };
+                    let keys = if request.keys {
+                        // A lease may have very many.
+                        let reader = handle.reader();
+                        let copy = tokio::task::spawn_blocking(move || reader.lease_keys(id));
+                        copy.await.map_err(|_| Refusal::Error(EtcdError::Stopped))?
+                    } else {
+                        Some(Vec::new())
+                    };
                     // None: it was revoked just now.
                     let Some(keys) = keys else { return Err(Refusal::NotFound) };
                     return Ok(pb::LeaseTimeToLiveResponse {
