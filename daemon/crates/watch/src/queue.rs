@@ -84,6 +84,8 @@ pub(crate) struct Delivery {
     pub(crate) events: Arc<RevisionEvents>,
     pub(crate) pick: Pick,
     pub(crate) ids: Arc<[i64]>,
+    /// The list was made for this delivery; later ones share it.
+    pub(crate) brings_ids: bool,
     /// Of the response's header.
     pub(crate) header: Revision,
     pub(crate) previous: bool,
@@ -94,7 +96,8 @@ impl Delivery {
     /// The same whenever it is asked: what is added to a sum is taken off again.
     fn memory_bytes(&self) -> usize {
         let previous = if self.previous { self.len() } else { 0 };
-        ITEM_BYTES + self.events.memory_bytes() + previous
+        let ids = if self.brings_ids { size_of_val(&*self.ids) } else { 0 };
+        ITEM_BYTES + self.events.memory_bytes() + previous + ids
     }
 
     /// Bytes of its events in a response.

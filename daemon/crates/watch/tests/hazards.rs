@@ -1,11 +1,12 @@
-//! What a client can do to a member: requests at the edges of their types, and more questions than it reads answers to.
+//! What a client can do to a member: requests at the edges of their types, more questions than it reads answers to, lists of
+//! watchers that change with every event.
 
 mod support;
 
 use api::etcdserverpb::WatchCreateRequest;
 use bytes::Bytes;
 use support::*;
-use watch::Request;
+use watch::{QueueLimits, Request};
 
 fn said(client: &mut Client) -> Vec<String> {
     briefs(&client.read_all())
@@ -34,6 +35,35 @@ fn progress_without_end_is_not_queued_without_end() {
     );
     world.settle();
     assert_eq!(briefs(&client.read_all()), [""; 0], "once");
+}
+
+/// Ten thousand watchers are a list of 80 KB; made anew for each event that waits it would be more than the events by far.
+#[test]
+fn lists_of_watchers_that_change_all_the_time_are_counted() {
+    let limits = QueueLimits { items: 4096, bytes: 1024 * 1024, ..QueueLimits::default() };
+    let mut world = World::new(watch::HubConfig { queue: limits, ..config(1, 1000, 4096) });
+    let mut client = world.open();
+    for _ in 0..10_000 {
+        world.create(&client, on("a"));
+        client.read_all();
+    }
+    for id in 0..200 {
+        world.ask(&client, Request::Cancel(id));
+        world.put("a", "x");
+    }
+    assert!(world.gauges.slow_watchers() > 0, "the queue is full");
+    let mut events = 0;
+    loop {
+        world.settle();
+        let got = client.read_all();
+        if got.is_empty() {
+            break;
+        }
+        events +=
+            got.iter().filter(|said| said.watch_id == 9_999).map(|said| said.events.len()).sum::<usize>();
+    }
+    assert_eq!(events, 200, "nothing is lost by it");
+    assert_eq!((world.gauges.queued_bytes(), world.gauges.slow_watchers()), (0, 0));
 }
 
 #[test]

@@ -119,6 +119,7 @@ impl Group {
         Delivery {
             events: events.clone(),
             pick,
+            brings_ids: self.shared.is_none(),
             ids: self.shared_ids(),
             header,
             previous: self.options.has(Options::PREVIOUS),
