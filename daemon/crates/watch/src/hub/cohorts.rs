@@ -110,7 +110,7 @@ impl Hub {
         let groups = BTreeMap::new();
         self.cohorts
             .insert(id, Cohort { stream, next, state, was_synced: false, groups, watchers: 0, slice: None });
-        self.stream_mut(stream).cohorts.push(id);
+        self.stream_mut(stream).cohorts.insert(id);
         id
     }
 
@@ -195,7 +195,7 @@ impl Hub {
         self.unlist_waiting(id);
         let cohort = self.cohorts.remove(&id).expect("a cohort that is named exists");
         let stream = self.stream_mut(cohort.stream);
-        stream.cohorts.retain(|other| *other != id);
+        stream.cohorts.remove(&id);
         if stream.synced == Some(id) {
             stream.synced = None;
         }
@@ -244,12 +244,11 @@ impl Hub {
     /// The queue of this stream, which was full, has room.
     pub fn drained(&mut self, stream: u64) {
         let Some(&stream) = self.stream_ids.get(&stream) else { return };
-        for at in 0..self.stream(stream).cohorts.len() {
-            let id = self.stream(stream).cohorts[at];
-            let cohort = self.cohort_mut(id);
+        for id in &self.streams[stream as usize].cohorts {
+            let cohort = self.cohorts.get_mut(id).expect("a cohort that is named exists");
             if cohort.state == State::NoRoom {
                 cohort.state = State::Ready;
-                self.ready.push_back(id);
+                self.ready.push_back(*id);
             }
         }
     }
@@ -389,7 +388,7 @@ impl Hub {
     /// The second is listed as such, the first is not; under the second's name both go on.
     fn merge(&mut self, from: CohortId, into: CohortId) {
         let from_cohort = self.cohorts.remove(&from).expect("a cohort that is named exists");
-        self.stream_mut(from_cohort.stream).cohorts.retain(|other| *other != from);
+        self.stream_mut(from_cohort.stream).cohorts.remove(&from);
         let was_synced = from_cohort.was_synced;
         let into_cohort = self.cohort_mut(into);
         into_cohort.was_synced &= was_synced;

@@ -162,7 +162,8 @@ struct Stream {
     watchers: HashMap<i64, Place>,
     /// The next id that the server gives.
     next_id: i64,
-    cohorts: Vec<CohortId>,
+    /// There may be one for each watcher, when all begin at different revisions.
+    cohorts: BTreeSet<CohortId>,
     /// The one that follows live events.
     synced: Option<CohortId>,
     /// Cohorts that wait for the store, by their next revision.
@@ -332,7 +333,7 @@ impl Hub {
             queue,
             watchers: HashMap::new(),
             next_id: 0,
-            cohorts: Vec::new(),
+            cohorts: BTreeSet::new(),
             synced: None,
             waiting: BTreeMap::new(),
             in_line: false,
