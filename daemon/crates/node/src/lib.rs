@@ -164,7 +164,9 @@ impl Node {
             .thread_name("peer-io")
             .enable_all()
             .build()?;
-        let shared = Arc::new(Shared::new(&config, &core, &machine, store, runtime.handle().clone()));
+        let joining = !remotes.is_empty();
+        let shared =
+            Arc::new(Shared::new(&config, &core, &machine, store, runtime.handle().clone(), joining));
         let face = Arc::new(peers::PeerFace(Arc::downgrade(&shared)));
         let transport = Transport::start(transport_config(&config, peer_listeners, &runtime), face)?;
         shared.leases.connect(transport.clone());
@@ -362,6 +364,7 @@ impl Shared {
         machine: &StateMachine<FjallStore>,
         store: Arc<FjallStore>,
         runtime: tokio::runtime::Handle,
+        joining: bool,
     ) -> Shared {
         let unix_ms =
             SystemTime::now().duration_since(UNIX_EPOCH).map_or(0, |since| since.as_millis() as u64);
@@ -395,9 +398,7 @@ impl Shared {
             leader: AtomicU64::new(MemberId::NONE.0),
             is_leader: AtomicBool::new(false),
             is_learner: AtomicBool::new(is_learner(config.member, &machine.conf_state())),
-            is_joining: AtomicBool::new(
-                !is_part(config.member, &machine.conf_state()) && !machine.reader().is_removed(config.member),
-            ),
+            is_joining: AtomicBool::new(joining && !is_part(config.member, &machine.conf_state())),
             raising_alarm: AtomicBool::new(false),
             removal: watch::Sender::new(None),
             stopping: AtomicBool::new(false),

@@ -255,6 +255,24 @@ async fn a_learner_answers_little() {
     HealthClient::new(channel).check(HealthCheckRequest::default()).await.unwrap();
 }
 
+/// It has nothing yet, and an empty answer would look like an empty cluster.
+#[tokio::test]
+async fn a_member_that_joins_answers_nothing_but_who_it_is() {
+    let up = up();
+    up.fake.inner.joining.store(true, SeqCst);
+    let mut kv = kv(up.address).await;
+    let serializable = pb::RangeRequest { serializable: true, ..range("a", "") };
+    assert_refused(kv.range(serializable).await, EtcdError::Unhealthy);
+    assert_refused(kv.put(put("a", "1")).await, EtcdError::Unhealthy);
+    let channel = channel(up.address).await;
+    let members = ClusterClient::new(channel.clone()).member_list(pb::MemberListRequest::default()).await;
+    assert_refused(members, EtcdError::Unhealthy);
+    MaintenanceClient::new(channel.clone()).status(pb::StatusRequest::default()).await.unwrap();
+    HealthClient::new(channel).check(HealthCheckRequest::default()).await.unwrap();
+    up.fake.inner.joining.store(false, SeqCst);
+    kv.range(range("a", "")).await.unwrap();
+}
+
 #[tokio::test]
 async fn members_and_maintenance() {
     let up = up();

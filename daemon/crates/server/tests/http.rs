@@ -116,6 +116,17 @@ async fn livez_and_readyz() {
 }
 
 #[tokio::test]
+async fn a_member_that_joins_is_alive_and_not_healthy() {
+    let up = up();
+    up.fake.inner.joining.store(true, SeqCst);
+    for target in ["/health", "/health?serializable=true", "/readyz", "/readyz/linearizable_read"] {
+        let answer = get(up.address, target).await;
+        assert!(answer.status == 503 && answer.body.contains("joining"), "{target}: {}", answer.body);
+    }
+    assert_eq!(get(up.address, "/livez").await.status, 200);
+}
+
+#[tokio::test]
 async fn readyz_lists_what_failed() {
     let up = up();
     up.fake.inner.leaderless.store(true, SeqCst);

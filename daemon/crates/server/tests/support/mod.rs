@@ -37,6 +37,7 @@ pub struct Inner {
     machine: Mutex<StateMachine<Memory>>,
     reader: Reader<Memory>,
     pub learner: AtomicBool,
+    pub joining: AtomicBool,
     pub leaderless: AtomicBool,
     pub full: AtomicBool,
     pub raised: AtomicUsize,
@@ -62,6 +63,7 @@ impl Fake {
                 machine: Mutex::new(machine),
                 reader,
                 learner: AtomicBool::new(false),
+                joining: AtomicBool::new(false),
                 leaderless: AtomicBool::new(false),
                 full: AtomicBool::new(false),
                 raised: AtomicUsize::new(0),
@@ -345,6 +347,7 @@ impl Backend for Fake {
         NodeStatus {
             member: MemberId(MEMBER),
             leader: if leaderless { MemberId::NONE } else { MemberId(MEMBER) },
+            is_joining: self.inner.joining.load(SeqCst),
             is_learner: self.inner.learner.load(SeqCst),
             term: Term(1),
             ..NodeStatus::default()
