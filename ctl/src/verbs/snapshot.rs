@@ -36,10 +36,10 @@ pub async fn save(settings: &Settings, matches: &ArgMatches) -> Result<()> {
     let path = PathBuf::from(OsString::from_vec(arguments.remove(0)));
     if settings.endpoints.len() != 1 {
         let names: Vec<&str> = settings.endpoints.iter().map(|endpoint| endpoint.name.as_str()).collect();
-        return Err(Failure::arguments(format!(
-            "snapshot must be requested to one selected node, not multiple [{}]",
-            names.join(" ")
-        )));
+        return Err(Failure::new(
+            Exit::Interrupted,
+            format!("snapshot must be requested to one selected node, not multiple [{}]", names.join(" ")),
+        ));
     }
     let terminal = std::io::stderr().is_terminal();
     let mut progress = Progress {

@@ -12,6 +12,7 @@ mod lease;
 mod live;
 mod member;
 mod secure;
+mod snapshot;
 mod store;
 mod tools;
 mod watch;
