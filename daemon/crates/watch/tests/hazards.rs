@@ -1,5 +1,5 @@
-//! What a client can do to a member: requests at the edges of their types, more questions than it reads answers to, lists of
-//! watchers that change with every event.
+//! What a client can do to a member: requests at the edges of their types, more questions than it reads answers to, lists of watchers
+//! that change with every event, compaction right behind what it is still owed.
 
 mod support;
 
@@ -64,6 +64,35 @@ fn lists_of_watchers_that_change_all_the_time_are_counted() {
     }
     assert_eq!(events, 200, "nothing is lost by it");
     assert_eq!((world.gauges.queued_bytes(), world.gauges.slow_watchers()), (0, 0));
+}
+
+/// Its many previous versions are read as history is; when compaction comes first, the events are still in memory.
+#[test]
+fn compaction_right_behind_a_large_revision_ends_no_watch() {
+    for read_begun in [false, true] {
+        let mut world = World::new(config(1, 1000, 64));
+        let mut client = world.open();
+        for key in ["a1", "a2", "a3", "a4"] {
+            world.put(key, "x");
+        }
+        world.create(&client, WatchCreateRequest { prev_kv: true, ..range("a", "b") });
+        said(&mut client);
+        let keys = ["a1", "a2", "a3", "a4"].map(|key| (key, None));
+        world.store.write(&keys);
+        world.tell();
+        world.put("b", "x");
+        while world.hub.work(1000, &world.store) {}
+        if read_begun {
+            world.job = world.hub.next_read();
+            assert!(world.job.is_some());
+        }
+        world.compact(7);
+        world.settle();
+        assert_eq!(said(&mut client), ["0 h6: -a1@6 -a2@6 -a3@6 -a4@6"], "read begun: {read_begun}");
+        world.put("a1", "y");
+        world.settle();
+        assert_eq!(said(&mut client), ["0 h8: a1@8"]);
+    }
 }
 
 #[test]

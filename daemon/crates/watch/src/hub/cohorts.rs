@@ -286,9 +286,11 @@ impl Hub {
                 self.ready.push_back(id);
                 return fed;
             }
-            // What needs many reads is not fed from here.
+            // What needs many reads is not fed from here, unless it was compacted meanwhile: then there is nothing to read, and the
+            // events without previous versions are better than no watch.
+            let is_compacted = next < self.compacted && cohort.slice.is_none();
             let is_cheap = |events: &&Arc<RevisionEvents>| {
-                !events.is_bulk(self.config.previous_reads_max) || !cohort.wants_previous()
+                is_compacted || !events.is_bulk(self.config.previous_reads_max) || !cohort.wants_previous()
             };
             let (events, header) = if let Some(recent) = self.ring.get(next).filter(is_cheap) {
                 (recent.clone(), if cohort.was_synced { next } else { self.current })
@@ -436,6 +438,13 @@ impl Hub {
             entry.in_line = true;
             self.line.push_back(stream);
         }
+    }
+
+    /// The store no longer has what it wanted to read, but recent history has.
+    pub(super) fn read_no_more(&mut self, id: CohortId) {
+        self.unlist_waiting(id);
+        self.cohort_mut(id).state = State::Ready;
+        self.ready.push_back(id);
     }
 
     /// What its watchers need next is gone for good.

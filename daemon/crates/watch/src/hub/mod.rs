@@ -306,7 +306,7 @@ impl Hub {
         }
     }
 
-    /// Revisions below this one can no longer be read from the store.
+    /// Revisions below this one can no longer be read from the store. Who needs one is served from recent history or cancelled.
     pub fn compact(&mut self, revision: Revision) {
         if revision <= self.compacted {
             return;
@@ -316,7 +316,11 @@ impl Hub {
             if next >= revision {
                 break;
             }
-            self.cancel_compacted(cohort);
+            if self.ring.get(next).is_some() {
+                self.read_no_more(cohort);
+            } else {
+                self.cancel_compacted(cohort);
+            }
         }
     }
 

@@ -112,6 +112,8 @@ impl Hub {
         if next > self.current {
             self.follow(stream, id, range, options);
         } else {
+            // Before it is put with others, who may be served without the store.
+            self.compact(store.compacted);
             let cohort = match self.stream(stream).waiting.get(&next) {
                 Some(cohort) => *cohort,
                 None => {
@@ -121,13 +123,9 @@ impl Hub {
                 }
             };
             self.add_watcher(cohort, id, range, options);
-            let compacted = self.compacted.max(store.compacted);
-            if next < compacted {
-                self.compact(compacted);
-                // Recent history may still have it, but a client is told the same by every member.
-                if self.cohorts.contains_key(&cohort) {
-                    self.cancel_compacted(cohort);
-                }
+            // Recent history may still have it, but a client is told the same by every member.
+            if next < self.compacted {
+                self.cancel_compacted(cohort);
             }
         }
         self.ranges.release(range);
