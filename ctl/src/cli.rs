@@ -174,6 +174,14 @@ fn member() -> Command {
             "cairnctl member promote <member id in hexadecimal>",
         )
         .after_help("Refused until the learner has caught up."),
+        group("plan", "Tells what a change would mean for the quorum, and changes nothing").subcommands([
+            verb("add", "What adding a member would mean", "cairnctl member plan add [name] [flags]")
+                .args([switch("learner", "As a learner"), peer_urls().hide(true)]),
+            verb("remove", "What removing a member would mean", "cairnctl member plan remove <id or name>"),
+            verb("promote", "What a learner's vote would mean", "cairnctl member plan promote <id or name>"),
+            verb("replace", "What replacing a member would mean", "cairnctl member plan replace <id or name>")
+                .args([value("name", "Name of the new member").hide(true), peer_urls().hide(true)]),
+        ]),
         verb("list", "Lists the members", "cairnctl member list [flags]")
             .arg(value("consistency", "l: linearizable; s: serializable, from the asked member's own state")),
     ])

@@ -72,6 +72,11 @@ impl Printer {
         if self.format == Format::Fields { self.unsupported() } else { self.refuse_table() }
     }
 
+    /// For verbs of cairnctl alone, which have only the formats that they say.
+    pub fn refuse_all(self) -> Result<()> {
+        self.unsupported()
+    }
+
     fn key_value_verb(
         self,
         answer: &impl Message,

@@ -39,6 +39,10 @@ pub async fn run(settings: &Settings, matches: &ArgMatches) -> Result<()> {
         ("member", Some(("remove", inner))) => member::remove(settings, inner).await,
         ("member", Some(("update", inner))) => member::update(settings, inner).await,
         ("member", Some(("promote", inner))) => member::promote(settings, inner).await,
+        ("member", Some(("plan", inner))) => {
+            let (kind, inner) = inner.subcommand().expect("the grammar requires a verb");
+            member::plan::plan(settings, kind, inner).await
+        }
         ("move-leader", _) => cluster::move_leader(settings, inner).await,
         ("alarm", Some(("list", inner))) => cluster::alarm_list(settings, inner).await,
         ("alarm", Some(("disarm", inner))) => cluster::alarm_disarm(settings, inner).await,

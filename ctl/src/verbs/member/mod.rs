@@ -2,6 +2,9 @@
 //!
 //! Not here: `member list` (`verbs::cluster`); what a change would mean (`plan`), and the change made of several (`replace`).
 
+pub mod plan;
+mod quorum;
+mod view;
 
 use super::{begin, show};
 use crate::cli;
