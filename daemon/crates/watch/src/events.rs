@@ -77,17 +77,20 @@ impl RevisionEvents {
         self.fill_picked(&Pick::All, previous);
     }
 
-    /// Reads those that nobody has read yet.
-    pub(crate) fn fill_picked(&self, pick: &Pick, previous: &dyn Previous) {
+    /// Reads those that nobody has read yet; answers how many that were.
+    pub(crate) fn fill_picked(&self, pick: &Pick, previous: &dyn Previous) -> usize {
+        let mut reads = 0;
         let encoded = self.with_previous.get_or_init(|| (0..self.len()).map(|_| OnceLock::new()).collect());
         for at in pick.positions(self) {
             encoded[at].get_or_init(|| {
+                reads += 1;
                 let old = previous.previous(self.key(at), self.revision);
                 let mut bytes = Vec::new();
                 encode(&mut bytes, &self.decode(at), old.as_ref());
                 bytes.into_boxed_slice()
             });
         }
+        reads
     }
 
     /// Whether this needs more reads than the hub's thread may do for one revision.

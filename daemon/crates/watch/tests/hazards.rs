@@ -6,7 +6,7 @@ mod support;
 use api::etcdserverpb::WatchCreateRequest;
 use bytes::Bytes;
 use support::*;
-use watch::{QueueLimits, Request};
+use watch::{Previous, QueueLimits, Request};
 
 fn said(client: &mut Client) -> Vec<String> {
     briefs(&client.read_all())
@@ -93,6 +93,36 @@ fn compaction_right_behind_a_large_revision_ends_no_watch() {
         world.settle();
         assert_eq!(said(&mut client), ["0 h8: a1@8"]);
     }
+}
+
+/// They are read from the store where everybody's events are handed out.
+#[test]
+fn previous_versions_of_recent_events_are_read_a_few_at_a_time() {
+    struct Counting<'a>(&'a Store, std::cell::Cell<usize>);
+    impl Previous for Counting<'_> {
+        fn previous(&self, key: &[u8], before: types::Revision) -> Option<api::mvccpb::KeyValue> {
+            self.1.set(self.1.get() + 1);
+            self.0.previous(key, before)
+        }
+    }
+    let mut world = World::new(watch::HubConfig { previous_reads_max: 16, ..config(1, 1000, 4096) });
+    let mut client = world.open();
+    world.create(&client, on("z"));
+    let keys = ["a1", "a2", "a3", "a4", "a5", "a6", "a7", "a8"].map(|key| (key, Some("x")));
+    for _ in 0..50 {
+        world.store.write(&keys);
+        world.tell();
+    }
+    world.create(&client, WatchCreateRequest { prev_kv: true, start_revision: 3, ..range("a", "b") });
+    let mut works = true;
+    while works {
+        let previous = Counting(&world.store, Default::default());
+        works = world.hub.work(20, &previous);
+        // The revision that reaches the bound is read whole.
+        assert!(previous.1.get() < 20 + keys.len(), "{} reads in one step", previous.1.get());
+    }
+    let got = client.read_all();
+    assert_eq!(got.iter().map(|said| said.events.len()).sum::<usize>(), 49 * keys.len());
 }
 
 #[test]

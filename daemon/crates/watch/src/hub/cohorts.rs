@@ -254,7 +254,7 @@ impl Hub {
     }
 
     /// Feeds cohorts from memory, in turn, a bounded number of revisions each. True when there is more to do. `previous` is for recent
-    /// events that nobody wanted with previous versions when they were told.
+    /// events that nobody wanted with previous versions when they were told; a read counts as a revision.
     pub fn work(&mut self, revisions_max: usize, previous: &dyn Previous) -> bool {
         /// One turn of one cohort.
         const TURN: usize = 128;
@@ -267,12 +267,12 @@ impl Hub {
             }
             let turn = TURN.min(left);
             // Even one with nothing to feed costs a step.
-            left -= self.feed(id, turn, previous).max(1);
+            left = left.saturating_sub(self.feed(id, turn, previous).max(1));
         }
         !self.ready.is_empty()
     }
 
-    /// Answers how many revisions it was fed.
+    /// Answers how many revisions it was fed and previous versions that took.
     fn feed(&mut self, id: CohortId, turn: usize, previous: &dyn Previous) -> usize {
         let mut fed = 0;
         loop {
@@ -282,7 +282,7 @@ impl Hub {
                 self.sync(id);
                 return fed;
             }
-            if fed == turn {
+            if fed >= turn {
                 self.ready.push_back(id);
                 return fed;
             }
@@ -311,7 +311,7 @@ impl Hub {
                 return fed;
             };
             fed += 1;
-            let fits = self.feed_one(id, &events, header, previous);
+            let fits = self.feed_one(id, &events, header, previous, &mut fed);
             let cohort = self.cohort_mut(id);
             if !fits {
                 cohort.next = events.revision;
@@ -330,6 +330,7 @@ impl Hub {
         events: &Arc<RevisionEvents>,
         header: Revision,
         previous: &dyn Previous,
+        reads: &mut usize,
     ) -> bool {
         let cohort = &self.cohorts[&id];
         let mut deliveries: Vec<Delivery> = Vec::new();
@@ -355,7 +356,7 @@ impl Hub {
                 if let Some(pick) = picks.get(group.options) {
                     group.active = true;
                     if group.options.has(Options::PREVIOUS) {
-                        events.fill_picked(&pick, previous);
+                        *reads += events.fill_picked(&pick, previous);
                     }
                     deliveries.push(group.delivery(events, pick, header));
                 }
