@@ -174,6 +174,20 @@ fn member() -> Command {
             "cairnctl member promote <member id in hexadecimal>",
         )
         .after_help("Refused until the learner has caught up."),
+        verb(
+            "replace",
+            "Exchanges one member for another, without less than a quorum at any moment",
+            "cairnctl member replace <id or name of the old one> --name=<name> --peer-urls=<urls> [flags]",
+        )
+        .after_help(
+            "Adds a learner, says how to start it, waits until it has caught up, promotes it, and removes the old member once the new \
+             one votes.\nMay be stopped at any time: the same command goes on where it was.",
+        )
+        .args([
+            value("name", "Name of the new member"),
+            peer_urls(),
+            value("timeout", "Stop waiting after this time; 30m when not given"),
+        ]),
         group("plan", "Tells what a change would mean for the quorum, and changes nothing").subcommands([
             verb("add", "What adding a member would mean", "cairnctl member plan add [name] [flags]")
                 .args([switch("learner", "As a learner"), peer_urls().hide(true)]),

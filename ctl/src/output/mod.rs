@@ -20,7 +20,7 @@ use fields::Fields;
 pub use go::quote;
 use prost::Message;
 use simple::Simple;
-pub use simple::{event_type, lease_id};
+pub use simple::{event_type, lease_id, member_settings};
 
 /// What one endpoint said about itself.
 pub struct EndpointStatus {

@@ -39,6 +39,7 @@ pub async fn run(settings: &Settings, matches: &ArgMatches) -> Result<()> {
         ("member", Some(("remove", inner))) => member::remove(settings, inner).await,
         ("member", Some(("update", inner))) => member::update(settings, inner).await,
         ("member", Some(("promote", inner))) => member::promote(settings, inner).await,
+        ("member", Some(("replace", inner))) => member::replace::replace(settings, inner).await,
         ("member", Some(("plan", inner))) => {
             let (kind, inner) = inner.subcommand().expect("the grammar requires a verb");
             member::plan::plan(settings, kind, inner).await

@@ -1,6 +1,9 @@
 //! Membership: every change beside etcdctl on clusters that are equal but for the ids of new members, which depend on the clock.
 
+use crate::live::Live;
 use crate::tools::{Run, Server, Tool, real_etcd, run};
+use std::net::TcpListener;
+use std::process::{Child, Command, Stdio};
 
 /// The id of the member with these peer URLs.
 fn id_at(server: &Server, url: &str) -> String {
@@ -184,4 +187,181 @@ fn bad_input_is_refused_in_the_same_words_before_any_call() {
         let ours = run(Tool::Cairnctl, "127.0.0.1:1", &words, b"");
         assert_eq!(ours.code, 4, "{line}: {ours:?}");
     }
+}
+
+/// A process that ends with the value.
+struct Process(Child);
+
+impl Drop for Process {
+    fn drop(&mut self) {
+        let _ = self.0.kill();
+        let _ = self.0.wait();
+    }
+}
+
+/// Members of a real etcd cluster, each with its client and peer address.
+struct Cluster {
+    directory: tempfile::TempDir,
+    members: Vec<(Process, String, String)>,
+}
+
+fn free() -> String {
+    TcpListener::bind("127.0.0.1:0").expect("a free port").local_addr().expect("its address").to_string()
+}
+
+impl Cluster {
+    fn start(size: usize) -> Cluster {
+        let directory = tempfile::tempdir().expect("make a directory");
+        let mut cluster = Cluster { directory, members: Vec::new() };
+        let addresses: Vec<(String, String)> = (0..size).map(|_| (free(), free())).collect();
+        let named = addresses.iter().enumerate().map(|(i, (_, peer))| format!("n{i}=http://{peer}"));
+        let initial = named.collect::<Vec<_>>().join(",");
+        for (i, (client, peer)) in addresses.iter().enumerate() {
+            let name = format!("n{i}");
+            let variables = [
+                ("ETCD_NAME", name.as_str()),
+                ("ETCD_INITIAL_CLUSTER", &initial),
+                ("ETCD_INITIAL_ADVERTISE_PEER_URLS", &format!("http://{peer}")),
+                ("ETCD_INITIAL_CLUSTER_STATE", "new"),
+            ];
+            let process = cluster.member(client, peer, &variables);
+            cluster.members.push((process, client.clone(), peer.clone()));
+        }
+        cluster.until(|run| run.code == 0, &["endpoint", "health"], size);
+        cluster
+    }
+
+    fn member(&self, client: &str, peer: &str, variables: &[(&str, &str)]) -> Process {
+        let etcd = std::path::PathBuf::from(std::env::var_os("CAIRN_REAL_ETCD").expect("checked before"));
+        let child = Command::new(etcd.join("etcd"))
+            .env_clear()
+            .envs(variables.iter().copied())
+            .arg(format!("--data-dir={}", self.directory.path().join(client).display()))
+            .arg(format!("--listen-client-urls=http://{client}"))
+            .arg(format!("--advertise-client-urls=http://{client}"))
+            .arg(format!("--listen-peer-urls=http://{peer}"))
+            .stdout(Stdio::null())
+            .stderr(Stdio::null())
+            .spawn();
+        Process(child.expect("start the server"))
+    }
+
+    /// The client addresses of the first `count` members.
+    fn endpoints(&self, count: usize) -> String {
+        self.members[..count].iter().map(|(_, client, _)| client.as_str()).collect::<Vec<_>>().join(",")
+    }
+
+    /// Runs a line until it is as wanted; bounded, since every run waits for its own timeouts.
+    fn until(&self, wanted: impl Fn(&Run) -> bool, line: &[&str], count: usize) -> Run {
+        let started = std::time::Instant::now();
+        loop {
+            let run = run(Tool::Cairnctl, &self.endpoints(count), line, b"");
+            if wanted(&run) {
+                return run;
+            }
+            assert!(started.elapsed().as_secs() < 60, "{line:?} never came to it: {run:?}");
+        }
+    }
+}
+
+#[test]
+fn a_member_is_replaced_by_a_command_that_is_killed_after_every_step() {
+    if real_etcd("a_member_is_replaced_by_a_command_that_is_killed_after_every_step").is_none() {
+        return;
+    }
+    let cluster = Cluster::start(3);
+    let (client, peer) = (free(), free());
+    let endpoints = cluster.endpoints(3);
+    let urls = format!("--peer-urls=http://{peer}");
+    let line = ["member", "replace", "n2", "--name=n3", &urls, "--timeout=60s"];
+    let list = || run(Tool::Etcdctl, &endpoints, &["member", "list"], b"").essence().0;
+
+    let mut twice = line;
+    twice[3] = "--name=n1";
+    let twice = run(Tool::Cairnctl, &endpoints, &twice, b"");
+    assert!(twice.code == 128 && list().lines().count() == 3, "{twice:?}");
+
+    // Killed once the learner is there: the next one goes on with the start of it.
+    let first = Live::start(Tool::Cairnctl, &endpoints, &line, &[]);
+    let printed = first.printed(|out| String::from_utf8_lossy(out).contains("CLUSTER_STATE"));
+    drop(first);
+    let again = Live::start(Tool::Cairnctl, &endpoints, &line, &[]);
+    let repeated = again.printed(|out| String::from_utf8_lossy(out).contains("CLUSTER_STATE"));
+    assert_eq!(printed, repeated, "the settings are told again, the same");
+    again.complained("to be started");
+    assert_eq!(list().lines().count(), 4, "one learner, not two: {}", list());
+    drop(again);
+
+    // A run that may not wait longer says so, and nothing is removed.
+    let mut short = line;
+    short[5] = "--timeout=1s";
+    let short = run(Tool::Cairnctl, &endpoints, &short, b"");
+    assert!(short.code == 1 && short.stderr.contains("[REPLACE_UNFINISHED]"), "{short:?}");
+    assert_eq!(list().lines().filter(|line| line.contains(", n2, ")).count(), 1);
+
+    // The new member is started with exactly what was printed.
+    let settings = String::from_utf8(printed).expect("text");
+    let variables: Vec<(&str, &str)> = settings
+        .lines()
+        .map(|line| line.split_once('=').expect("a setting"))
+        .map(|(name, value)| (name, value.trim_matches('"')))
+        .collect();
+    let _new = cluster.member(&client, &peer, &variables);
+    let end = Live::start(Tool::Cairnctl, &endpoints, &line, &[]).end();
+    assert_eq!(end.code, 0, "{end:?}");
+    assert!(end.stderr.contains("promoted") && end.stderr.contains("removed"), "{end:?}");
+    let (after, named) = (list(), format!(", started, n3, http://{peer}, http://{client}, false"));
+    assert!(after.contains(&named) && after.lines().count() == 3, "{after}");
+
+    // Once more finds everything done.
+    let done = run(Tool::Cairnctl, &endpoints, &line, b"");
+    assert!(done.code == 0 && String::from_utf8_lossy(&done.stdout).contains(" replaced by "), "{done:?}");
+    assert_eq!(list(), after);
+}
+
+#[test]
+fn a_plan_tells_the_arithmetic_and_refuses_what_would_lose_the_quorum() {
+    if real_etcd("a_plan_tells_the_arithmetic_and_refuses_what_would_lose_the_quorum").is_none() {
+        return;
+    }
+    let mut cluster = Cluster::start(3);
+    let plan = |cluster: &Cluster, words: &str| {
+        let line: Vec<&str> = ["member", "plan"].into_iter().chain(words.split(' ')).collect();
+        run(Tool::Cairnctl, &cluster.endpoints(2), &line, b"")
+    };
+    let before = run(Tool::Etcdctl, &cluster.endpoints(2), &["member", "list"], b"");
+    let healthy = plan(&cluster, "replace n2");
+    let text = String::from_utf8_lossy(&healthy.stdout).into_owned();
+    assert_eq!(healthy.code, 0, "{healthy:?}");
+    for part in [
+        "now:    3 voters, quorum 3 / 2 + 1 = 2, tolerates 1 down; 3 up: 3 - 2 = 1 more may fail",
+        "        4 voters, quorum 4 / 2 + 1 = 3, tolerates 1 down; 4 up: 4 - 3 = 1 more may fail",
+        "verdict: the quorum is kept at every step",
+    ] {
+        assert!(text.contains(part), "no {part:?} in {text}");
+    }
+    // The third member dies.
+    drop(cluster.members.pop());
+    cluster.until(
+        |run| String::from_utf8_lossy(&run.stdout).contains("; 2 up"),
+        &["member", "plan", "remove", "n2"],
+        2,
+    );
+    for (words, code, id) in [
+        ("add", 1, "[QUORUM_LOST]"),
+        ("add --learner", 0, ""),
+        ("remove n2", 0, ""),
+        ("remove n1", 1, "[CLUSTER_REFUSES]"),
+        ("replace n2", 0, ""),
+        ("promote n1", 1, "[CLUSTER_REFUSES]"),
+        ("remove nobody", 1, "[MEMBER_UNKNOWN]"),
+    ] {
+        let run = plan(&cluster, words);
+        assert!(run.code == code && run.stderr.contains(id), "{words}: {run:?}");
+    }
+    let json = plan(&cluster, "add -w json");
+    let text = String::from_utf8_lossy(&json.stdout).into_owned();
+    assert!(text.contains(r#""safe":false,"problem":"QUORUM_LOST"}"#) && json.code == 1, "{text}");
+    let after = run(Tool::Etcdctl, &cluster.endpoints(2), &["member", "list"], b"");
+    assert_eq!(before.stdout, after.stdout, "a plan changes nothing");
 }

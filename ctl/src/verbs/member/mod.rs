@@ -4,6 +4,7 @@
 
 pub mod plan;
 mod quorum;
+pub mod replace;
 mod view;
 
 use super::{begin, show};
