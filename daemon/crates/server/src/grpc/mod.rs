@@ -174,9 +174,7 @@ async fn dispatch_rare<B: Backend>(cx: &Context<'_, B>, body: Incoming) -> Resul
         Method::Alarm => cx.unary(body, |request| maintenance::alarm(edge, request)).await,
         Method::Status => cx.unary(body, |request| maintenance::status(edge, request)).await,
         Method::Hash => cx.unary(body, |request| maintenance::hash(edge, request)).await,
-        Method::Snapshot => {
-            cx.server_stream(body, |request| snapshot::snapshot(edge.clone(), request)).await
-        }
+        Method::Snapshot => cx.server_stream(body, |request| snapshot::snapshot(edge.clone(), request)).await,
         Method::HashKv => cx.unary(body, |request| maintenance::hash_kv(edge, request)).await,
         Method::MoveLeader => cx.unary(body, |request| maintenance::move_leader(edge, request)).await,
         Method::AuthStatus => cx.unary(body, |request| maintenance::auth_status(edge, request)).await,
