@@ -3,6 +3,7 @@
 use crate::live::Live;
 use crate::tools::{Run, Server, Tool, real_etcd, run};
 use std::net::TcpListener;
+use std::path::PathBuf;
 use std::process::{Child, Command, Stdio};
 
 /// The id of the member with these peer URLs.
@@ -199,7 +200,7 @@ impl Drop for Process {
     }
 }
 
-/// Members of a real etcd cluster, each with its client and peer address.
+/// Members of a cluster of the real etcd, or of the other server, each with its client and peer address.
 struct Cluster {
     directory: tempfile::TempDir,
     members: Vec<(Process, String, String)>,
@@ -232,8 +233,11 @@ impl Cluster {
     }
 
     fn member(&self, client: &str, peer: &str, variables: &[(&str, &str)]) -> Process {
-        let etcd = std::path::PathBuf::from(std::env::var_os("CAIRN_REAL_ETCD").expect("checked before"));
-        let child = Command::new(etcd.join("etcd"))
+        let binary = std::env::var_os("CAIRN_COMPAT_SERVER").map(PathBuf::from);
+        let binary = binary.unwrap_or_else(|| {
+            PathBuf::from(std::env::var_os("CAIRN_REAL_ETCD").expect("checked before")).join("etcd")
+        });
+        let child = Command::new(binary)
             .env_clear()
             .envs(variables.iter().copied())
             .arg(format!("--data-dir={}", self.directory.path().join(client).display()))
