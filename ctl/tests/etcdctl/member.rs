@@ -303,6 +303,14 @@ fn a_member_is_replaced_by_a_command_that_is_killed_after_every_step() {
     assert!(short.code == 1 && short.stderr.contains("[REPLACE_UNFINISHED]"), "{short:?}");
     assert_eq!(list().lines().filter(|line| line.contains(", n2, ")).count(), 1);
 
+    // The old member leads, so that it has to hand over. (It may lead already, which is refused.)
+    let all = list();
+    let old = all.lines().find(|line| line.contains(", n2, ")).expect("it is there");
+    let old = old.split(',').next().expect("an id");
+    run(Tool::Cairnctl, &endpoints, &["move-leader", old], b"");
+    let leads = |run: &Run| String::from_utf8_lossy(&run.stdout).contains("(n2), voter, up, leads");
+    cluster.until(leads, &["member", "plan", "add", "--learner"], 3);
+
     // The new member is started with exactly what was printed.
     let settings = String::from_utf8(printed).expect("text");
     let variables: Vec<(&str, &str)> = settings
