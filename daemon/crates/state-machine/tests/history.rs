@@ -9,7 +9,6 @@ use std::collections::BTreeSet;
 use std::ops::ControlFlow;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Mutex};
-use std::time::Instant;
 
 use api::etcdserverpb::*;
 use api::mvccpb::{Event, KeyValue, event::EventType};
@@ -526,49 +525,4 @@ fn thousands_of_single_keys_at_once() {
 
 fn expected_of(told: &Revisions, ranges: &[KeyRange]) -> Revisions {
     truth(told, ranges, 0, i64::MAX)
-}
-
-#[test]
-#[ignore = "a measurement"]
-fn how_fast_history_is() {
-    const REVISIONS: i64 = 1_000_000;
-    let mut bench = Bench::new();
-    bench.sink.deaf = true;
-    for number in 0..REVISIONS {
-        let key =
-            if number % 100_000 == 0 { "single".to_owned() } else { format!("pods/{:05}", number % 10_000) };
-        bench.set(&key, "0123456789012345678901234567890123456789012345678901234567890123");
-        bench.sink.told.clear();
-    }
-    let to = bench.reader.revision().0;
-    let run = |name: &str, ranges: &[KeyRange], max: (usize, usize)| {
-        let (start, mut next, mut events, mut calls, mut longest) = (Instant::now(), 2, 0, 0, 0);
-        while next <= to {
-            let call = Instant::now();
-            let history = ask(&bench.reader, ranges, next, to, max).unwrap();
-            longest = longest.max(call.elapsed().as_micros());
-            events += history.revisions.len();
-            calls += 1;
-            next = history.through.0 + 1;
-        }
-        let seconds = start.elapsed().as_secs_f64();
-        eprintln!(
-            "{name}: {events} revisions, {calls} calls, {:.1} ms, longest call {longest} us, {:.2} M revisions of history/s",
-            seconds * 1e3,
-            REVISIONS as f64 / seconds / 1e6
-        );
-    };
-    let chunk = (1000, 1 << 20);
-    run("one prefix, all match", &[span("pods/", "pods0")], chunk);
-    run("one prefix, all match, large chunks", &[span("pods/", "pods0")], NO_LIMIT);
-    run("one prefix, none match", &[span("a", "b")], chunk);
-    run("one key of 10 versions", &[one("single")], chunk);
-    run("one key of 100 versions", &[one("pods/00077")], chunk);
-    run("100 keys in a span", &[span("pods/00000", "pods/00100")], chunk);
-    let keys = |count: usize| (0..count).map(|n| one(&format!("pods/{n:05}"))).collect::<Vec<_>>();
-    run("100 single keys", &keys(100), chunk);
-    run("1,000 single keys", &keys(1_000), chunk);
-    run("10,000 single keys, all match", &keys(10_000), chunk);
-    let others = |count: usize| (0..count).map(|n| one(&format!("other/{n:05}"))).collect::<Vec<_>>();
-    run("10,000 single keys, none match", &others(10_000), chunk);
 }
