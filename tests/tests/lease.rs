@@ -9,13 +9,15 @@ use std::{
 };
 
 use anyhow::{Context, Result};
-use api::etcdserverpb::{LeaseLeasesRequest, WatchCreateRequest, lease_client::LeaseClient};
+use api::etcdserverpb::{
+    LeaseLeasesRequest, PutRequest, WatchCreateRequest, kv_client::KvClient, lease_client::LeaseClient,
+};
 use cairn_tests::{
     checker::{
         self, Evidence, History, What, history,
         lease::{Answer, LeaseEvidence, lease_violations},
     },
-    harness::{Cluster, Kind, Member, http_get, wait_for},
+    harness::{Cluster, Kind, Member, http_get, slow_disk::SlowDisk, wait_for},
     proxy::{Flow, Network},
     recorder::{
         Clock, channel, historian,
@@ -45,7 +47,10 @@ struct Scene {
 
 impl Scene {
     fn open(size: usize, extra: &[&str]) -> Result<Scene> {
-        let mut cluster = Cluster::prepare(kind(), size, extra)?;
+        Scene::begin(Cluster::prepare(kind(), size, extra)?)
+    }
+
+    fn begin(mut cluster: Cluster) -> Result<Scene> {
         let network = Network::between(&mut cluster)?;
         for member in &mut cluster.members {
             member.spawn()?;
@@ -235,6 +240,62 @@ fn a_leader_that_is_cut_off_cannot_revoke() -> Result<()> {
     }
     scene.judge()?;
     Ok(())
+}
+
+/// Of a key that nobody watches.
+async fn put(endpoint: &str, key: &'static str) -> Result<()> {
+    KvClient::new(channel(endpoint)?).put(PutRequest { key: key.into(), ..Default::default() }).await?;
+    Ok(())
+}
+
+/// The leader's disk hangs for longer than the leases live. Their clients are answered from memory all the time, nothing is revoked, and
+/// when the disk goes on the leases are there.
+fn a_disk_that_hangs(size: usize) -> Result<()> {
+    const TTL: i64 = 3;
+    let mut cluster = Cluster::prepare(kind(), size, &[])?;
+    let dir = cluster.path().to_owned();
+    let disks =
+        cluster.members.iter_mut().map(|member| SlowDisk::of(member, &dir)).collect::<Result<Vec<_>>>()?;
+    let scene = Scene::begin(cluster)?;
+    let leader = scene.cluster.wait_leader()?;
+    let url = scene.url(leader);
+    let ids = (1..=5).map(|id| scene.lease(leader, id, TTL, 1)).collect::<Result<Vec<_>>>()?;
+    let renew =
+        |id: &i64| scene.lessees.keep_alive(std::slice::from_ref(&url), *id, Duration::from_millis(200));
+    let kept: Vec<_> = ids.iter().map(renew).collect();
+    KeptAlive::go_on(&kept, 2)?;
+    disks[leader].hang()?;
+    let write = std::thread::spawn({
+        let url = url.clone();
+        move || block_on(put(&url, "n/a put that needs the disk"))
+    });
+    // Two TTLs.
+    KeptAlive::go_on(&kept, 30)?;
+    // Its client may have given up by now.
+    let is_over = write.is_finished();
+    disks[leader].go_on()?;
+    let outcome = write.join().expect("no panic");
+    assert!(!is_over || outcome.is_err(), "acknowledged, and not synced");
+    KeptAlive::go_on(&kept, 5)?;
+    for id in &ids {
+        assert!(scene.left(leader, *id)? > 0, "lease {id} was renewed all the time");
+    }
+    drop(kept);
+    for id in ids {
+        scene.wait_gone(leader, id)?;
+    }
+    scene.judge()?;
+    Ok(())
+}
+
+#[test]
+fn an_only_member_whose_disk_hangs_revokes_nothing() -> Result<()> {
+    a_disk_that_hangs(1)
+}
+
+#[test]
+fn a_leader_whose_disk_hangs_revokes_nothing() -> Result<()> {
+    a_disk_that_hangs(3)
 }
 
 /// After a change of leaders a lease has its whole TTL and one election timeout at most: what the new leader says is left is bounded,

@@ -6,6 +6,7 @@
 mod binaries;
 mod http;
 mod ports;
+pub mod slow_disk;
 
 use std::{
     fs::{self, File},
@@ -45,6 +46,7 @@ pub struct Member {
     log_path: PathBuf,
     program: PathBuf,
     args: Vec<String>,
+    env: Vec<(&'static str, PathBuf)>,
     child: Option<Child>,
 }
 
@@ -112,6 +114,7 @@ impl Cluster {
                     data_dir,
                     program: program.clone(),
                     args,
+                    env: Vec::new(),
                     child: None,
                 }
             })
@@ -177,6 +180,11 @@ impl Member {
         self.args.push(flag.into());
     }
 
+    /// For the next start.
+    pub fn add_env(&mut self, name: &'static str, value: impl Into<PathBuf>) {
+        self.env.push((name, value.into()));
+    }
+
     pub fn set_flags(&mut self, change: impl FnOnce(&mut Vec<String>)) {
         change(&mut self.args);
     }
@@ -187,6 +195,7 @@ impl Member {
         let child = Command::new(&self.program)
             .args(&self.args)
             .env_remove("CAIRN_BIN_DIR")
+            .envs(self.env.iter().map(|(name, value)| (name, value)))
             .stdin(Stdio::null())
             .stdout(log.try_clone()?)
             .stderr(log)
