@@ -10,7 +10,7 @@ use std::{
     time::{Duration, Instant},
 };
 
-use api::error::EtcdError;
+use api::{error::EtcdError, raftpb};
 use consensus::{
     Core,
     io::{DropReason, Input, Output, Persist, PersistSeq, Proposal, ProposalId, ReadTicket, Report, Role},
@@ -354,7 +354,7 @@ impl RaftLoop {
         while let Some(output) = self.core.poll() {
             match output {
                 Output::Persist(persist) => self.persist(persist),
-                Output::Send(messages) => self.transport.send(messages),
+                Output::Send(messages) => self.send(messages),
                 Output::Apply(entries) => self.apply(entries),
                 Output::ReadReady { tickets, index } => {
                     let began = self.shared.gate.confirm(&tickets, index, || self.shared.applied());
@@ -374,6 +374,20 @@ impl RaftLoop {
             }
         }
         self.publish();
+    }
+
+    /// Whoever is told to take over may lead as soon as it hears of it: until then nobody may be promised anything from memory.
+    fn send(&mut self, messages: Vec<raftpb::Message>) {
+        let hands_over = |message: &raftpb::Message| message.r#type() == raftpb::MessageType::MsgTimeoutNow;
+        if messages.iter().any(hands_over) {
+            self.doubt_leadership();
+        }
+        self.transport.send(messages);
+    }
+
+    fn doubt_leadership(&mut self) {
+        self.confirmed = None;
+        self.shared.leases.doubted(&self.shared);
     }
 
     fn retry_reads(&mut self, tickets: Vec<ReadTicket>, _reason: consensus::io::RetryReason) {
@@ -466,8 +480,7 @@ impl RaftLoop {
         self.tell_lost();
         let status = self.core.status();
         if status.lead_transferee.is_some() && !self.transferring {
-            self.confirmed = None;
-            self.shared.leases.doubted(&self.shared);
+            self.doubt_leadership();
         }
         self.transferring = status.lead_transferee.is_some();
         self.shared.committed.store(status.committed.0, Ordering::Release);
