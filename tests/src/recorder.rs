@@ -4,6 +4,7 @@
 //! The submodules are clients for the checkers: [`traffic`] writes all kinds of changes, [`historian`] reads back what really happened,
 //! [`watchers`] and [`lessees`] watch and hold leases.
 
+mod fill;
 pub mod historian;
 pub mod lessees;
 pub mod traffic;
@@ -28,6 +29,7 @@ use api::etcdserverpb::{
 use tonic::transport::{Channel, Endpoint};
 
 pub use clock::Clock;
+pub use fill::fill;
 
 /// What one key was promised.
 #[derive(Clone, Copy, Debug, Default)]

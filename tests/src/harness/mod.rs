@@ -232,6 +232,14 @@ impl Member {
         self.child.as_ref().map(|child| child.id() as i32)
     }
 
+    /// Resident memory in bytes.
+    pub fn memory(&self) -> Result<u64> {
+        let pid = self.pid().context("it runs")?;
+        let status = fs::read_to_string(format!("/proc/{pid}/status"))?;
+        let line = status.lines().find_map(|line| line.strip_prefix("VmRSS:")).context("VmRSS")?;
+        Ok(line.trim().trim_end_matches(" kB").trim().parse::<u64>()? * 1024)
+    }
+
     /// SIGKILL: no goodbye, as a power cut for the process.
     pub fn kill(&mut self) -> Result<()> {
         let mut child = self.child.take().ok_or_else(|| anyhow!("{} does not run", self.name))?;

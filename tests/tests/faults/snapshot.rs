@@ -2,11 +2,10 @@
 
 use std::{fs, time::Duration};
 
-use anyhow::{Context, Result};
-use api::etcdserverpb::{PutRequest, kv_client::KvClient};
+use anyhow::Result;
 use cairn_tests::{
-    harness::{Cluster, Kind, Member, wait_for},
-    recorder::{Writers, channel, verify_equal},
+    harness::{Cluster, Kind, wait_for},
+    recorder::{self, Writers, verify_equal},
 };
 use nix::sys::signal::Signal;
 use rand::Rng;
@@ -18,36 +17,9 @@ const SHORT_LOG: [&str; 2] = ["--snapshot-count=100", "--snapshot-catchup-entrie
 
 const MIB: u64 = 1 << 20;
 
-/// `count` puts of `bytes` each, sixteen at a time, over sixteen keys: history grows, the newest values do not.
+/// Sixteen clients.
 pub fn fill(endpoint: &str, count: usize, bytes: usize) -> Result<()> {
-    const CLIENTS: usize = 16;
-    let value = bytes::Bytes::from(vec![b'v'; bytes]);
-    block_on(async {
-        let channel = channel(endpoint)?;
-        let mut tasks = tokio::task::JoinSet::new();
-        for client in 0..CLIENTS {
-            let (mut kv, value) = (KvClient::new(channel.clone()), value.clone());
-            tasks.spawn(async move {
-                for _ in (client..count).step_by(CLIENTS) {
-                    let key = format!("fill/{client}").into();
-                    kv.put(PutRequest { key, value: value.clone(), ..Default::default() }).await?;
-                }
-                Ok::<_, tonic::Status>(())
-            });
-        }
-        while let Some(ended) = tasks.join_next().await {
-            ended?.context("fill")?;
-        }
-        Ok(())
-    })
-}
-
-/// Resident memory in bytes.
-fn memory(member: &Member) -> Result<u64> {
-    let pid = member.pid().context("it runs")?;
-    let status = fs::read_to_string(format!("/proc/{pid}/status"))?;
-    let line = status.lines().find_map(|line| line.strip_prefix("VmRSS:")).context("VmRSS")?;
-    Ok(line.trim().trim_end_matches(" kB").trim().parse::<u64>()? * 1024)
+    block_on(recorder::fill(endpoint, 16, count, bytes))
 }
 
 /// Kills this member, writes, starts it again, until it came back by a snapshot. The leader lets go of its log a few times a second
@@ -89,11 +61,11 @@ fn a_stopped_follower_costs_the_leader_no_memory_and_catches_up() -> Result<()> 
     // The state store takes its share of memory with the first.
     let bytes = 64 << 10;
     fill(&url, 1536, bytes)?;
-    let before = memory(&cluster.members[leader])?;
+    let before = cluster.members[leader].memory()?;
     let follower = (leader + 1) % 3;
     cluster.members[follower].signal(Signal::SIGSTOP)?;
     fill(&url, 5120, bytes)?;
-    let after = memory(&cluster.members[leader])?;
+    let after = cluster.members[leader].memory()?;
     cluster.members[follower].signal(Signal::SIGCONT)?;
     println!("leader: {} MiB before, {} MiB after", before / MIB, after / MIB);
     // The queue of a stream holds 64 MiB, the state store's buffers come and go.

@@ -1,7 +1,6 @@
 //! Clients that do not read, and what they cost others.
 
 use std::{
-    fs,
     sync::atomic::{AtomicBool, AtomicUsize, Ordering},
     time::Duration,
 };
@@ -13,9 +12,9 @@ use api::etcdserverpb::{
 };
 use cairn_tests::{
     checker,
-    harness::{Cluster, Member},
+    harness::Cluster,
     recorder::{
-        Clock, channel, historian,
+        Clock, channel, fill, historian,
         watchers::{Plan, Watchers},
     },
 };
@@ -26,33 +25,8 @@ use crate::{block_on, kind};
 
 const MIB: u64 = 1 << 20;
 
-fn memory(member: &Member) -> Result<u64> {
-    let pid = member.pid().context("it runs")?;
-    let status = fs::read_to_string(format!("/proc/{pid}/status"))?;
-    let line = status.lines().find_map(|line| line.strip_prefix("VmRSS:")).context("VmRSS")?;
-    Ok(line.trim().trim_end_matches(" kB").trim().parse::<u64>()? * 1024)
-}
-
-async fn fill(endpoint: &str, count: usize, bytes: usize) -> Result<()> {
-    const CLIENTS: usize = 8;
-    let value = bytes::Bytes::from(vec![b'v'; bytes]);
-    let channel = channel(endpoint)?;
-    let mut tasks = JoinSet::new();
-    for client in 0..CLIENTS {
-        let (mut kv, value) = (KvClient::new(channel.clone()), value.clone());
-        tasks.spawn(async move {
-            for _ in (client..count).step_by(CLIENTS) {
-                let key = format!("fill/{client}").into();
-                kv.put(PutRequest { key, value: value.clone(), ..Default::default() }).await?;
-            }
-            Ok::<_, tonic::Status>(())
-        });
-    }
-    while let Some(ended) = tasks.join_next().await {
-        ended?.context("fill")?;
-    }
-    Ok(())
-}
+/// Clients that fill at a time.
+const CLIENTS: usize = 8;
 
 /// What stopped watchers may cost together: their queues, the recent history that is kept anyway, and what the state store's own
 /// buffers and the allocator add by chance.
@@ -66,8 +40,8 @@ fn stopped_clients_cost_bounded_memory_and_lose_nothing() -> Result<()> {
     let cluster = Cluster::start(kind(), 1)?;
     let url = cluster.members[0].client_url.clone();
     // The state store takes its share of memory with the first.
-    block_on(fill(&url, 1500, VALUE_BYTES))?;
-    let before = memory(&cluster.members[0])?;
+    block_on(fill(&url, CLIENTS, 1500, VALUE_BYTES))?;
+    let before = cluster.members[0].memory()?;
     let mut watchers = Watchers::new(Clock::start(), std::slice::from_ref(&url));
     let create = WatchCreateRequest { key: "fill/".into(), range_end: "fill0".into(), ..Default::default() };
     let names: Vec<String> = (0..STOPPED).map(|number| format!("stopped {number}")).collect();
@@ -85,8 +59,8 @@ fn stopped_clients_cost_bounded_memory_and_lose_nothing() -> Result<()> {
     for name in &names {
         watchers.hold(name);
     }
-    block_on(fill(&url, PUTS, VALUE_BYTES))?;
-    let after = memory(&cluster.members[0])?;
+    block_on(fill(&url, CLIENTS, PUTS, VALUE_BYTES))?;
+    let after = cluster.members[0].memory()?;
     println!(
         "{} MiB before, {} MiB with {STOPPED} stopped clients after {PUTS} writes of 64 KiB",
         before / MIB,
@@ -133,7 +107,7 @@ fn streams_do_not_starve_each_other() -> Result<()> {
     let url = cluster.members[0].client_url.clone();
     let runtime = tokio::runtime::Builder::new_multi_thread().worker_threads(2).enable_all().build()?;
     runtime.block_on(async {
-        fill(&url, 64, 128 << 10).await?;
+        fill(&url, CLIENTS, 64, 128 << 10).await?;
         let endpoint = tonic::transport::Endpoint::from_shared(url.clone())?;
         let shared = endpoint.connect().await?;
         let (requests, receiver) = tokio::sync::mpsc::channel(4);
