@@ -17,7 +17,7 @@ const SHORT_LOG: [&str; 2] = ["--snapshot-count=100", "--snapshot-catchup-entrie
 
 const MIB: u64 = 1 << 20;
 
-/// Sixteen clients.
+/// With sixteen clients, so that it is soon done.
 pub fn fill(endpoint: &str, count: usize, bytes: usize) -> Result<()> {
     block_on(recorder::fill(endpoint, 16, count, bytes))
 }

@@ -110,7 +110,7 @@ impl Responses {
         Responses { queue, door, face, items: VecDeque::new(), run: None }
     }
 
-    /// A chunk of whole frames, about 64 KiB or one that is larger. None when this member stops.
+    /// A chunk of whole frames, about 32 KiB or one that is larger. None when this member stops.
     pub fn poll_next(&mut self, cx: &mut Context<'_>) -> Poll<Option<Bytes>> {
         if !ready!(self.poll_items(cx)) {
             return Poll::Ready(None);

@@ -183,7 +183,7 @@ impl WatchRequests {
 }
 
 impl WatchResponses {
-    /// A chunk of whole gRPC frames, about 64 KiB or one frame that is larger. None when this member stops.
+    /// A chunk of whole gRPC frames, about 32 KiB or one frame that is larger. None when this member stops.
     pub fn poll_next(&mut self, cx: &mut Context<'_>) -> Poll<Option<Bytes>> {
         self.0.poll_next(cx)
     }
