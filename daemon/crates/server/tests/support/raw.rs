@@ -11,10 +11,12 @@ use std::{
 use bytes::Bytes;
 use http::{HeaderMap, Request};
 use http_body_util::{BodyExt, StreamBody};
+use hyper::client::conn::http2::SendRequest;
 use hyper_util::rt::{TokioExecutor, TokioIo};
 use tokio::{
     io::{AsyncReadExt, AsyncWriteExt},
     net::TcpStream,
+    task::JoinHandle,
 };
 
 /// One answer of a raw gRPC call.
@@ -39,14 +41,18 @@ pub async fn grpc(address: SocketAddr, path: &str, headers: &[(&str, &str)], fra
     grpc_pieces(address, path, headers, vec![frame.to_vec()]).await
 }
 
-pub async fn grpc_pieces(
+/// A connection of its own and the head of a call.
+async fn call<B>(
     address: SocketAddr,
     path: &str,
     headers: &[(&str, &str)],
-    pieces: Vec<Vec<u8>>,
-) -> Answer {
+) -> (SendRequest<B>, JoinHandle<hyper::Result<()>>, http::request::Builder)
+where
+    B: http_body::Body<Data = Bytes> + Send + Unpin + 'static,
+    B::Error: Into<Box<dyn std::error::Error + Send + Sync>>,
+{
     let stream = TcpStream::connect(address).await.unwrap();
-    let (mut sender, connection) =
+    let (sender, connection) =
         hyper::client::conn::http2::handshake(TokioExecutor::new(), TokioIo::new(stream)).await.unwrap();
     let connection = tokio::spawn(connection);
     let mut request =
@@ -54,6 +60,16 @@ pub async fn grpc_pieces(
     for (name, value) in headers {
         request = request.header(*name, *value);
     }
+    (sender, connection, request)
+}
+
+pub async fn grpc_pieces(
+    address: SocketAddr,
+    path: &str,
+    headers: &[(&str, &str)],
+    pieces: Vec<Vec<u8>>,
+) -> Answer {
+    let (mut sender, connection, request) = call(address, path, headers).await;
     let frames = pieces
         .into_iter()
         .map(|piece| Ok::<_, std::convert::Infallible>(http_body::Frame::data(Bytes::from(piece))));
@@ -73,21 +89,13 @@ pub struct Going {
     pub head: HeaderMap,
     body: hyper::body::Incoming,
     trailers: HeaderMap,
-    connection: tokio::task::JoinHandle<hyper::Result<()>>,
+    connection: JoinHandle<hyper::Result<()>>,
 }
 
 impl Going {
     /// Returns when the head of the answer is there.
     pub async fn open(address: SocketAddr, path: &str, headers: &[(&str, &str)]) -> Self {
-        let stream = TcpStream::connect(address).await.unwrap();
-        let (mut sender, connection) =
-            hyper::client::conn::http2::handshake(TokioExecutor::new(), TokioIo::new(stream)).await.unwrap();
-        let connection = tokio::spawn(connection);
-        let mut request =
-            Request::post(format!("http://{address}{path}")).header("content-type", "application/grpc");
-        for (name, value) in headers {
-            request = request.header(*name, *value);
-        }
+        let (mut sender, connection, request) = call(address, path, headers).await;
         let (pieces, body) = tokio::sync::mpsc::unbounded_channel();
         let taken = Arc::new(AtomicUsize::new(0));
         let counter = taken.clone();
