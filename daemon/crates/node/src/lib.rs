@@ -36,7 +36,7 @@ mod watches;
 use std::{
     net::TcpListener,
     sync::{
-        Arc,
+        Arc, OnceLock,
         atomic::{AtomicBool, AtomicI64, AtomicU64, Ordering},
     },
     thread::{Builder, JoinHandle},
@@ -169,7 +169,7 @@ impl Node {
             Arc::new(Shared::new(&config, &core, &machine, store, runtime.handle().clone(), joining));
         let face = Arc::new(peers::PeerFace(Arc::downgrade(&shared)));
         let transport = Transport::start(transport_config(&config, peer_listeners, &runtime), face)?;
-        shared.leases.connect(transport.clone());
+        assert!(shared.transport.set(transport.clone()).is_ok(), "a member has one transport");
         peers::follow_members(&shared, &transport, &reader);
         for remote in &remotes {
             transport.add_remote(remote.id, peers::parse_urls(&remote.peer_urls));
@@ -403,6 +403,7 @@ impl Shared {
             removal: watch::Sender::new(None),
             stopping: AtomicBool::new(false),
             runtime,
+            transport: OnceLock::new(),
         }
     }
 }

@@ -2,7 +2,7 @@
 
 use std::{
     sync::{
-        Arc,
+        Arc, OnceLock,
         atomic::{AtomicBool, AtomicI64, AtomicU64, Ordering},
     },
     time::{Duration, Instant},
@@ -17,6 +17,7 @@ use parking_lot::{Mutex, RwLock};
 use state_machine::Reader;
 use storage::state_store::FjallStore;
 use tokio::sync::watch;
+use transport::Transport;
 use types::{ConfState, LogIndex, MemberId, Term};
 
 use crate::{
@@ -123,6 +124,8 @@ pub(crate) struct Shared {
     pub(crate) removal: watch::Sender<Option<Removal>>,
     pub(crate) stopping: AtomicBool,
     pub(crate) runtime: tokio::runtime::Handle,
+    /// The way to the peers, for those who ask them something. Set once, when the member starts; it answers to this very struct.
+    pub(crate) transport: OnceLock<Transport>,
 }
 
 impl Shared {

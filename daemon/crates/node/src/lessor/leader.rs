@@ -198,7 +198,7 @@ impl Handle {
                     Ok(Err(last @ (Refusal::NotFound | Refusal::Error(_)))) => return Err(last),
                     Ok(Err(Refusal::NotPrimary | Refusal::NotApplied)) | Err(_) => {}
                 }
-            } else if let Some(transport) = shared.leases.transport.get().filter(|_| !now.leader.is_none()) {
+            } else if let Some(transport) = shared.transport.get().filter(|_| !now.leader.is_none()) {
                 let answer = question.clone().there(transport.clone(), now.leader, left);
                 // A leader that was killed or cut off does not answer; its successor does.
                 tokio::select! {

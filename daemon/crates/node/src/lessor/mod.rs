@@ -27,7 +27,7 @@ use std::{
     collections::HashMap,
     hash::{BuildHasher, RandomState},
     sync::{
-        Arc, OnceLock,
+        Arc,
         atomic::{AtomicUsize, Ordering},
     },
     time::{Duration, Instant},
@@ -38,7 +38,6 @@ use consensus::io::Proposal;
 use parking_lot::{Condvar, Mutex};
 use state_machine::LeaseChange;
 use tokio::sync::{oneshot, watch};
-use transport::Transport;
 use types::{LeaseId, Term};
 
 pub(crate) use grants::Grants;
@@ -76,7 +75,6 @@ pub(crate) struct LeaseDesk {
     former: Mutex<Vec<Table>>,
     wake: Mutex<bool>,
     woken: Condvar,
-    transport: OnceLock<Transport>,
     pub(crate) metrics: LeaseMetrics,
 }
 
@@ -102,18 +100,8 @@ impl LeaseDesk {
             former: Mutex::default(),
             wake: Mutex::new(false),
             woken: Condvar::new(),
-            transport: OnceLock::new(),
             metrics: LeaseMetrics::new(),
         }
-    }
-
-    /// Once, when the member starts: the way to the leader.
-    pub(crate) fn connect(&self, transport: Transport) {
-        assert!(self.transport.set(transport).is_ok(), "a member has one transport");
-    }
-
-    pub(crate) fn transport(&self) -> Option<&Transport> {
-        self.transport.get()
     }
 
     fn now(&self, shared: &Shared) -> Now {

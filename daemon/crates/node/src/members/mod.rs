@@ -55,7 +55,7 @@ struct Links<'a>(&'a Shared);
 
 impl Links<'_> {
     fn since(&self, id: MemberId) -> Option<Instant> {
-        self.0.leases.transport()?.active_since(id)
+        self.0.transport.get()?.active_since(id)
     }
 }
 
@@ -159,7 +159,7 @@ impl Handle {
                 return Err(if now.leader.is_none() { EtcdError::NoLeader } else { EtcdError::Timeout });
             }
             let asks = now.leader != shared.config.member && !now.leader.is_none();
-            if let Some(transport) = shared.leases.transport().filter(|_| asks) {
+            if let Some(transport) = shared.transport.get().filter(|_| asks) {
                 match transport.promote_member(now.leader, id, left).await {
                     Ok(members) => {
                         // Answered when it is applied here as well, if that is soon.
