@@ -17,17 +17,20 @@ fn root() -> PathBuf {
 const ALLOWED: &[(&str, &[&str])] = &[
     ("cairn-types", &[]),
     ("cairn-api", &[]),
-    ("cairn-state-machine", &["cairn-types", "cairn-api"]),
+    ("cairn-dbfile", &[]),
+    ("cairn-identity", &["cairn-types"]),
+    ("cairn-state-machine", &["cairn-types", "cairn-api", "cairn-identity"]),
     ("cairn-consensus", &["cairn-types", "cairn-api"]),
     ("cairn-watch", &["cairn-types", "cairn-api"]),
     ("cairn-lessor", &["cairn-types", "cairn-api"]),
-    ("cairn-storage", &["cairn-types", "cairn-api", "cairn-state-machine"]),
-    ("cairn-transport", &["cairn-types", "cairn-api"]),
+    ("cairn-storage", &["cairn-types", "cairn-api", "cairn-identity", "cairn-state-machine"]),
+    ("cairn-transport", &["cairn-types", "cairn-api", "cairn-identity"]),
     (
         "cairn-node",
         &[
             "cairn-types",
             "cairn-api",
+            "cairn-identity",
             "cairn-state-machine",
             "cairn-consensus",
             "cairn-storage",
@@ -42,6 +45,8 @@ const ALLOWED: &[(&str, &[&str])] = &[
         &[
             "cairn-types",
             "cairn-api",
+            "cairn-dbfile",
+            "cairn-identity",
             "cairn-state-machine",
             "cairn-storage",
             "cairn-transport",
@@ -49,12 +54,13 @@ const ALLOWED: &[(&str, &[&str])] = &[
             "cairn-server",
         ],
     ),
-    ("cairnctl", &["cairn-api"]),
+    ("cairnctl", &["cairn-api", "cairn-dbfile"]),
     (
         "cairn-tests",
         &[
             "cairn-types",
             "cairn-api",
+            "cairn-identity",
             "cairn-consensus",
             "cairn-state-machine",
             "cairn-watch",
@@ -64,8 +70,14 @@ const ALLOWED: &[(&str, &[&str])] = &[
 ];
 
 /// Crates whose every decision must replay from a seed: no runtime, no randomness, no network, no files.
-const PURE: &[&str] =
-    &["cairn-types", "cairn-state-machine", "cairn-consensus", "cairn-watch", "cairn-lessor"];
+const PURE: &[&str] = &[
+    "cairn-types",
+    "cairn-identity",
+    "cairn-state-machine",
+    "cairn-consensus",
+    "cairn-watch",
+    "cairn-lessor",
+];
 const IMPURE: &[&str] =
     &["tokio", "hyper", "nix", "fjall", "getrandom", "socket2", "time", "tracing", "tempfile"];
 const IMPURE_WORDS: &[&str] =

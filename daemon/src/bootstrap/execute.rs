@@ -100,7 +100,7 @@ pub fn first_identity(data_dir: &Path, new: &NewMember, settings: &Settings) -> 
     let token = &settings.membership.token.value;
     let dir_uuid = match new.dir_uuid {
         Some(kept) => kept,
-        None => Unique::random()?,
+        None => identity::random()?,
     };
     Ok(Identity {
         format: identity::FORMAT,
@@ -114,9 +114,9 @@ pub fn first_identity(data_dir: &Path, new: &NewMember, settings: &Settings) -> 
         name: new.name.clone(),
         peer_urls: new.peer_urls.clone(),
         dir_uuid,
-        wal_dir_uuid: if settings.storage.wal_dir.is_some() { Unique::random()? } else { dir_uuid },
+        wal_dir_uuid: if settings.storage.wal_dir.is_some() { identity::random()? } else { dir_uuid },
         boot_seq: 1,
-        boot_nonce: Unique::random()?,
+        boot_nonce: identity::random()?,
         prev_boot_nonce: None,
         origin: Origin {
             method: match &new.beginning {

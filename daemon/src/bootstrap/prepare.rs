@@ -14,7 +14,7 @@ use super::{
 use crate::{
     announce,
     config::{Note, Settings},
-    identity::{Identity, Keeper, State, Unique, host},
+    identity::{self, Identity, Keeper, State, host},
     refusal::Refusal,
 };
 
@@ -75,7 +75,7 @@ pub fn prepare(settings: &Settings) -> Result<Prepared, Refusal> {
             let member = dir.member();
             let refuse = |error: std::io::Error| Refusal::io("write the identity into", &member, &error);
             let mut keeper = Keeper::new(member.clone(), settings.storage.wal_dir.clone(), *identity);
-            keeper.booted(Unique::random().map_err(refuse)?).map_err(refuse)?;
+            keeper.booted(identity::random().map_err(refuse)?).map_err(refuse)?;
             if let Some(members) = members {
                 keeper.joining(members).map_err(refuse)?;
             }

@@ -8,12 +8,18 @@ mod file;
 pub mod host;
 mod keeper;
 mod record;
-mod unique;
 
+pub use ::identity::Unique;
 pub use file::{FileError, IDENTITY_FILE, PREVIOUS_FILE, read, sync_dir, write, write_into};
 pub use keeper::{Keeper, clear_unborn_wal_dir};
 pub use record::{CleanStop, FORMAT, Identity, KnownMember, Origin, State};
-pub use unique::Unique;
 
 #[cfg(test)]
 pub use record::tests::sample;
+
+/// From the kernel's randomness; its absence is an I/O error. Never derived from the host: copies of a machine would share it.
+pub fn random() -> std::io::Result<Unique> {
+    let mut bytes = [0; 16];
+    getrandom::fill(&mut bytes).map_err(std::io::Error::other)?;
+    Ok(Unique::from_bytes(bytes))
+}

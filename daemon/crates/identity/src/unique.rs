@@ -8,14 +8,12 @@ use serde::{Deserialize, Deserializer, Serialize, Serializer};
 pub struct Unique(u128);
 
 impl Unique {
-    /// The kernel's randomness; its absence is an I/O error.
-    pub fn random() -> std::io::Result<Unique> {
-        let mut bytes = [0; 16];
-        getrandom::fill(&mut bytes).map_err(std::io::Error::other)?;
-        Ok(Unique(u128::from_be_bytes(bytes)))
+    /// Where the randomness comes from is the caller's business: this crate has none.
+    pub const fn from_bytes(bytes: [u8; 16]) -> Unique {
+        Unique(u128::from_be_bytes(bytes))
     }
 
-    #[cfg(test)]
+    /// For tests, where small numbers are easier to read.
     pub fn for_test(number: u128) -> Unique {
         Unique(number)
     }

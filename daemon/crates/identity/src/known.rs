@@ -1,0 +1,97 @@
+//! What the members of a cluster know of one of them. Record and watermark are replicated: they are equal on all members that have applied
+//! the same log, so a verdict does not depend on who leads.
+
+use std::collections::BTreeMap;
+
+use serde::{Deserialize, Serialize};
+use types::MemberId;
+
+use crate::{Boot, Home, Unique, hex};
+
+/// The directory and the start that were last admitted as this member. Written through the log by the leader.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Record {
+    pub dir: Unique,
+    pub boot: Boot,
+    pub home: Home,
+    pub version: String,
+}
+
+/// What a member has once held at least: a log that ends before it, or a term below it, is an older copy.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Watermark {
+    pub last_index: u64,
+    pub term: u64,
+}
+
+impl Watermark {
+    /// Never goes back.
+    pub fn raise(&mut self, other: Watermark) {
+        self.last_index = self.last_index.max(other.last_index);
+        self.term = self.term.max(other.term);
+    }
+}
+
+/// What the leader adds to a conf change of its own (an update of itself that changes nothing), in the JSON context, which etcd reads
+/// without minding. Keys of the maps are member ids.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Private {
+    /// This life of the cluster. The first to be applied counts; `None` in all later ones.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub cluster_uuid: Option<Unique>,
+    #[serde(default, skip_serializing_if = "BTreeMap::is_empty")]
+    pub records: BTreeMap<String, Record>,
+    #[serde(default, skip_serializing_if = "BTreeMap::is_empty")]
+    pub watermarks: BTreeMap<String, Watermark>,
+}
+
+/// Whether the asker is in the answerer's *applied* list of members.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "lowercase")]
+pub enum Standing {
+    /// `is_new`: it was added to the running cluster and has not said its name yet.
+    Member {
+        is_learner: bool,
+        is_new: bool,
+    },
+    /// By which entry, and through which member it was asked.
+    Removed {
+        index: u64,
+        term: u64,
+        asked_through: Option<String>,
+    },
+    Stranger,
+}
+
+/// Another start of the asker's member that was heard from within the last seconds.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Session {
+    pub dir: Unique,
+    pub boot: Boot,
+    pub home: Home,
+}
+
+/// Who says so.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Witness {
+    #[serde(with = "hex::member")]
+    pub member: MemberId,
+    pub leads: bool,
+    pub term: u64,
+    /// Its commit index, for messages.
+    pub commit: u64,
+}
+
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Known {
+    /// This life of the answerer's cluster, and the one it came from by restore or force.
+    pub cluster_uuid: Option<Unique>,
+    pub parent_uuid: Option<Unique>,
+    pub standing: Standing,
+    pub record: Option<Record>,
+    /// The directory that answered for this member when the cluster was formed, while there is no record.
+    pub attendee: Option<Unique>,
+    pub watermark: Option<Watermark>,
+    pub session: Option<Session>,
+    pub witness: Witness,
+}
