@@ -134,7 +134,9 @@ pub fn judge(members: &[Member], steps: &[Step]) -> Vec<Outcome> {
     let first = Count::of(&members);
     let mut outcomes = Vec::new();
     for &step in steps {
-        let refusal = refusal(&members, step);
+        // A change of members is an entry like any other: the quorum that commits it is the one before it.
+        let is_stuck = step != Step::Start && Count::of(&members).spare().is_none();
+        let refusal = refusal(&members, step).or(is_stuck.then_some(Problem::QuorumLost));
         let note = note(&members, step);
         apply(&mut members, step);
         let after = Count::of(&members);
@@ -296,6 +298,9 @@ mod tests {
         );
         assert_eq!(problems(&cluster(3, 1, false), &[Step::Remove(1)]), [Some(Problem::Unhealthy)]);
         assert_eq!(problems(&cluster(3, 2, false), &[Step::Remove(3)]), [Some(Problem::QuorumLost)]);
+        // One voter would be left, and is up; but two of two are needed to agree to that.
+        assert_eq!(problems(&cluster(2, 1, false), &[Step::Remove(2)]), [Some(Problem::QuorumLost)]);
+        assert_eq!(problems(&cluster(4, 2, false), &[Step::Remove(4)]), [Some(Problem::QuorumLost)]);
         assert_eq!(problems(&cluster(1, 0, false), &[Step::Remove(1)]), [Some(Problem::LastVoter)]);
         assert_eq!(problems(&cluster(3, 0, true), &[Step::Remove(9)]), [None], "a learner has no vote");
         // 5 voters, one down: one more may fail. 4 voters, the same one down: none.

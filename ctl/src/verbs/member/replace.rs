@@ -84,6 +84,18 @@ impl Wish {
         let new = self.new_in(view)?;
         let old = view.find(&self.old, new.map(|seen| seen.member.id))?.map(|seen| seen.member.id);
         match (old, new) {
+            // Somebody else's URLs: taking that member for the new one would remove the old one for nothing.
+            (_, Some(new))
+                if new.is_started() && new.member.name != self.name && !self.is_meant_by_old(new) =>
+            {
+                Err(Failure::arguments(format!(
+                    "member {} has these peer URLs already and is not called {:?}; if it is to take the place of {}: --name={}",
+                    new.label(),
+                    self.name,
+                    self.old,
+                    new.member.name
+                )))
+            }
             (None, Some(new)) if self.is_meant_by_old(new) => Err(Failure::arguments(format!(
                 "member {} has these peer URLs already; the new member needs its own",
                 new.label()
@@ -270,6 +282,11 @@ fn passes(failure: &Failure) -> bool {
         EtcdError::MemberNotFound,
         EtcdError::NoLeader,
         EtcdError::LeaderChanged,
+        // Nobody knows whether the change was made: the next look shows it.
+        EtcdError::Timeout,
+        EtcdError::TimeoutDueToLeaderFail,
+        EtcdError::TimeoutDueToConnectionLost,
+        EtcdError::Stopped,
     ];
     let is_lost =
         failure.headline.starts_with("[ANSWER_LOST]") || failure.headline == "context deadline exceeded";
@@ -431,6 +448,28 @@ mod tests {
         let members = vec![seen(1, "a", false), seen(2, "b", false)];
         let wish = Wish { old: "a".into(), name: "a".into(), urls: vec!["http://h4:1".into()] };
         assert!(wish.next(&View { cluster: 7, members }).unwrap_err().headline.contains("needs its own"));
+    }
+
+    /// A slip in --peer-urls names a member that is there already: nothing may be removed in favour of it, and nothing was replaced.
+    #[test]
+    fn a_member_of_another_name_is_not_taken_for_the_new_one() {
+        for (old, with) in [("3", seen(4, "e", false)), ("3", seen(4, "e", true)), ("9", seen(4, "e", false))]
+        {
+            let refused = next(old, Some(with), false).unwrap_err();
+            assert!(refused.headline.contains("is not called \"d\""), "{old}: {}", refused.headline);
+        }
+    }
+
+    #[test]
+    fn a_change_whose_outcome_is_unknown_is_looked_at_again() {
+        for error in [EtcdError::Timeout, EtcdError::TimeoutDueToLeaderFail, EtcdError::LearnerNotReady] {
+            assert!(passes(&Failure::new(Exit::Error, error.text())), "{error:?}");
+        }
+        for error in
+            [EtcdError::MemberNotEnoughStarted, EtcdError::TooManyLearners, EtcdError::PermissionDenied]
+        {
+            assert!(!passes(&Failure::new(Exit::Error, error.text())), "{error:?}");
+        }
     }
 
     #[test]
