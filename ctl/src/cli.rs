@@ -254,16 +254,22 @@ pub fn command() -> Command {
             "Hands leadership to another member",
             "cairnctl move-leader <member id in hexadecimal>",
         ),
-        group("snapshot", "Backups of a member's state").subcommands([verb(
+        group("snapshot", "Backups of a member's state").subcommands([
+            verb(
             "save",
             "Saves the state of one member into a file",
             "cairnctl snapshot save [flags] <file>",
         )
         .after_help(
             "The file gets its name only when it is whole, its SHA-256 fits and it is on disk; one of that name is replaced then.\n\
-             Look at it with cairnd snapshot status, or etcdutl; restore it with cairnd snapshot restore.",
+             Look at it with snapshot status, or etcdutl; restore it with cairnd snapshot restore.",
         )
-        .arg(switch("progress", "Tell the progress on stderr also when it is no terminal"))]),
+        .arg(switch("progress", "Tell the progress on stderr also when it is no terminal")),
+            verb("status", "Tells what is in a saved file", "cairnctl snapshot status [flags] <file>").after_help(
+                "Hash, revision, pairs of all buckets and size, as etcdutl 3.5 tells them; a file whose SHA-256 does not fit, or that was cut,\n\
+                 is refused. Nothing is asked of a server.",
+            ),
+        ]),
         group("alarm", "Alarms that members have raised").subcommands([
             verb("list", "Lists the alarms", "cairnctl alarm list"),
             verb("disarm", "Takes back all alarms", "cairnctl alarm disarm"),

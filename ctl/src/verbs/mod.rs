@@ -48,6 +48,7 @@ pub async fn run(settings: &Settings, matches: &ArgMatches) -> Result<()> {
         ("alarm", Some(("list", inner))) => cluster::alarm_list(settings, inner).await,
         ("alarm", Some(("disarm", inner))) => cluster::alarm_disarm(settings, inner).await,
         ("snapshot", Some(("save", inner))) => snapshot::save(settings, inner).await,
+        ("snapshot", Some(("status", inner))) => snapshot::status(settings, inner),
         ("endpoint", Some(("health", inner))) => endpoint::health(settings, inner).await,
         ("endpoint", Some(("status", inner))) => endpoint::status(settings, inner).await,
         ("endpoint", Some(("hashkv", inner))) => endpoint::hash_kv(settings, inner).await,

@@ -1,23 +1,27 @@
-//! snapshot save: a member's backup into a file, which gets its name only when it is whole, proven and on disk.
+//! snapshot save: a member's backup into a file, which gets its name only when it is whole, proven and on disk. snapshot status: what is
+//! in such a file.
 //!
 //! A file of that name is replaced, as with etcdctl: jobs save to one name every night. The old one stays until the new one is good, so
-//! nothing is lost by that. Not here: what is in the file.
+//! nothing is lost by that. Until then the bytes are in a file beside it, which is locked while its save lives: a save that is stopped
+//! removes it, and what a killed one left goes with the next save to the same name. Not here: how a database file is read (dbfile).
 
 use super::show;
 use crate::cli;
 use crate::client::{Client, SNAPSHOT};
 use crate::failure::{Details, Exit, Failure, Result};
-use crate::settings::Settings;
+use crate::settings::{Format, Settings};
 use api::etcdserverpb::{SnapshotRequest, SnapshotResponse};
 use clap::ArgMatches;
+use dbfile::{Look, LookError, write_size as size};
 use sha2::{Digest, Sha256};
 use std::ffi::OsString;
 use std::fs::{self, File, OpenOptions};
 use std::io::{BufWriter, IsTerminal, Write};
 use std::os::unix::ffi::OsStringExt;
-use std::os::unix::fs::OpenOptionsExt;
+use std::os::unix::fs::{MetadataExt, OpenOptionsExt};
 use std::path::{Path, PathBuf};
 use std::time::{Duration, Instant};
+use tokio::signal::unix::{SignalKind, signal};
 
 /// The SHA-256 behind the database.
 const DIGEST_BYTES: usize = 32;
@@ -49,6 +53,11 @@ pub async fn save(settings: &Settings, matches: &ArgMatches) -> Result<()> {
         last: None,
     };
     let mut client = Client::new(settings, true)?;
+    // Before there is anything to remove.
+    let stop = Stop::listen()?;
+    for leftover in clear_leftovers(&path) {
+        eprintln!("removed {}, which an earlier save left when it was killed", leftover.display());
+    }
     let mut part = Part::create(&path)?;
     let mut version = String::new();
     let streamed = client.stream(&SNAPSHOT, &SnapshotRequest {}, |piece: SnapshotResponse| {
@@ -59,11 +68,15 @@ pub async fn save(settings: &Settings, matches: &ArgMatches) -> Result<()> {
         }
         Ok(())
     });
-    streamed.await.map_err(|failure| Failure {
-        // As etcdctl: whatever ends a save early has this code, unless nobody could be reached.
-        exit: if failure.exit == Exit::Error { Exit::Interrupted } else { failure.exit },
-        ..failure
-    })?;
+    tokio::select! {
+        biased;
+        name = stop.told() => return Err(stopped(name, &path)),
+        streamed = streamed => streamed.map_err(|failure| Failure {
+            // As etcdctl: whatever ends a save early has this code, unless nobody could be reached.
+            exit: if failure.exit == Exit::Error { Exit::Interrupted } else { failure.exit },
+            ..failure
+        })?,
+    }
     progress.done(part.bytes);
     part.finish(&path)?;
     let mut out = b"Snapshot saved at ".to_vec();
@@ -73,6 +86,124 @@ pub async fn save(settings: &Settings, matches: &ArgMatches) -> Result<()> {
         out.extend_from_slice(format!("Server version {version}\n").as_bytes());
     }
     show(&out)
+}
+
+/// The signals that end a command.
+struct Stop {
+    interrupt: tokio::signal::unix::Signal,
+    terminate: tokio::signal::unix::Signal,
+    hangup: tokio::signal::unix::Signal,
+}
+
+impl Stop {
+    fn listen() -> Result<Stop> {
+        Ok(Stop {
+            interrupt: signal(SignalKind::interrupt())?,
+            terminate: signal(SignalKind::terminate())?,
+            hangup: signal(SignalKind::hangup())?,
+        })
+    }
+
+    /// Which one came.
+    async fn told(mut self) -> &'static str {
+        tokio::select! {
+            _ = self.interrupt.recv() => "SIGINT",
+            _ = self.terminate.recv() => "SIGTERM",
+            _ = self.hangup.recv() => "SIGHUP",
+        }
+    }
+}
+
+fn stopped(signal: &str, target: &Path) -> Failure {
+    let before = if target.exists() {
+        "the file of that name is the one from before"
+    } else {
+        "no file of that name was made"
+    };
+    Failure::new(
+        Exit::Interrupted,
+        format!("the save was stopped by {signal}: nothing is left of it, and {before}"),
+    )
+}
+
+/// The name of a save's bytes before they have their own.
+fn part_name(target: &Path, pid: &str) -> OsString {
+    let mut name = target.file_name().unwrap_or_default().to_owned();
+    name.push(format!(".{pid}.part"));
+    name
+}
+
+fn directory_of(target: &Path) -> &Path {
+    match target.parent() {
+        Some(parent) if !parent.as_os_str().is_empty() => parent,
+        _ => Path::new("."),
+    }
+}
+
+/// Removes what killed saves to this name left; answers what was removed. Whoever still saves holds its lock. What cannot be looked at or
+/// removed is left: it is in nobody's way.
+fn clear_leftovers(target: &Path) -> Vec<PathBuf> {
+    let mut removed = Vec::new();
+    for entry in fs::read_dir(directory_of(target)).into_iter().flatten().flatten() {
+        let name = entry.file_name();
+        let ours = name.to_str().is_some_and(|text| {
+            let pid =
+                text.strip_suffix(".part").and_then(|text| text.rsplit_once('.')).map_or("", |(_, pid)| pid);
+            pid.parse::<u32>().is_ok() && part_name(target, pid) == name
+        });
+        let path = entry.path();
+        if ours
+            && entry.file_type().is_ok_and(|kind| kind.is_file())
+            && File::open(&path).is_ok_and(|file| file.try_lock().is_ok())
+            && fs::remove_file(&path).is_ok()
+        {
+            removed.push(path);
+        }
+    }
+    removed
+}
+
+/// What is in the file of a backup, in the words of etcdutl 3.5.
+pub fn status(settings: &Settings, matches: &ArgMatches) -> Result<()> {
+    let mut arguments = cli::arguments(matches);
+    if arguments.len() != 1 {
+        return Err(Failure::arguments("snapshot status requires exactly one argument"));
+    }
+    let look = match settings.format {
+        Format::Simple => Look::Simple,
+        Format::Json => Look::Json,
+        Format::Fields => Look::Fields,
+        Format::Table => Look::Table,
+        Format::Protobuf => return Err(Failure::feature("protobuf not supported as output format")),
+    };
+    let path = PathBuf::from(OsString::from_vec(arguments.remove(0)));
+    let unreadable =
+        |error: &std::io::Error| Failure::new(Exit::Error, format!("read {}: {error}", path.display()));
+    let kind = fs::metadata(&path).map_err(|error| match error.kind() {
+        std::io::ErrorKind::NotFound => {
+            Failure::new(Exit::Error, format!("stat {}: no such file or directory", path.display()))
+        }
+        _ => unreadable(&error),
+    })?;
+    if !kind.is_file() {
+        return Err(Failure::new(Exit::Error, format!("{} is not a regular file", path.display())));
+    }
+    let status = dbfile::look(File::open(&path).map_err(|error| unreadable(&error))?);
+    let status = status.map_err(|error| match error {
+        LookError::Io(error) => unreadable(&error),
+        damage => {
+            Failure::new(Exit::Error, "[SNAPSHOT_DAMAGED] the snapshot file cannot be used").with(Details {
+                cause: damage.to_string(),
+                evidence: vec![format!("{}, {} bytes", path.display(), kind.len())],
+                remedy: vec![
+                    "copy the file again from where it was saved, and compare its size".into(),
+                    "else take an older snapshot, or save a new one: cairnctl snapshot save".into(),
+                ],
+                never: "do not restore from it with --skip-hash-check".into(),
+            })
+        }
+    })?;
+    show(status.text(look).as_bytes())
 }
 
 /// The file while it has no name of its own. Removed when dropped unfinished.
@@ -87,13 +218,21 @@ struct Part {
 
 impl Part {
     fn create(target: &Path) -> Result<Part> {
-        let mut name = target.as_os_str().to_owned();
-        name.push(format!(".{}.part", std::process::id()));
-        let path = PathBuf::from(name);
-        let file = OpenOptions::new().write(true).create(true).truncate(true).mode(0o600).open(&path);
-        let file = file.map_err(|error| {
+        let path = directory_of(target).join(part_name(target, &std::process::id().to_string()));
+        let refused = |error: std::io::Error| {
             Failure::new(Exit::Interrupted, format!("could not open {} ({error})", path.display()))
-        })?;
+        };
+        let file = loop {
+            let file = OpenOptions::new().write(true).create(true).truncate(true).mode(0o600).open(&path);
+            let file = file.map_err(refused)?;
+            // File systems without locks have leftovers that stay; the save itself does not depend on it.
+            let _ = file.lock();
+            // Before it was locked another save may have taken it for a leftover.
+            let here = file.metadata().map_err(refused)?.ino();
+            if fs::metadata(&path).is_ok_and(|named| named.ino() == here) {
+                break file;
+            }
+        };
         let out = Some(BufWriter::with_capacity(BUFFER_BYTES, file));
         Ok(Part { path, out, hash: Sha256::new(), tail: Vec::new(), bytes: 0 })
     }
@@ -134,10 +273,7 @@ impl Part {
         fs::rename(&self.path, target).map_err(failed)?;
         // From here on there is nothing to remove.
         self.path = PathBuf::new();
-        let parent = match target.parent() {
-            Some(parent) if !parent.as_os_str().is_empty() => parent,
-            _ => Path::new("."),
-        };
+        let parent = directory_of(target);
         File::open(parent).and_then(|dir| dir.sync_all()).map_err(|error| write_failed(parent, &error))
     }
 }
@@ -194,32 +330,33 @@ impl Progress {
     }
 }
 
-/// Bytes for people, in powers of ten as etcd's tools print them.
-fn size(bytes: u64) -> String {
-    const UNITS: [&str; 7] = ["B", "kB", "MB", "GB", "TB", "PB", "EB"];
-    let (mut value, mut unit) = (bytes as f64, 0);
-    while value >= 1000.0 && unit + 1 < UNITS.len() {
-        value /= 1000.0;
-        unit += 1;
-    }
-    if unit > 0 && value < 10.0 {
-        format!("{value:.1} {}", UNITS[unit])
-    } else {
-        format!("{value:.0} {}", UNITS[unit])
-    }
-}
-
 #[cfg(test)]
 mod tests {
     use super::*;
 
     #[test]
-    fn sizes_are_as_etcds_tools_print_them() {
-        for (bytes, text) in
-            [(0, "0 B"), (999, "999 B"), (20_480, "20 kB"), (1_500, "1.5 kB"), (94_000_000, "94 MB")]
+    fn what_a_killed_save_left_goes_with_the_next_one() {
+        let dir = tempfile::tempdir().unwrap();
+        let target = dir.path().join("s.db");
+        let path = |name: &str| dir.path().join(name);
+        for name in
+            ["s.db.4194999.part", "s.db.7.part", "other.db.7.part", "s.db.x.part", "s.db.part", "s.db"]
         {
-            assert_eq!(size(bytes), text);
+            fs::write(path(name), "x").unwrap();
         }
+        // One of them lives.
+        let living = File::open(path("s.db.7.part")).unwrap();
+        living.lock().unwrap();
+        assert_eq!(clear_leftovers(&target), [path("s.db.4194999.part")]);
+        drop(living);
+        assert_eq!(clear_leftovers(&target), [path("s.db.7.part")]);
+        assert_eq!(clear_leftovers(&target), Vec::<PathBuf>::new());
+        for name in ["other.db.7.part", "s.db.x.part", "s.db.part", "s.db"] {
+            assert!(path(name).exists(), "{name} is another's");
+        }
+        let part = Part::create(&target).unwrap();
+        assert_eq!(clear_leftovers(&target), Vec::<PathBuf>::new(), "a save that lives keeps its bytes");
+        drop(part);
     }
 
     fn save(dir: &Path, blobs: &[&[u8]]) -> Result<()> {

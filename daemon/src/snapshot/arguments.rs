@@ -2,6 +2,8 @@
 
 use std::{ffi::OsString, path::PathBuf};
 
+use dbfile::Look;
+
 use crate::{
     config::table,
     refusal::{Id, Refusal},
@@ -13,16 +15,8 @@ pub const BUMP_DEFAULT: u64 = 1_000_000_000;
 
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum Order {
-    Status { file: PathBuf, format: Format },
+    Status { file: PathBuf, look: Look },
     Restore { file: PathBuf, how: How },
-}
-
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum Format {
-    Simple,
-    Json,
-    Fields,
-    Table,
 }
 
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -40,7 +34,7 @@ const USAGE: &str = "cairnd snapshot status FILE [-w simple|json|fields|table], 
 pub fn parse(args: Vec<OsString>) -> Result<(Order, Vec<OsString>), Refusal> {
     let mut words = Vec::new();
     let mut settings = Vec::new();
-    let mut format = Format::Simple;
+    let mut look = Look::Simple;
     let (mut skip_hash_check, mut bump, mut mark_compacted, mut no_bump) = (false, None, None, false);
     let mut args = args.into_iter();
     while let Some(arg) = args.next() {
@@ -71,11 +65,11 @@ pub fn parse(args: Vec<OsString>) -> Result<(Order, Vec<OsString>), Refusal> {
             }
             "w" | "write-out" => {
                 let text = needed(value)?;
-                format = match text.as_str() {
-                    "simple" => Format::Simple,
-                    "json" => Format::Json,
-                    "fields" => Format::Fields,
-                    "table" => Format::Table,
+                look = match text.as_str() {
+                    "simple" => Look::Simple,
+                    "json" => Look::Json,
+                    "fields" => Look::Fields,
+                    "table" => Look::Table,
                     _ => return Err(bad(&name, &text, "it is simple, json, fields or table")),
                 };
             }
@@ -91,7 +85,7 @@ pub fn parse(args: Vec<OsString>) -> Result<(Order, Vec<OsString>), Refusal> {
         }
     }
     let order = match words.as_slice() {
-        [verb, file] if verb == "status" => Order::Status { file: file.into(), format },
+        [verb, file] if verb == "status" => Order::Status { file: file.into(), look },
         [verb, file] if verb == "restore" => {
             if no_bump && bump.is_some_and(|by| by > 0) {
                 return Err(Refusal::new(
@@ -173,7 +167,7 @@ mod tests {
         assert_eq!(rest, ["--name", "n1", "--data-dir=d", "--nonsense"]);
         assert_eq!(
             parsed("status f -w json").unwrap().0,
-            Order::Status { file: "f".into(), format: Format::Json }
+            Order::Status { file: "f".into(), look: Look::Json }
         );
         for wrong in ["", "status", "restore", "save f", "status a b"] {
             assert_eq!(parsed(wrong).unwrap_err().id, Id::UnknownVerb, "{wrong}");

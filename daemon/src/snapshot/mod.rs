@@ -18,7 +18,7 @@ pub use arguments::{Order, parse};
 /// Carries the order out; answers what is printed.
 pub fn run(surroundings: &Surroundings, order: &Order) -> Result<String, Refusal> {
     match order {
-        Order::Status { file, format } => status::status(file, *format),
+        Order::Status { file, look } => status::status(file, *look),
         Order::Restore { file, how } => restore::restore(surroundings, file, how),
     }
 }

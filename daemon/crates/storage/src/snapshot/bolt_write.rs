@@ -6,7 +6,7 @@
 
 use std::io::{self, Seek, SeekFrom, Write};
 
-use super::page::{
+use dbfile::page::{
     BRANCH, BUCKET_HEADER_BYTES, ELEMENT_BYTES, IS_BUCKET, KEY_BYTES_MAX, LEAF, META, Meta,
     PAGE_HEADER_BYTES, PageHeader,
 };

@@ -9,16 +9,14 @@ use std::ops::ControlFlow;
 use std::path::Path;
 
 use bytes::Bytes;
+use dbfile::{BoltError, BoltFile, EachPair, KEY_BUCKET, Status};
 use state_machine::store::{StoreError, StoredRow, Table};
 use types::{LogIndex, LogPosition, Revision, RowId, Term};
 
 use super::View;
-use super::bolt_read::{BoltError, BoltFile, EachPair};
 use super::bolt_write::{BoltWriter, BucketWriter};
 use crate::state_store::{SUB_MAX, etcd_row_key, parse_etcd_row_key};
 
-/// The bucket of the rows; its place among [`Table::ALL`] is by name.
-pub const KEY_BUCKET: &str = "key";
 /// One write call for this much of the file.
 const BUFFER_BYTES: usize = 1024 * 1024;
 
@@ -186,33 +184,9 @@ impl DbFile {
     }
 
     /// Everything etcd's `snapshot status` says of a file.
-    pub fn status(&self) -> Result<DbStatus, ReadError> {
-        let mut names: Vec<&[u8]> = self.bolt.bucket_names().collect();
-        names.sort_unstable();
-        let mut status = DbStatus { total_bytes: self.used_bytes(), ..DbStatus::default() };
-        for name in names {
-            status.hash = crc32c::crc32c_append(status.hash, name);
-            let rows = name == KEY_BUCKET.as_bytes();
-            self.bolt.each(name, &mut |key, value| {
-                status.hash = crc32c::crc32c_append(crc32c::crc32c_append(status.hash, key), value);
-                status.pairs += 1;
-                if rows && let Some((id, _)) = parse_etcd_row_key(key) {
-                    status.revision = id.main;
-                }
-                ControlFlow::Continue(())
-            })?;
-        }
-        Ok(status)
+    pub fn status(&self) -> Result<Status, ReadError> {
+        Ok(dbfile::status_of(&self.bolt)?)
     }
-}
-
-/// As etcdutl 3.5 prints it: `pairs` are those of all buckets (3.6 counts live keys instead).
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
-pub struct DbStatus {
-    pub hash: u32,
-    pub revision: Revision,
-    pub pairs: u64,
-    pub total_bytes: u64,
 }
 
 impl View for DbFile {

@@ -11,11 +11,11 @@ use std::ops::ControlFlow;
 use std::path::{Path, PathBuf};
 
 use bytes::Bytes;
+use dbfile::check_digest;
 use parking_lot::Mutex;
 use state_machine::store::{StoreError, Table};
 use types::{LogPosition, Revision, RowId};
 
-use super::digest::check_digest;
 use super::etcd_db::{DbFile, ReadError};
 use crate::state_store::{self, FjallStore, OpenError, Piece, SUB_MAX, StoreOptions, Take};
 

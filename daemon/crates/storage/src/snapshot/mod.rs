@@ -2,14 +2,11 @@
 //! [`write`] makes a file from a pinned view, [`DbFile`] reads one, [`install`] puts one in place of the state,
 //! [`restore`] makes a new cluster's first state of one.
 //!
-//! Not here: sending and receiving (transport), when to do either (node).
+//! Not here: bbolt's pages as they are read, digests (dbfile), sending and receiving (transport), when to do either (node).
 
-mod bolt_read;
 mod bolt_write;
-mod digest;
 mod etcd_db;
 mod install;
-mod page;
 mod restore;
 
 use std::ops::{ControlFlow, RangeInclusive};
@@ -18,10 +15,12 @@ use bytes::Bytes;
 use state_machine::store::{Store, StoreError, StoredRow, Table};
 use types::{LogIndex, LogPosition, RowId, Term};
 
-pub use bolt_read::{BoltError, EachPair};
 pub use bolt_write::PAGE_BYTES;
-pub use digest::{DIGEST_BYTES, HashingReader, append_digest, check_digest, has_digest, sha256};
-pub use etcd_db::{DbFile, DbStatus, EachRow, KEY_BUCKET, ReadError, SnapshotFile, WriteError, write};
+pub use dbfile::{
+    BoltError, DIGEST_BYTES, EachPair, HashingReader, KEY_BUCKET, Status, append_digest, check_digest,
+    has_digest, sha256,
+};
+pub use etcd_db::{DbFile, EachRow, ReadError, SnapshotFile, WriteError, write};
 pub use install::{InstallError, Installed, install};
 pub use restore::{Restoration, RestoreError, Restored, restore};
 

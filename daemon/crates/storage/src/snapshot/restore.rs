@@ -10,12 +10,12 @@ use std::ops::ControlFlow;
 use std::path::Path;
 
 use bytes::Bytes;
+use dbfile::check_digest;
 use state_machine::membership::Member;
 use state_machine::rows::{self, meta};
 use state_machine::store::{StoreError, Table};
 use types::{ConfState, LogPosition, MemberId, Revision, RowId};
 
-use super::digest::check_digest;
 use super::etcd_db::{DbFile, ReadError};
 use super::install::{Content, content};
 use crate::state_store::{self, FjallStore, OpenError, Piece, StoreOptions, TABLE_KEY_BYTES_MAX, Take};

@@ -8,7 +8,7 @@ use std::io;
 use std::ops::ControlFlow;
 use std::os::unix::fs::FileExt;
 
-use super::page::{
+use crate::page::{
     BRANCH, BUCKET_HEADER_BYTES, ELEMENT_BYTES, IS_BUCKET, KEY_BYTES_MAX, LEAF, Meta, PAGE_HEADER_BYTES,
     PageHeader, u32_at, u64_at,
 };
@@ -214,7 +214,7 @@ impl BoltFile {
 
 fn find_meta(file: &File) -> Result<Meta, BoltError> {
     let at = |offset: u64| -> Result<Option<Meta>, BoltError> {
-        let mut bytes = [0; super::page::META_BYTES];
+        let mut bytes = [0; crate::page::META_BYTES];
         match file.read_exact_at(&mut bytes, offset + PAGE_HEADER_BYTES as u64) {
             Ok(()) => Ok(Meta::decode(&bytes)),
             Err(error) if error.kind() == io::ErrorKind::UnexpectedEof => Ok(None),
