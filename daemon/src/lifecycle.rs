@@ -181,6 +181,8 @@ fn node_config(settings: &Settings, prepared: &Prepared) -> NodeConfig {
         quota_backend_bytes: settings.storage.quota_backend_bytes,
         snapshot_count: settings.raft.snapshot_count,
         snapshot_catchup_entries: settings.raft.snapshot_catchup_entries,
+        snapshot_send_bytes_per_second: settings.storage.snapshot_send_rate,
+        snapshot_save_bytes_per_second: settings.storage.snapshot_save_rate,
         inline_value_bytes_max: settings.storage.inline_value_bytes_max,
         compaction_batch: settings.storage.compaction_batch_limit,
         compaction_sleep: settings.storage.compaction_sleep_interval,

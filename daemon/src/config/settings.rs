@@ -1,6 +1,6 @@
 //! The settings as types, checked against each other. Whoever holds a [`Settings`] need not check anything again.
 
-use std::{path::PathBuf, time::Duration};
+use std::{num::NonZeroU64, path::PathBuf, time::Duration};
 
 use node::AutoCompaction;
 
@@ -80,6 +80,10 @@ pub struct Storage {
     /// As given: 0 is the default of 2 GiB, negative is no quota.
     pub quota_backend_bytes: i64,
     pub inline_value_bytes_max: u64,
+    /// Bytes a second of a snapshot for a peer; None: no limit.
+    pub snapshot_send_rate: Option<NonZeroU64>,
+    /// Bytes a second of a backup; None: no limit.
+    pub snapshot_save_rate: Option<NonZeroU64>,
     pub compaction_batch_limit: usize,
     pub compaction_sleep_interval: Duration,
     /// None: off.
@@ -457,6 +461,8 @@ impl Builder<'_> {
             max_wals: values.count("max-wals"),
             quota_backend_bytes: quota,
             inline_value_bytes_max: values.bytes("inline-value-bytes-max").unsigned_abs(),
+            snapshot_send_rate: NonZeroU64::new(values.bytes("snapshot-send-rate").unsigned_abs()),
+            snapshot_save_rate: NonZeroU64::new(values.bytes("snapshot-save-rate").unsigned_abs()),
             compaction_batch_limit: if batch == 0 { COMPACTION_BATCH } else { batch },
             compaction_sleep_interval: if sleep.is_zero() { COMPACTION_SLEEP } else { sleep },
             auto_compaction: self.auto_compaction(),

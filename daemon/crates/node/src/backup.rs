@@ -2,27 +2,24 @@
 //!
 //! A thread of its own takes a pinned view, writes it into a file without a name and reads that out again as fast as the client takes it.
 //! Nothing on the write path knows of it: apply, raft and the log share no lock and no queue with this thread, the file is never synced, and
-//! it is written no faster than [`WRITE_BYTES_PER_SECOND_MAX`]. Memory is a queue of pieces, whatever the size of the state. The file vanishes
+//! it is written no faster than `snapshot-save-rate`. Memory is a queue of pieces, whatever the size of the state. The file vanishes
 //! with its handle, also when the process is killed.
 //!
 //! Local: no quorum and no leader are needed, and learners serve it too. Not here: the file's format (storage).
 
 use std::{
     io::{self, Read},
-    ops::{ControlFlow, RangeInclusive},
     sync::atomic::{AtomicUsize, Ordering},
-    time::{Duration, Instant},
+    time::Instant,
 };
 
 use api::{error::EtcdError, etcdserverpb as pb};
 use bytes::Bytes;
-use state_machine::store::{StoreError, StoredRow, Table};
-use storage::snapshot::{self, HashingReader, View};
+use storage::snapshot::{self, HashingReader};
 use tokio::sync::mpsc;
 use tracing::{info, warn};
-use types::{LogPosition, RowId};
 
-use crate::handle::Handle;
+use crate::{handle::Handle, paced::Paced};
 
 /// Backups of this process at a time. Each has a file as large as the state; who wants more of them at once wants something else.
 pub const BACKUPS_MAX: usize = 4;
@@ -32,12 +29,6 @@ pub const PIECE_BYTES: usize = 32 * 1024;
 
 /// Pieces that wait for the client: a megabyte, enough to keep a fast network busy while the next ones are read.
 const PIECES_QUEUED: usize = 32;
-
-/// How fast the file is written. Far above what a backup needs, far below what would push the log's writes out of a disk's queue.
-const WRITE_BYTES_PER_SECOND_MAX: u64 = 128 * 1024 * 1024;
-
-/// Between two looks at the clock and at whether the client is still there.
-const LOOK_EVERY_BYTES: u64 = 1024 * 1024;
 
 /// Pieces of one backup, in order; an error is the last thing that comes. Dropping it ends the backup at once.
 pub type Backup = mpsc::Receiver<Result<pb::SnapshotResponse, BackupError>>;
@@ -114,7 +105,7 @@ fn write(handle: &Handle, pieces: &Pieces) -> Result<(), BackupError> {
     let unwanted = || pieces.is_closed() || shared.stopping.load(Ordering::Relaxed);
     let mut written = {
         let view = shared.store().view().map_err(failed("take a view of the state"))?;
-        let paced = Paced { view: &view, began, unwanted: &unwanted };
+        let paced = Paced::new(&view, shared.config.snapshot_save_bytes_per_second, &unwanted);
         snapshot::write(&paced, &shared.config.snap_dir).map_err(|error| {
             if shared.stopping.load(Ordering::Relaxed) {
                 BackupError::Stopping
@@ -153,48 +144,6 @@ fn send(pieces: &Pieces, remaining_bytes: u64, blob: Bytes, version: &str) -> Re
 
 fn gone() -> io::Error {
     io::Error::new(io::ErrorKind::BrokenPipe, "nobody wants it any more")
-}
-
-/// A view that is read no faster than allowed, and not at all once nobody wants the result.
-struct Paced<'a, V> {
-    view: &'a V,
-    began: Instant,
-    unwanted: &'a dyn Fn() -> bool,
-}
-
-impl<V: View> View for Paced<'_, V> {
-    fn position(&self) -> LogPosition {
-        self.view.position()
-    }
-
-    fn scan(
-        &self,
-        ids: RangeInclusive<RowId>,
-        each: &mut dyn FnMut(RowId, StoredRow) -> ControlFlow<()>,
-    ) -> Result<(), StoreError> {
-        let (mut bytes, mut looked, mut unwanted) = (0, 0, false);
-        self.view.scan(ids, &mut |id, row| {
-            bytes += row.value.len() as u64 + 32;
-            if bytes - looked >= LOOK_EVERY_BYTES {
-                looked = bytes;
-                if (self.unwanted)() {
-                    unwanted = true;
-                    return ControlFlow::Break(());
-                }
-                let due = Duration::from_micros(bytes.saturating_mul(1_000_000) / WRITE_BYTES_PER_SECOND_MAX);
-                std::thread::sleep(due.saturating_sub(self.began.elapsed()));
-            }
-            each(id, row)
-        })?;
-        if unwanted {
-            return Err(StoreError { operation: "write a backup", source: gone().into() });
-        }
-        Ok(())
-    }
-
-    fn table(&self, table: Table) -> Result<Vec<(Bytes, Bytes)>, StoreError> {
-        self.view.table(table)
-    }
 }
 
 #[cfg(test)]

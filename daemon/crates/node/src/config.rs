@@ -1,6 +1,6 @@
 //! What a member needs to know to run. Checked by the daemon's settings; nothing here is validated again.
 
-use std::{path::PathBuf, time::Duration};
+use std::{num::NonZeroU64, path::PathBuf, time::Duration};
 
 use types::{ClusterId, MemberId};
 
@@ -27,6 +27,10 @@ pub struct NodeConfig {
     pub snapshot_count: u64,
     /// Entries kept in memory behind the snapshot record for slow followers.
     pub snapshot_catchup_entries: u64,
+    /// How fast a snapshot for a peer is written and then sent; None: as fast as it goes.
+    pub snapshot_send_bytes_per_second: Option<NonZeroU64>,
+    /// How fast the file of a backup is written; None: as fast as it goes.
+    pub snapshot_save_bytes_per_second: Option<NonZeroU64>,
     /// Bytes of newest values kept beside the index.
     pub inline_value_bytes_max: u64,
     /// `compaction-batch-limit` and `compaction-sleep-interval`.

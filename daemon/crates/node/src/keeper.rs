@@ -28,10 +28,12 @@ const LOOK_INTERVAL: Duration = Duration::from_millis(200);
 /// The store is made durable at least this often while anything changes, so that a restart has little log to replay.
 const PERSIST_INTERVAL: Duration = Duration::from_secs(30);
 
-/// Log in memory past which the store is made durable however few the entries: what is not durable elsewhere cannot be forgotten, and
-/// ten thousand entries of a megabyte are more than a member has room for. The core forgets down to 64 MiB as soon as it may, so this
-/// leaves 48 MiB between two times.
-const LOG_TAIL_BYTES_MAX: u64 = 112 * 1024 * 1024;
+/// Growth of the log in memory past which the store is made durable however few the entries: what is not durable elsewhere cannot be
+/// forgotten, and ten thousand entries of a megabyte are more than a member has room for.
+const LOG_TAIL_GROWTH_BYTES: u64 = 48 * 1024 * 1024;
+
+/// What the core keeps of it in any case, so that growth counts from here. More while a peer is fed by snapshot.
+const LOG_TAIL_BYTES_KEPT: u64 = 64 * 1024 * 1024;
 
 /// The index is checkpointed again when the store has grown by this much, or by a fifth if that is more. Reading 64 MiB of rows at a
 /// start takes a third of a second; a fifth bounds what checkpoints write to a small part of what the store writes.
@@ -62,13 +64,17 @@ pub(crate) fn run(shared: Arc<Shared>) {
     // Whether a checkpoint was found at this start is not asked: one too many costs a second of this thread.
     let mut checkpointed = Checkpointed { bytes: 0, compacted: shared.reader().compact_revision().0 };
     let mut last = Instant::now();
+    // The least that the log in memory had since the store was last made durable.
+    let mut tail_kept = LOG_TAIL_BYTES_KEPT;
     while !shared.stopping.load(Ordering::Acquire) {
         std::thread::park_timeout(LOOK_INTERVAL);
         let applied = shared.applied();
         let entries = applied.0.saturating_sub(noted.0);
+        let tail = shared.raft_status.lock().log_tail_bytes;
+        tail_kept = tail_kept.min(tail.max(LOG_TAIL_BYTES_KEPT));
         let due = entries >= shared.config.snapshot_count
             || (entries > 0 && last.elapsed() >= PERSIST_INTERVAL)
-            || (entries > 0 && shared.raft_status.lock().log_tail_bytes >= LOG_TAIL_BYTES_MAX);
+            || (entries > 0 && tail >= tail_kept + LOG_TAIL_GROWTH_BYTES);
         if due {
             let seen = Checkpointed {
                 bytes: shared.store().size().total_bytes,
@@ -78,6 +84,7 @@ pub(crate) fn run(shared: Arc<Shared>) {
                 checkpointed.is_due(&shared).then(|| take_checkpoint(&shared.reader())).flatten();
             noted = persist(&shared, noted);
             last = Instant::now();
+            tail_kept = tail;
             if let Some(bytes) = checkpoint {
                 save_checkpoint(&shared.config, &bytes);
                 checkpointed = seen;

@@ -25,11 +25,13 @@ mod mailbox;
 mod members;
 mod metrics;
 mod metrics_text;
+mod paced;
 mod peers;
 mod raft_loop;
 mod read_gate;
 mod shared;
 mod snapshots;
+mod v2_store;
 mod waiters;
 mod watches;
 
@@ -334,7 +336,7 @@ fn transport_config(config: &NodeConfig, listeners: Vec<TcpListener>, runtime: &
         peer_urls: config.advertise_peer_urls.clone(),
         limits: Limits { frame_bytes_max: frame_bytes_max(config.max_request_bytes), ..Limits::default() },
         timeouts: Timeouts::for_election_timeout(config.election_timeout()),
-        snapshot_bytes_per_second: None,
+        snapshot_bytes_per_second: config.snapshot_send_bytes_per_second,
     }
 }
 

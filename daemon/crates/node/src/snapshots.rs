@@ -1,7 +1,7 @@
 //! Whole states on their way: out to a peer that needs what the log no longer holds, and in from a leader.
 //!
-//! Out: a thread writes a pinned view of the state into a file in etcd's database format, the raft loop makes the message, the transport
-//! streams the file. In: the transport writes the file, it is synced and named before raft hears of it, and the apply worker installs
+//! Out: a thread writes a pinned view of the state into a file in etcd's database format, at the pace that the settings allow, the raft
+//! loop makes the message, the transport streams the file. In: the transport writes the file, it is synced and named before raft hears of it, and the apply worker installs
 //! it when the core says so. A crash in between leaves a complete file whose index the log names; [`resume`] installs it at start.
 
 use std::{
@@ -9,7 +9,8 @@ use std::{
     io::{self, Write},
     ops::ControlFlow,
     path::{Path, PathBuf},
-    sync::Arc,
+    sync::{Arc, atomic::Ordering},
+    time::Instant,
 };
 
 use api::raftpb;
@@ -31,8 +32,14 @@ use types::{ConfState, LogIndex, LogPosition, MemberId};
 
 use crate::{
     config::NodeConfig,
+    paced::Paced,
     shared::{Shared, ToRaft},
+    v2_store,
 };
+
+/// Bytes of an arriving snapshot that may wait to be written to the disk: what the kernel holds back is written out in one go otherwise, and
+/// the log's syncs stand behind all of it.
+const SYNC_EVERY_BYTES: u64 = 16 << 20;
 
 /// Why a snapshot could not be written, received or installed.
 #[derive(Debug, thiserror::Error)]
@@ -53,6 +60,8 @@ pub(crate) struct Outgoing {
     pub(crate) to: MemberId,
     pub(crate) position: LogPosition,
     pub(crate) conf_state: ConfState,
+    /// The members for an etcd; see [`v2_store`].
+    pub(crate) v2_store: Bytes,
     pub(crate) file: File,
 }
 
@@ -82,10 +91,21 @@ fn write(shared: &Shared, to: MemberId) -> Result<Outgoing, SnapshotError> {
             "none is known at {position}"
         ))));
     }
+    let v2_store = v2_store::json(&view).map_err(failed("read the members"))?.into();
+    let began = Instant::now();
+    let me = shared.config.member;
+    let unwanted = || shared.stopping.load(Ordering::Relaxed) || shared.leadership.borrow().leader != me;
+    let paced = Paced::new(&view, shared.config.snapshot_send_bytes_per_second, &unwanted);
     let written =
-        snapshot::write(&view, &shared.config.snap_dir).map_err(failed("write the snapshot file"))?;
-    info!(peer = %to, index = position.index.0, bytes = written.bytes, "made a snapshot for a peer");
-    Ok(Outgoing { to, position, conf_state, file: written.file })
+        snapshot::write(&paced, &shared.config.snap_dir).map_err(failed("write the snapshot file"))?;
+    info!(
+        peer = %to,
+        index = position.index.0,
+        bytes = written.bytes,
+        took_ms = began.elapsed().as_millis() as u64,
+        "made a snapshot for a peer"
+    );
+    Ok(Outgoing { to, position, conf_state, v2_store, file: written.file })
 }
 
 /// Who votes and who learns at the view's position. From the view itself: the configuration of another moment, sent along with it, would
@@ -101,9 +121,12 @@ pub(crate) fn conf_state(view: &impl View) -> Result<ConfState, StoreError> {
 
 /// Raft loop: the file is there; enters raft's snapshot state for the peer and streams.
 pub(crate) fn stream(shared: &Shared, core: &mut Core, transport: &Transport, outgoing: Outgoing) {
-    let Outgoing { to, position, conf_state, file } = outgoing;
+    let Outgoing { to, position, conf_state, v2_store, file } = outgoing;
     match core.snapshot_message(to, position, &conf_state) {
-        Ok(message) => transport.send_snapshot(to, message, SnapshotSource::new(file)),
+        Ok(mut message) => {
+            message.snapshot.get_or_insert_default().data = Some(v2_store);
+            transport.send_snapshot(to, message, SnapshotSource::new(file));
+        }
         Err(reason) => {
             info!(peer = %to, %reason, "snapshot is not sent");
             shared.raft.push(ToRaft::input(Input::SnapshotStatus { to, ok: false }));
@@ -127,7 +150,7 @@ pub(crate) fn receive(shared: &Arc<Shared>, message: raftpb::Message) -> io::Res
     }
     let partial = tempfile::Builder::new().prefix("tmp-").tempfile_in(&shared.config.snap_dir)?;
     let path = snapshot_path(&shared.config, LogIndex(index));
-    Ok(Box::new(Incoming { shared: shared.clone(), message, partial, path }))
+    Ok(Box::new(Incoming { shared: shared.clone(), message, partial, path, unsynced: 0 }))
 }
 
 struct Incoming {
@@ -136,15 +159,22 @@ struct Incoming {
     /// Removed on drop unless it got its name.
     partial: tempfile::NamedTempFile,
     path: PathBuf,
+    unsynced: u64,
 }
 
 impl SnapshotSink for Incoming {
     fn write(&mut self, chunk: Bytes) -> io::Result<()> {
-        self.partial.write_all(&chunk)
+        self.partial.write_all(&chunk)?;
+        self.unsynced += chunk.len() as u64;
+        if self.unsynced >= SYNC_EVERY_BYTES {
+            self.partial.as_file().sync_data()?;
+            self.unsynced = 0;
+        }
+        Ok(())
     }
 
     fn finish(self: Box<Self>) -> io::Result<()> {
-        let Incoming { shared, message, partial, path } = *self;
+        let Incoming { shared, message, partial, path, .. } = *self;
         partial.as_file().sync_all()?;
         // Before raft hears of it: once it is noted in the log there is no way back, and a file that cannot be installed would end this
         // member at every start. Whatever a peer sends must not.

@@ -51,6 +51,10 @@ pub const REMOTES_MAX: usize = 16;
 /// Snapshots being received at one time: one from a leader that lost its office half way, one from the next.
 pub const SNAPSHOT_RECEIVES_MAX: usize = 2;
 
+/// How fast a receiver is at least expected to sync and check what it got: a disk that is slower than this holds up its member in any
+/// case. Without it a state of some size could never be handed over.
+pub const SNAPSHOT_SETTLE_BYTES_PER_SECOND: u64 = 16 << 20;
+
 /// Largest frame accepted from a peer, in bytes, given `max-request-bytes`. One append holds up to [`limits::APPEND_BYTES_MAX`] or a
 /// single larger entry, which is at most a request; forwarded proposals are gathered up to about the same.
 pub const fn frame_bytes_max(request_bytes_max: u64) -> u64 {
@@ -115,7 +119,8 @@ pub struct Timeouts {
     pub probe: Duration,
     /// A snapshot transfer without progress for this long has failed; disks may stall longer than networks.
     pub snapshot_stall: Duration,
-    /// From the end of an upload to its answer. etcd gives up after 5 s, but a large file takes a while to sync.
+    /// From the end of an upload to its answer, and a second more for each [`SNAPSHOT_SETTLE_BYTES_PER_SECOND`] of it. etcd gives up after
+    /// 5 s, but the receiver syncs the file and reads all of it first.
     pub snapshot_answer: Duration,
 }
 

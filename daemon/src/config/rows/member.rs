@@ -324,6 +324,22 @@ pub static ROWS: &[Setting] = &[
         Active,
         "Entries kept behind that point for slow followers; 0: the default.",
     ),
+    row(
+        "snapshot-send-rate",
+        Kind::Bytes { signed: false },
+        "64MiB",
+        Storage,
+        Active,
+        "Bytes a second at which the state is written out and sent to a member that is behind the log; 0: no limit.",
+    ),
+    row(
+        "snapshot-save-rate",
+        Kind::Bytes { signed: false },
+        "128MiB",
+        Storage,
+        Active,
+        "Bytes a second at which the state is written out for a backup; 0: no limit.",
+    ),
     row("max-wals", count(0), "5", Storage, Active, "Log files to keep; 0: all."),
     row(
         "quota-backend-bytes",

@@ -5,7 +5,7 @@ mod incoming;
 mod ready;
 mod snapshots;
 
-use std::collections::{BTreeSet, VecDeque};
+use std::collections::{BTreeMap, BTreeSet, VecDeque};
 
 use raft::{RawNode, StateRole};
 use types::{ConfState, HardState, LogIndex, LogPosition, MemberId, Term};
@@ -19,6 +19,7 @@ use crate::log::Tail;
 use crate::reads::{Authority, Reads};
 use crate::status::{Peer, PeerState, Status};
 
+use snapshots::Fed;
 pub use snapshots::NoSnapshot;
 
 /// One member's part in consensus. See the [crate](crate) for what the driver owes it.
@@ -45,6 +46,8 @@ pub struct Core {
     compactable: LogIndex,
     /// Peers with an unanswered SendSnapshot.
     snapshots_wanted: BTreeSet<MemberId>,
+    /// Peers that are fed by snapshot, until they have caught up.
+    fed: BTreeMap<MemberId, Fed>,
 }
 
 impl Core {
@@ -86,6 +89,7 @@ impl Core {
             installing: None,
             compactable: LogIndex(0),
             snapshots_wanted: BTreeSet::new(),
+            fed: BTreeMap::new(),
             node,
         })
     }
@@ -191,6 +195,7 @@ impl Core {
         if raft.state == StateRole::Leader || !must_wait {
             self.node.tick();
         }
+        self.tick_fed();
         let authority = self.authority();
         let repeat = self.node.raft.state != StateRole::Leader && authority == Authority::Ready;
         let outputs = &mut self.outputs;
@@ -253,6 +258,7 @@ impl Core {
         self.announced = (leader, term, role);
         self.outputs.push_back(Output::Leadership { leader, term, role });
         self.snapshots_wanted.clear();
+        self.fed.clear();
         let outputs = &mut self.outputs;
         self.reads.see_leader(term, leader, &mut |output| outputs.push_back(output));
     }

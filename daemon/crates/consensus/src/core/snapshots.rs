@@ -27,6 +27,15 @@ pub enum NoSnapshot {
     TooOld { position: LogPosition, first: LogIndex },
 }
 
+/// A peer that is fed by snapshot. From the moment at which the snapshot begins to be made until the peer has caught up, what comes after
+/// it is not forgotten: making and sending one takes minutes, and a peer that needs another one at the end of it never arrives.
+pub(super) struct Fed {
+    /// The snapshot will be at least here.
+    from: LogIndex,
+    /// Ticks since the peer was last heard of.
+    silent: usize,
+}
+
 impl Core {
     /// The MsgSnap to stream, with `data` left empty: a snapshot of the state at `position`, where the configuration was `conf_state`. From
     /// now on raft sends nothing else to the peer, until [`Input::SnapshotStatus`](crate::io::Input::SnapshotStatus).
@@ -89,6 +98,8 @@ impl Core {
     pub(super) fn notice_wishes(&mut self) {
         for to in self.node.mut_store().take_wishes() {
             if self.node.raft.state == StateRole::Leader && self.snapshots_wanted.insert(to) {
+                let from = LogIndex(self.node.raft.raft_log.applied);
+                self.fed.insert(to, Fed { from, silent: 0 });
                 self.outputs.push_back(Output::SendSnapshot { to });
             }
         }
@@ -96,6 +107,9 @@ impl Core {
 
     pub(super) fn snapshot_status(&mut self, to: MemberId, ok: bool) {
         self.snapshots_wanted.remove(&to);
+        if !ok {
+            self.fed.remove(&to);
+        }
         self.node.report_snapshot(to.0, if ok { SnapshotStatus::Finish } else { SnapshotStatus::Failure });
     }
 
@@ -120,16 +134,42 @@ impl Core {
     pub(super) fn trim(&mut self) {
         let raft = &mut self.node.raft;
         let through = LogIndex(self.compactable.0.min(raft.raft_log.applied));
-        let mut wanted = LogIndex(through.0.saturating_sub(self.config.log_tail_entries_keep));
-        if raft.state == StateRole::Leader {
-            // Whoever is receiving a snapshot will need what comes after it.
-            let streaming =
-                raft.prs().iter().filter(|(_, progress)| progress.state == ProgressState::Snapshot);
-            if let Some(lowest) = streaming.map(|(_, progress)| progress.pending_snapshot).min() {
-                wanted = wanted.min(LogIndex(lowest));
-            }
+        let wanted = LogIndex(through.0.saturating_sub(self.config.log_tail_entries_keep));
+        // Has caught up: from here on the usual tail is enough for it.
+        let prs = raft.prs();
+        let needs = |id: &MemberId, fed: &Fed| {
+            let progress = prs.get(id.0)?;
+            let matched = LogIndex(progress.matched);
+            let arrived = progress.state == ProgressState::Replicate && matched >= through;
+            let sent = match progress.state {
+                ProgressState::Snapshot => LogIndex(progress.pending_snapshot),
+                _ => fed.from,
+            };
+            (!arrived).then(|| sent.max(matched))
+        };
+        let snapshots_wanted = &self.snapshots_wanted;
+        self.fed.retain(|id, fed| snapshots_wanted.contains(id) || needs(id, fed).is_some());
+        if raft.raft_log.store.bytes() > self.config.log_feed_bytes_max {
+            self.fed.clear();
         }
-        let bytes_max = self.config.log_tail_bytes_max;
+        let lowest = self.fed.iter().filter_map(|(id, fed)| needs(id, fed)).min();
+        let (wanted, bytes_max) = match lowest {
+            // Below what is kept for the peer nothing is held back: forgetting goes on in order.
+            Some(lowest) => (wanted.min(lowest), self.config.log_feed_bytes_max),
+            None => (wanted, self.config.log_tail_bytes_max),
+        };
         raft.mut_store().forget(wanted, through, bytes_max);
+    }
+
+    /// A peer that is gone is not waited for: it gets another snapshot when it comes back. Raft forgets once in an election timeout whom it
+    /// heard of, and an answer to a heartbeat follows soon.
+    pub(super) fn tick_fed(&mut self) {
+        let prs = self.node.raft.prs();
+        let silent_max = self.config.election_ticks;
+        self.fed.retain(|id, fed| {
+            let heard = prs.get(id.0).is_some_and(|progress| progress.recent_active);
+            fed.silent = if heard { 0 } else { fed.silent + 1 };
+            fed.silent <= silent_max
+        });
     }
 }

@@ -108,6 +108,7 @@ fn run_command(cluster: &mut Cluster, command: &str, out: &mut String) -> Done {
                 let mut config = Config::new(MemberId(member), 0);
                 config.log_tail_entries_keep = setting("keep").map_or(Ok(5000), |word| number(&word))?;
                 config.log_tail_bytes_max = setting("tail").map_or(Ok(u64::MAX), |word| number(&word))?;
+                config.log_feed_bytes_max = setting("feed").map_or(Ok(u64::MAX), |word| number(&word))?;
                 config.uncommitted_bytes_max =
                     setting("uncommitted").map_or(Ok(1 << 30), |word| number(&word))?;
                 if let Some(word) = setting("unpersisted") {

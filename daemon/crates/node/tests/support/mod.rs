@@ -45,6 +45,8 @@ pub fn config(directory: &Path, member: &Member, members: &[Member]) -> NodeConf
         quota_backend_bytes: 0,
         snapshot_count: 100,
         snapshot_catchup_entries: 10,
+        snapshot_send_bytes_per_second: None,
+        snapshot_save_bytes_per_second: None,
         inline_value_bytes_max: 1 << 20,
         compaction_batch: 1000,
         compaction_sleep: Duration::from_millis(1),

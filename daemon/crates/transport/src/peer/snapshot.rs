@@ -26,7 +26,7 @@ use super::{
     stream_in::{REFUSAL_BYTES_MAX, is_removal},
 };
 use crate::{
-    config::SNAPSHOT_ENVELOPE_BYTES_MAX,
+    config::{SNAPSHOT_ENVELOPE_BYTES_MAX, SNAPSHOT_SETTLE_BYTES_PER_SECOND},
     handler::{SnapshotSource, Topic},
     link::{HttpLink, LinkError},
     wire::Shared,
@@ -120,11 +120,12 @@ async fn upload(
 
     let (chunks_in, chunks) = mpsc::channel(CHUNKS_AHEAD);
     shared.runtime.spawn_blocking(move || read_source(source, &chunks_in));
-    let (done_in, mut done) = watch::channel(false);
+    let (done_in, mut done) = watch::channel(None);
     let body = Upload {
         envelope: Some(envelope.freeze()),
         chunks,
         pace: shared.snapshot_pace.map(Pace::new),
+        sent: 0,
         done: done_in,
     };
     let url = peer.urls.pick().ok_or(SendError::NoAddress)?;
@@ -139,15 +140,16 @@ async fn upload(
     *request.headers_mut() = shared.identity.request_headers(None);
     request.headers_mut().insert(CONTENT_TYPE, HeaderValue::from_static("application/octet-stream"));
 
-    let patience = times.snapshot_answer;
     let too_late = async {
         // Either the upload was completed or its body was dropped: both begin the wait for the answer.
-        let _ = done.wait_for(|done| *done).await;
+        let bytes = done.wait_for(Option::is_some).await.map_or(0, |bytes| bytes.unwrap_or_default());
+        let patience = times.snapshot_answer + Duration::from_secs(bytes / SNAPSHOT_SETTLE_BYTES_PER_SECOND);
         tokio::time::sleep(patience).await;
+        patience
     };
     let answer = tokio::select! {
         answer = link.request(request) => answer?,
-        () = too_late => return Err(SendError::NoAnswer(patience)),
+        patience = too_late => return Err(SendError::NoAnswer(patience)),
     };
     let status = answer.status();
     if status == StatusCode::NO_CONTENT {
@@ -186,7 +188,9 @@ struct Upload {
     envelope: Option<Bytes>,
     chunks: mpsc::Receiver<io::Result<Bytes>>,
     pace: Option<Pace>,
-    done: watch::Sender<bool>,
+    sent: u64,
+    /// The length of the file, once all of it is on its way.
+    done: watch::Sender<Option<u64>>,
 }
 
 impl Body for Upload {
@@ -206,9 +210,10 @@ impl Body for Upload {
             None => return Poll::Ready(Some(Err(io::ErrorKind::UnexpectedEof.into()))),
         };
         if chunk.is_empty() {
-            self.done.send_replace(true);
+            self.done.send_replace(Some(self.sent));
             return Poll::Ready(None);
         }
+        self.sent += chunk.len() as u64;
         if let Some(pace) = &mut self.pace {
             pace.spend(chunk.len());
         }
