@@ -72,6 +72,14 @@ fn type_to_raft(kind: raftpb::MessageType) -> Option<eraftpb::MessageType> {
     })
 }
 
+/// Votes carry how far the log is committed: an index in `commit`, and its term in `reject_hint`. etcd leaves both empty in votes and
+/// does not look at them; with an empty term they mean nothing here either. A member that has left the configuration and knows more than
+/// the others can tell them by this alone.
+fn is_vote(kind: raftpb::MessageType) -> bool {
+    use raftpb::MessageType::{MsgPreVote, MsgPreVoteResp, MsgVote, MsgVoteResp};
+    matches!(kind, MsgVote | MsgVoteResp | MsgPreVote | MsgPreVoteResp)
+}
+
 /// A message for raft. Fields above 12 stay empty: etcd's 13 is a vote where raft-rs has a snapshot request, its 14 is a message list
 /// where raft-rs has a number.
 pub fn message_to_raft(message: raftpb::Message) -> Result<eraftpb::Message, CodecError> {
@@ -93,7 +101,12 @@ pub fn message_to_raft(message: raftpb::Message) -> Result<eraftpb::Message, Cod
         out.set_snapshot(snapshot_to_raft(&metadata));
     }
     out.reject = message.reject.unwrap_or_default();
-    out.reject_hint = message.reject_hint.unwrap_or_default();
+    let hint = message.reject_hint.unwrap_or_default();
+    if is_vote(kind) {
+        out.commit_term = hint;
+    } else {
+        out.reject_hint = hint;
+    }
     out.context = message.context.unwrap_or_default();
     Ok(out)
 }
@@ -102,7 +115,6 @@ pub fn message_to_raft(message: raftpb::Message) -> Result<eraftpb::Message, Cod
 pub fn message_to_wire(mut message: eraftpb::Message) -> Option<raftpb::Message> {
     let number = message.get_msg_type() as i32;
     let kind = WIRE_TYPES.into_iter().find(|known| *known as i32 == number)?;
-    let is_vote = matches!(kind, raftpb::MessageType::MsgVote | raftpb::MessageType::MsgPreVote);
     let snapshot = (kind == raftpb::MessageType::MsgSnap).then(|| {
         let metadata = message.take_snapshot().take_metadata();
         raftpb::Snapshot {
@@ -122,11 +134,10 @@ pub fn message_to_wire(mut message: eraftpb::Message) -> Option<raftpb::Message>
         log_term: Some(message.log_term),
         index: Some(message.index),
         entries: message.take_entries().into_iter().map(raft_entry_to_wire).collect(),
-        // A commit in a vote means something only together with a field that etcd does not have.
-        commit: Some(if is_vote { 0 } else { message.commit }),
+        commit: Some(message.commit),
         snapshot,
         reject: Some(message.reject),
-        reject_hint: Some(message.reject_hint),
+        reject_hint: Some(if is_vote(kind) { message.commit_term } else { message.reject_hint }),
         context: Some(message.take_context()).filter(|context| !context.is_empty()),
         vote: None,
         responses: Vec::new(),
@@ -357,12 +368,14 @@ mod tests {
     }
 
     #[test]
-    fn commit_travels_except_in_votes() {
+    fn votes_say_how_far_the_log_is_committed() {
         for kind in WIRE_TYPES {
-            let message = raftpb::Message { commit: Some(77), ..full(kind) };
-            let back = message_to_wire(message_to_raft(message).unwrap()).unwrap();
-            let vote = matches!(kind, raftpb::MessageType::MsgVote | raftpb::MessageType::MsgPreVote);
-            assert_eq!(back.commit, Some(if vote { 0 } else { 77 }), "{kind:?}");
+            let message = raftpb::Message { commit: Some(77), reject_hint: Some(5), ..full(kind) };
+            let raft = message_to_raft(message).unwrap();
+            let expected = if is_vote(kind) { (77, 5, 0) } else { (77, 0, 5) };
+            assert_eq!((raft.commit, raft.commit_term, raft.reject_hint), expected, "{kind:?}");
+            let back = message_to_wire(raft).unwrap();
+            assert_eq!((back.commit, back.reject_hint), (Some(77), Some(5)), "{kind:?}");
         }
     }
 

@@ -104,6 +104,9 @@ pub enum DropReason {
     TooMuchUncommitted,
     /// A conf change while an earlier one may still be unapplied. raft itself would turn it into an empty entry.
     ConfChangePending,
+    /// This member leads and was asked to remove itself while others vote. It hands leadership over instead; asked again, the next leader
+    /// does it.
+    HandsOver,
     /// Not one that a log can hold: a joint change, or a conf change that does not decode.
     Malformed,
 }

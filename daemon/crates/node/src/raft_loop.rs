@@ -419,7 +419,9 @@ impl RaftLoop {
         let error = match reason {
             DropReason::NoLeader | DropReason::Transferring => EtcdError::NoLeader,
             DropReason::TooMuchUncommitted => EtcdError::RequestTooManyRequests,
-            DropReason::ConfChangePending | DropReason::Malformed => EtcdError::ProposalDropped,
+            DropReason::ConfChangePending | DropReason::HandsOver | DropReason::Malformed => {
+                EtcdError::ProposalDropped
+            }
         };
         self.shared.metrics.proposals_failed.add(ids.len() as u64);
         let failed = ids.iter().map(|id| (id.0, false));

@@ -43,8 +43,18 @@ impl Core {
             Err(error) => return self.report("message", from, error.to_string()),
         };
         if kind == MessageType::MsgProp && self.node.raft.state == StateRole::Leader {
-            if !self.append_as_leader(message.take_entries().into_vec()) {
+            let mut entries = message.take_entries().into_vec();
+            let asked = entries.len();
+            entries.retain(|entry| {
+                entry.get_entry_type() == eraftpb::EntryType::EntryNormal
+                    || !self.is_to_remove_itself(&entry.data)
+            });
+            let hands_over = entries.len() < asked;
+            if !entries.is_empty() && !self.append_as_leader(entries) {
                 self.report("proposal_dropped", from, "a forwarded proposal cannot be taken now");
+            }
+            if hands_over {
+                self.hand_over();
             }
             return;
         }
@@ -85,6 +95,7 @@ impl Core {
         }
 
         let mut conf_change_open = leads && raft.has_pending_conf();
+        let mut hands_over = None;
         let mut batch = Batch::default();
         for proposal in proposals {
             match proposal.kind {
@@ -95,6 +106,11 @@ impl Core {
                 }
                 EntryKind::ConfChange if conf_change_open => {
                     self.drop_proposals(vec![proposal.id], DropReason::ConfChangePending);
+                    continue;
+                }
+                EntryKind::ConfChange if leads && self.is_to_remove_itself(&proposal.data) => {
+                    conf_change_open = true;
+                    hands_over = Some(proposal.id);
                     continue;
                 }
                 EntryKind::ConfChange => conf_change_open = true,
@@ -113,6 +129,10 @@ impl Core {
             batch.entries.push(codec::proposal_to_raft(proposal.kind, proposal.data));
         }
         self.step_batch(batch);
+        if let Some(id) = hands_over {
+            self.drop_proposals(vec![id], DropReason::HandsOver);
+            self.hand_over();
+        }
     }
 
     fn step_batch(&mut self, batch: Batch) {

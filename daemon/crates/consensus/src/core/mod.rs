@@ -1,6 +1,7 @@
 //! The core itself: raft-rs's node, what is in flight, and the queue of outputs. Inputs only step; the outputs of a batch are made when
 //! the driver polls, so that a batch of proposals leaves as one message and one write.
 
+mod departure;
 mod incoming;
 mod ready;
 mod snapshots;
@@ -8,7 +9,7 @@ mod snapshots;
 use std::collections::{BTreeMap, BTreeSet, VecDeque};
 
 use raft::{RawNode, StateRole};
-use types::{ConfState, HardState, LogIndex, LogPosition, MemberId, Term};
+use types::{ConfState, Entry, HardState, LogIndex, LogPosition, MemberId, Term};
 
 use crate::codec;
 use crate::config::{self, Config, LoadError, Recovered};
@@ -46,6 +47,10 @@ pub struct Core {
     compactable: LogIndex,
     /// Peers with an unanswered SendSnapshot.
     snapshots_wanted: BTreeSet<MemberId>,
+    /// Committed entries that are handed out once this write is on disk, oldest first.
+    held_back: VecDeque<(PersistSeq, Vec<Entry>)>,
+    /// To whom this member last meant to hand leadership before its own removal.
+    successor: MemberId,
     /// Peers that are fed by snapshot, until they have caught up.
     fed: BTreeMap<MemberId, Fed>,
 }
@@ -89,6 +94,8 @@ impl Core {
             installing: None,
             compactable: LogIndex(0),
             snapshots_wanted: BTreeSet::new(),
+            held_back: VecDeque::new(),
+            successor: MemberId::NONE,
             fed: BTreeMap::new(),
             node,
         })

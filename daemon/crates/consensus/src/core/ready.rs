@@ -1,7 +1,10 @@
 //! From raft's ready to outputs, and back from the disk and from apply.
 
 use api::raftpb::{self, MessageType};
-use raft::{StateRole, eraftpb};
+use raft::{
+    StateRole,
+    eraftpb::{self, EntryType},
+};
 use types::{HardState, LogIndex, MemberId, Term};
 
 use super::Core;
@@ -42,9 +45,15 @@ impl Core {
         let entries = ready.take_entries();
         self.node.mut_store().append(&entries);
 
+        // Whoever acts on a change of membership relies on it: a member that leaves because of it does not come back to vote in the
+        // configuration before. So nobody is shown it by this member before this member's disk knows that it is committed.
+        let committed = ready.take_committed_entries();
+        let changes_conf = committed.iter().any(|entry| entry.get_entry_type() != EntryType::EntryNormal);
+
         let mut write = None;
-        if must_sync {
-            let hard_state = (term_changed || self.commit_unwritten).then_some(self.hard_state);
+        if must_sync || changes_conf {
+            let hard_state =
+                (term_changed || changes_conf || self.commit_unwritten).then_some(self.hard_state);
             self.commit_unwritten = false;
             let mut flight = Flight::new(self.next_seq(), number);
             flight.sync = true;
@@ -65,7 +74,6 @@ impl Core {
 
         let mut messages = ready.take_messages();
         messages.append(&mut ready.take_persisted_messages());
-        let committed = ready.take_committed_entries();
         self.node.advance_append_async(ready);
         if !covered {
             self.node.on_persist_ready(number);
@@ -74,8 +82,9 @@ impl Core {
         self.send(messages);
         // After the answers to forwarded reads were taken out: a new leader or term forgets them.
         self.notice_leader();
+        let waits_for = write.as_ref().map(|write| write.seq).filter(|_| changes_conf);
         self.outputs.extend(write.map(Output::Persist));
-        self.hand_out(committed);
+        self.hand_out(committed, waits_for);
         self.trim();
     }
 
@@ -133,11 +142,16 @@ impl Core {
         Some((kind, message))
     }
 
-    fn hand_out(&mut self, committed: Vec<eraftpb::Entry>) {
+    /// At once, unless they or entries before them wait for the disk.
+    fn hand_out(&mut self, committed: Vec<eraftpb::Entry>, waits_for: Option<PersistSeq>) {
         let (Some(first), Some(last)) = (committed.first(), committed.last()) else { return };
         assert_eq!(first.index, self.handed_out.0 + 1, "entries are handed out without gaps");
         self.handed_out = LogIndex(last.index);
-        self.outputs.push_back(Output::Apply(committed.into_iter().map(codec::entry_from_raft).collect()));
+        let entries = committed.into_iter().map(codec::entry_from_raft).collect();
+        match waits_for.or_else(|| self.held_back.back().map(|(seq, _)| *seq)) {
+            Some(seq) => self.held_back.push_back((seq, entries)),
+            None => self.outputs.push_back(Output::Apply(entries)),
+        }
     }
 
     pub(super) fn persisted(&mut self, seq: PersistSeq) {
@@ -146,6 +160,10 @@ impl Core {
         self.node.on_persist_ready(landed.ready);
         if !landed.messages.is_empty() {
             self.outputs.push_back(Output::Send(landed.messages));
+        }
+        while self.held_back.front().is_some_and(|(waits_for, _)| *waits_for <= seq) {
+            let Some((_, entries)) = self.held_back.pop_front() else { break };
+            self.outputs.push_back(Output::Apply(entries));
         }
         for (position, conf_state) in landed.installs {
             self.outputs.push_back(Output::InstallSnapshot { position, conf_state });
@@ -192,25 +210,5 @@ impl Core {
         if !self.node.raft.promotable() && self.node.raft.state != StateRole::Follower {
             self.step_down();
         }
-    }
-
-    /// This member no longer votes. raft-rs would leave it leader, and panic when it next counts itself for a commit. The best of the
-    /// others is told to campaign at once, so that nobody waits for an election time-out.
-    fn step_down(&mut self) {
-        let raft = &mut self.node.raft;
-        if raft.state == StateRole::Leader {
-            let voters = raft.prs().conf().voters();
-            let best = raft
-                .prs()
-                .iter()
-                .filter(|(id, progress)| voters.contains(**id) && progress.recent_active)
-                .max_by_key(|(id, progress)| (progress.matched, **id))
-                .map(|(id, _)| *id);
-            if let Some(best) = best {
-                raft.send_timeout_now(best);
-            }
-        }
-        let term = raft.term;
-        raft.become_follower(term, 0);
     }
 }
