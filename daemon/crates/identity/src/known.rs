@@ -6,7 +6,7 @@ use std::collections::BTreeMap;
 use serde::{Deserialize, Serialize};
 use types::MemberId;
 
-use crate::{Boot, Home, Unique, hex};
+use crate::{Boot, Hello, Home, Unique, hex};
 
 /// The directory and the start that were last admitted as this member. Written through the log by the leader.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
@@ -15,6 +15,22 @@ pub struct Record {
     pub boot: Boot,
     pub home: Home,
     pub version: String,
+}
+
+impl Record {
+    /// Whether this start may be written in the place of that one. The directory never changes, and an older start never comes after a
+    /// newer one, in whatever order two leaders wrote them.
+    pub fn may_follow(&self, written: &Record) -> bool {
+        self.dir == written.dir
+            && (self.boot.seq > written.boot.seq
+                || (self.boot.seq == written.boot.seq && self.boot.nonce == written.boot.nonce))
+    }
+}
+
+impl From<&Hello> for Record {
+    fn from(hello: &Hello) -> Record {
+        Record { dir: hello.dir, boot: hello.boot, home: hello.home.clone(), version: hello.version.clone() }
+    }
 }
 
 /// What a member has once held at least: a log that ends before it, or a term below it, is an older copy.
@@ -36,9 +52,12 @@ impl Watermark {
 /// without minding. Keys of the maps are member ids.
 #[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Private {
-    /// This life of the cluster. The first to be applied counts; `None` in all later ones.
+    /// This life of the cluster. The first to be applied counts.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub cluster_uuid: Option<Unique>,
+    /// The life that ends here: where it is the present one, `cluster_uuid` takes its place. Written when a new cluster is forced.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub parent_uuid: Option<Unique>,
     #[serde(default, skip_serializing_if = "BTreeMap::is_empty")]
     pub records: BTreeMap<String, Record>,
     #[serde(default, skip_serializing_if = "BTreeMap::is_empty")]

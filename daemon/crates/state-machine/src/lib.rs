@@ -16,6 +16,7 @@ pub mod conformance;
 mod hash;
 mod history;
 mod index;
+pub mod identities;
 mod leases;
 mod machine;
 pub mod membership;

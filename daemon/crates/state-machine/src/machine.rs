@@ -14,6 +14,7 @@ use crate::checkpoint::{self, CheckpointError};
 use crate::cluster::ClusterFacts;
 use crate::compaction::Compactor;
 use crate::index::{Facts, SUB_MAX};
+use crate::identities::Identities;
 use crate::leases::{self, Leases};
 use crate::membership::{Member, Membership};
 use crate::read::Reader;
@@ -191,6 +192,8 @@ impl<S: Store> StateMachine<S> {
         let marks = Marks::load(&*store)?;
         let membership = load_membership(&*store, marks.conf_state.clone())?;
         let alarms = load_alarms(&*store)?;
+        let identities = Identities::load(&store.table(Table::Meta)?)
+            .map_err(|(key, reason)| bad_pair(Table::Meta, &key, reason))?;
         let mut leases = load_leases(&*store)?;
         let cluster = ClusterFacts::load(&store.table(Table::Cluster)?);
         let inline_bytes_max = options.inline_value_bytes_max;
@@ -223,6 +226,7 @@ impl<S: Store> StateMachine<S> {
             membership,
             alarms,
             cluster,
+            identities,
         };
         let shared = Arc::new(Shared { store, options, state: RwLock::new(state) });
         let compactor = Compactor::new(marks.finished);

@@ -7,8 +7,11 @@ use std::collections::{BTreeMap, BTreeSet};
 
 use api::error::EtcdError;
 use api::raftpb::ConfChangeType;
+use identity::Private;
 use sha1::{Digest, Sha1};
 use types::{ClusterId, ConfState, MemberId};
+
+use crate::identities::Notes;
 
 /// Learners that may exist at a time when the entry that adds one does not say otherwise: etcd's default of `max-learners`. The setting
 /// itself is the proposer's and travels in the entry, since two members with different settings would apply it differently.
@@ -69,6 +72,9 @@ struct MemberJson {
     /// cairn's own, unknown to etcd, which skips it: the proposer's `max-learners` where it is not the default.
     #[serde(rename = "maxLearners", default, skip_serializing_if = "Option::is_none")]
     learners_max: Option<u64>,
+    /// cairn's own as well: what the leader writes down about the members ([`crate::identities`]).
+    #[serde(rename = "cairn", default, skip_serializing_if = "Option::is_none")]
+    notes: Option<Box<Private>>,
 }
 
 fn is_false(flag: &bool) -> bool {
@@ -89,6 +95,7 @@ impl Member {
             client_urls: Some(self.client_urls.clone()),
             is_promote,
             learners_max,
+            notes: None,
         };
         go_json(&serde_json::to_string(&json).expect("strings and numbers have a JSON form"))
     }
@@ -117,6 +124,19 @@ impl Member {
     /// The context of an update of peer URLs.
     pub fn update_context(&self) -> Vec<u8> {
         self.json(None, None)
+    }
+
+    /// The context of an update that changes nothing of this member and carries notes of its leader. etcd reads it as an update to the
+    /// URLs that the member has.
+    pub fn note_context(&self, notes: Private) -> Vec<u8> {
+        let json = MemberJson {
+            id: self.id.0,
+            peer_urls: Some(self.peer_urls.clone()),
+            is_learner: self.is_learner,
+            notes: Some(Box::new(notes)),
+            ..MemberJson::default()
+        };
+        go_json(&serde_json::to_string(&json).expect("strings and numbers have a JSON form"))
     }
 }
 
@@ -157,6 +177,8 @@ pub enum MemberChange {
     Promote(MemberId),
     Remove(MemberId),
     UpdatePeerUrls(MemberId, Vec<String>),
+    /// Nothing of the table: the member's leader has written something down.
+    Note(Notes),
 }
 
 /// Who belongs to the cluster, and who never may again.
@@ -250,7 +272,12 @@ impl Membership {
                 if !self.members.contains_key(&id) {
                     return Err(EtcdError::MemberNotFound);
                 }
-                let urls = parsed()?.peer_urls.unwrap_or_default();
+                let json = parsed()?;
+                if let Some(notes) = json.notes {
+                    // The URLs are for etcd. An update that was decided meanwhile is not undone by them.
+                    return Notes::read(*notes).map(MemberChange::Note).ok_or(EtcdError::MemberBadUrls);
+                }
+                let urls = json.peer_urls.unwrap_or_default();
                 self.check_urls(id, &urls)?;
                 Ok(MemberChange::UpdatePeerUrls(id, urls))
             }
@@ -296,6 +323,7 @@ impl Membership {
                     member.peer_urls.clone_from(urls);
                 }
             }
+            MemberChange::Note(_) => {}
         }
     }
 

@@ -14,11 +14,13 @@ use api::etcdserverpb::{
     TxnResponse, request_op::Request, response_op::Response,
 };
 use api::mvccpb::KeyValue;
+use identity::{Standing, Unique};
 use parking_lot::RwLockReadGuard;
 use types::{ConfState, LogPosition, MemberId, Revision};
 
 use crate::apply::txn;
 use crate::cluster::Downgrade;
+use crate::identities::Identified;
 use crate::index::IndexSize;
 use crate::membership::{Member, Membership};
 use crate::range::{Bounds, Harvest, Plan, count_walking};
@@ -235,6 +237,27 @@ impl<S: Store> Reader<S> {
 
     pub fn is_removed(&self, id: MemberId) -> bool {
         self.shared.state.read().membership.is_removed(id)
+    }
+
+    /// What is written down about a member, or about one that was.
+    pub fn identity_of(&self, id: MemberId) -> Identified {
+        self.shared.state.read().identities.of(id)
+    }
+
+    /// Whether this id is in the list, was, or never has been.
+    pub fn standing_of(&self, id: MemberId) -> Standing {
+        let state = self.shared.state.read();
+        state.identities.standing(id, &state.membership)
+    }
+
+    /// The life of the cluster that this state belongs to. None until the first leader has written it down.
+    pub fn cluster_uuid(&self) -> Option<Unique> {
+        self.shared.state.read().identities.cluster_uuid
+    }
+
+    /// The life that this one continues, after a restore or a forced new cluster.
+    pub fn parent_uuid(&self) -> Option<Unique> {
+        self.shared.state.read().identities.parent_uuid
     }
 
     /// The whole table, for judging a conf change before it is proposed.

@@ -20,6 +20,8 @@ pub mod meta {
     pub const SCHEDULED_COMPACT: &[u8] = b"scheduledCompactRev";
     pub const FINISHED_COMPACT: &[u8] = b"finishedCompactRev";
     pub const STORAGE_VERSION: &[u8] = b"storageVersion";
+    /// Pairs that are cairn's own ([`crate::identities`]). etcd neither reads nor writes them.
+    pub const OWN_PREFIX: &[u8] = b"cairn/";
 }
 
 /// The key of a row in etcd's `key` bucket; a tombstone's has a `t` at the end, which makes it 18 bytes long.

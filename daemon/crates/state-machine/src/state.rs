@@ -9,6 +9,7 @@ use types::{LogPosition, RowId};
 
 use crate::alarms::Alarms;
 use crate::cluster::ClusterFacts;
+use crate::identities::Identities;
 use crate::index::Index;
 use crate::leases::Leases;
 use crate::membership::Membership;
@@ -65,6 +66,7 @@ pub(crate) struct State {
     pub compacted: i64,
     pub applied: LogPosition,
     pub membership: Membership,
+    pub identities: Identities,
     pub alarms: Alarms,
     pub cluster: ClusterFacts,
 }

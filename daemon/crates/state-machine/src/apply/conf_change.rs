@@ -3,7 +3,7 @@
 
 use api::error::EtcdError;
 use api::raftpb::{ConfChange, ConfChangeSingle, ConfChangeTransition, ConfChangeType, ConfChangeV2};
-use types::MemberId;
+use types::{LogPosition, MemberId};
 
 use super::Outcome;
 use crate::membership::MemberChange;
@@ -18,6 +18,7 @@ const REMOVED_ROW: &[u8] = b"removed";
 pub(super) fn apply(
     state: &mut State,
     batch: &mut WriteBatch,
+    at: LogPosition,
     change: &ConfChange,
 ) -> (Option<ConfChangeV2>, Result<Outcome, EtcdError>) {
     let id = MemberId(change.node_id.unwrap_or(0));
@@ -31,6 +32,10 @@ pub(super) fn apply(
         Ok(good) => good,
         Err(refusal) => return (None, Err(refusal)),
     };
+    if let MemberChange::Remove(_) = &good {
+        let members = state.membership.members();
+        state.identities.remove(id, at, change.id.unwrap_or(0), &members, batch);
+    }
     state.membership.make(&good);
     let row_key = id.to_string().into_bytes();
     match &good {
@@ -38,6 +43,7 @@ pub(super) fn apply(
             batch.delete(Table::Members, row_key.clone());
             batch.put(Table::MembersRemoved, row_key, REMOVED_ROW);
         }
+        MemberChange::Note(notes) => state.identities.take(notes, &state.membership, batch),
         MemberChange::Add(_) | MemberChange::Promote(_) | MemberChange::UpdatePeerUrls(..) => {
             let member =
                 state.membership.member(id).expect("a member that was added, promoted or updated is there");
@@ -48,7 +54,7 @@ pub(super) fn apply(
         MemberChange::Add(member) if member.is_learner => Some(ConfChangeType::ConfChangeAddLearnerNode),
         MemberChange::Add(_) | MemberChange::Promote(_) => Some(ConfChangeType::ConfChangeAddNode),
         MemberChange::Remove(_) => Some(ConfChangeType::ConfChangeRemoveNode),
-        MemberChange::UpdatePeerUrls(..) => None,
+        MemberChange::UpdatePeerUrls(..) | MemberChange::Note(_) => None,
     };
     let raft = kind.map(|kind| {
         batch.put(Table::Meta, meta::CONF_STATE, conf_state_json(state.membership.conf_state()));

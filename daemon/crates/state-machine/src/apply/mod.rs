@@ -24,7 +24,7 @@ use api::etcdserverpb::{
 };
 use api::mvccpb::Event;
 use api::raftpb;
-use types::{Entry, LogIndex, MemberId, Revision, RowId};
+use types::{Entry, LogIndex, LogPosition, MemberId, Revision, RowId};
 
 use crate::StateMachine;
 use crate::cluster::{DOWNGRADE_KEY, Downgrade, VERSION_KEY};
@@ -134,7 +134,7 @@ impl<S: Store> StateMachine<S> {
             for (entry, command) in entries.iter().zip(commands) {
                 assert_eq!(entry.index, position.index.next(), "entries are applied without a gap");
                 position = entry.position();
-                run.entry(entry.index, command);
+                run.entry(position, command);
             }
             let batch = run.step.batch;
             shared.store.write(batch).unwrap_or_else(|error| store_failed(error));
@@ -159,7 +159,8 @@ struct Run<'a, 'b, S> {
 }
 
 impl<S: Store> Run<'_, '_, S> {
-    fn entry(&mut self, index: LogIndex, command: Command) {
+    fn entry(&mut self, at: LogPosition, command: Command) {
+        let index = at.index;
         self.step.begin();
         let (id, outcome) = match command {
             Command::Empty | Command::Own => (0, Ok(Outcome::Nothing)),
@@ -175,7 +176,7 @@ impl<S: Store> Run<'_, '_, S> {
                 (id, Ok(Outcome::Nothing))
             }
             Command::ConfChange(change) => {
-                let (told, outcome) = conf_change::apply(self.step.state, &mut self.step.batch, &change);
+                let (told, outcome) = conf_change::apply(self.step.state, &mut self.step.batch, at, &change);
                 self.notices.push(Notice::ConfChange(index, told));
                 (change.id.unwrap_or(0), outcome)
             }
