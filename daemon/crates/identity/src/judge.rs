@@ -12,7 +12,8 @@ pub enum Verdict {
     /// Its directory belongs to another life of the cluster. `came_from_yours`: this cluster was restored or forced out of that one.
     OtherLife {
         yours: Unique,
-        ours: Unique,
+        /// None where a restored or forced cluster has no leader yet that could name its new life.
+        ours: Option<Unique>,
         came_from_yours: bool,
     },
     /// The list of members does not have it, which may be because the list is behind.
@@ -83,10 +84,12 @@ impl Verdict {
 /// Rules in this order: the life of the cluster, the list of members, a running twin, the directory, its boot, its log. Cluster *ids*
 /// (etcd's, a function of the settings) are compared before, where etcd compares them.
 pub fn judge(hello: &Hello, known: &Known) -> Verdict {
-    if let (Life::Born(yours), Some(ours)) = (hello.life, known.cluster_uuid)
-        && yours != ours
-    {
-        return Verdict::OtherLife { yours, ours, came_from_yours: known.parent_uuid == Some(yours) };
+    if let Life::Born(yours) = hello.life {
+        let came_from_yours = known.parent_uuid == Some(yours);
+        // A restored member waits for the first leader of its new life: it must not take one of the old life for it.
+        if known.cluster_uuid.map_or(came_from_yours, |ours| ours != yours) {
+            return Verdict::OtherLife { yours, ours: known.cluster_uuid, came_from_yours };
+        }
     }
     match &known.standing {
         Standing::Removed { index, term, asked_through } => {
@@ -213,6 +216,14 @@ mod tests {
         known.parent_uuid = Some(unique(9));
         let verdict = judge(&Hello { life: Life::Born(unique(9)), ..hello() }, &known);
         assert!(matches!(verdict, Verdict::OtherLife { came_from_yours: true, .. }), "{verdict:?}");
+        known.cluster_uuid = None;
+        let verdict = judge(&Hello { life: Life::Born(unique(9)), ..hello() }, &known);
+        assert!(
+            matches!(verdict, Verdict::OtherLife { ours: None, came_from_yours: true, .. }),
+            "{verdict:?}"
+        );
+        known.parent_uuid = None;
+        assert_eq!(judge(&hello(), &known), Verdict::Welcome, "the new life has reached the speaker first");
     }
 
     #[test]
