@@ -10,7 +10,7 @@ use std::{
 use api::{error::EtcdError, etcdserverpb::response_op::Response, mvccpb::Event, raftpb};
 use consensus::io::Input;
 use parking_lot::Mutex;
-use state_machine::{CompactProgress, LeaseChange, Outcome, Sink, StateMachine};
+use state_machine::{CompactProgress, CompactionHashJob, LeaseChange, Outcome, Sink, StateMachine};
 use storage::state_store::FjallStore;
 use tracing::{info, warn};
 use transport::Transport;
@@ -44,6 +44,12 @@ const WARM_KEYS: usize = 64;
 
 /// Pause between two such pieces: warming takes a part of one core, and what clients do goes first.
 const WARM_INTERVAL: Duration = Duration::from_millis(1);
+
+/// Between two looks at whether the hash of a compaction is there, before rows are removed.
+const HASHING_INTERVAL: Duration = Duration::from_millis(10);
+
+/// The thread that computes it pauses for as long as a piece took it, and at most this long.
+const HASHING_PAUSE_MAX: Duration = Duration::from_millis(20);
 
 /// Without work the worker looks at the compaction this often.
 const IDLE_INTERVAL: Duration = Duration::from_secs(1);
@@ -197,6 +203,9 @@ impl ApplyWorker {
         if !self.compacting || Instant::now() < self.compaction_next {
             return;
         }
+        if let Some(job) = self.machine.compaction_hash_job() {
+            hash_beside(&self.shared, job);
+        }
         let rows = (self.shared.config.compaction_batch / COMPACTION_SLICES).max(1);
         match self.machine.compact_step(rows) {
             CompactProgress::Working => {
@@ -204,9 +213,10 @@ impl ApplyWorker {
                 self.compaction_next =
                     Instant::now() + self.shared.config.compaction_sleep / COMPACTION_SLICES as u32;
             }
+            CompactProgress::Hashing => self.compaction_next = Instant::now() + HASHING_INTERVAL,
             CompactProgress::Idle => self.compacting = false,
+            // Another one may have been decided meanwhile: the next step tells.
             CompactProgress::Finished(revision) => {
-                self.compacting = false;
                 info!(revision = revision.0, "finished compaction");
                 self.shared.compacted.send_replace(revision.0);
             }
@@ -240,6 +250,23 @@ impl ApplyWorker {
                 (self.shared.config.fatal)(crate::config::Fatal::Store(error.to_string()));
             }
         }
+    }
+}
+
+/// Computes the hashes of compactions on a thread of its own, for half of the time at most: reading every row is a second for each million,
+/// and nobody waits for it but the removal of rows.
+fn hash_beside(shared: &Arc<Shared>, job: CompactionHashJob<FjallStore>) {
+    let shared = Arc::clone(shared);
+    let spawned = std::thread::Builder::new().name("compaction-hash".to_owned()).spawn(move || {
+        let mut resumed = Instant::now();
+        job.run(&mut || {
+            std::thread::sleep(resumed.elapsed().min(HASHING_PAUSE_MAX));
+            resumed = Instant::now();
+            !shared.stopping.load(Ordering::Acquire)
+        });
+    });
+    if let Err(error) = spawned {
+        warn!(%error, "no thread for the hash of a compaction; it is left out");
     }
 }
 

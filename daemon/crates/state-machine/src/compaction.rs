@@ -3,12 +3,17 @@
 //! The logical part is an entry of the log and took effect when it was applied. A run goes through the index in key order to its
 //! target; a compaction decided meanwhile is the next run. The mark of completion is in the batch that removes the last rows, so a
 //! restart before it goes through again, which removes nothing twice.
+//!
+//! Before rows go, the hashes of the compactions that take them are computed: `compaction_hash`.
 
 use std::ops::ControlFlow;
+use std::sync::Arc;
+use std::sync::atomic::Ordering;
 
 use types::{Revision, RowId};
 
 use crate::StateMachine;
+use crate::compaction_hash::{CompactionHashJob, Progress};
 use crate::index::Version;
 use crate::range::after;
 use crate::rows::{coordinate, meta};
@@ -25,6 +30,8 @@ pub enum CompactProgress {
     Idle,
     /// There is more to do.
     Working,
+    /// A [`CompactionHashJob`] is under way and rows stay until it ends.
+    Hashing,
     /// Everything up to this revision is done; a next step may begin another run.
     Finished(Revision),
 }
@@ -33,6 +40,15 @@ pub enum CompactProgress {
 pub(crate) struct Compactor {
     finished: i64,
     run: Option<Run>,
+    hashing: Option<Arc<Progress>>,
+}
+
+impl Drop for Compactor {
+    fn drop(&mut self) {
+        if let Some(job) = &self.hashing {
+            job.unwanted.store(true, Ordering::Release);
+        }
+    }
 }
 
 #[derive(Debug)]
@@ -43,14 +59,43 @@ struct Run {
 
 impl Compactor {
     pub fn new(finished: i64) -> Compactor {
-        Compactor { finished, run: None }
+        Compactor { finished, run: None, hashing: None }
     }
 }
 
 impl<S: Store> StateMachine<S> {
+    /// The hashes that are due before the next rows go, for a thread that may take its time. Without anybody who asks,
+    /// [`StateMachine::compact_step`] computes them itself, which reads every row up to the compact revision in one go.
+    pub fn compaction_hash_job(&mut self) -> Option<CompactionHashJob<S>> {
+        // Amid a run some of the rows are gone; what is decided meanwhile is hashed before the next.
+        if self.compactor.run.is_some() {
+            return None;
+        }
+        if self.shared.state.read().unhashed.is_empty() {
+            return None;
+        }
+        let spans = Vec::from(std::mem::take(&mut self.shared.state.write().unhashed));
+        // The run goes as far as is hashed, so that compactions that keep coming do not keep it from beginning.
+        let target = spans.last().expect("one is due").through;
+        self.compactor.run = Some(Run { target, next_key: Vec::new() });
+        let progress = Arc::default();
+        let job = CompactionHashJob::new(self.reader(), spans, &progress);
+        self.compactor.hashing = Some(progress);
+        Some(job)
+    }
+
     /// Removes about `rows_max` rows at most (one key's history is not divided). To be called between batches of apply, with pauses
     /// when [`CompactProgress::Working`].
     pub fn compact_step(&mut self, rows_max: usize) -> CompactProgress {
+        if let Some(job) = self.compaction_hash_job() {
+            job.run(&mut || true);
+        }
+        if let Some(job) = &self.compactor.hashing {
+            if !job.ended.load(Ordering::Acquire) {
+                return CompactProgress::Hashing;
+            }
+            self.compactor.hashing = None;
+        }
         let shared = &*self.shared;
         let (compacted, applied) = {
             let state = shared.state.read();

@@ -1,7 +1,8 @@
 //! HashKV and Hash: checksums that members, and etcd's own, compare. They cover the exact bytes of rows, so they are also the
 //! sharpest test that ours are etcd's.
 //!
-//! Both read the store in pieces beside apply.
+//! Both read the store in pieces beside apply. At a revision that was compacted to, the answer may be one that was stored then:
+//! `compaction_hash`.
 
 use std::ops::ControlFlow;
 
@@ -9,6 +10,7 @@ use api::error::EtcdError;
 use bytes::Bytes;
 use types::{Revision, RowId};
 
+use crate::index::Version;
 use crate::range::after;
 use crate::read::Reader;
 use crate::rows::{RowKey, meta};
@@ -37,11 +39,21 @@ pub struct HashKv {
 }
 
 impl<S: Store> Reader<S> {
-    /// The checksum of the history up to `revision`, 0 for the current one.
+    /// The checksum of the history up to `revision`, 0 for the current one. Of one of the last compactions it is the one that was
+    /// stored with it. Below zero there is no history, and that has a checksum too, as in etcd.
     ///
     /// # Errors
     /// `Compacted` below the compact revision, `FutureRev` above the current one.
     pub fn hash_kv(&self, revision: i64) -> Result<HashKv, EtcdError> {
+        let stored = self.shared.hashes.lock().find(revision);
+        if let Some((span, hash)) = stored {
+            return Ok(HashKv {
+                hash,
+                compact_revision: Revision(span.after),
+                hash_revision: Revision(span.through),
+                current_revision: self.revision(),
+            });
+        }
         for _ in 0..RESTARTS_MAX {
             let (target, compacted, current) = {
                 let state = self.shared.state.read();
@@ -51,13 +63,17 @@ impl<S: Store> Reader<S> {
                 if revision > state.revision {
                     return Err(EtcdError::FutureRev);
                 }
-                let target = if revision > 0 { revision } else { state.revision };
+                let target = if revision == 0 { state.revision } else { revision };
                 (target, state.compacted, state.revision)
             };
             // With nothing alive at the target etcd filters nothing, so that it hashes what the compaction left: the living newest
             // of each key at the compact revision.
-            let judged_at = if self.lives_anything(target) { target } else { compacted };
-            let hash = self.hash_rows(crc32c::crc32c(ROWS_NAME), Some(Keep { target, compacted, judged_at }));
+            let hash = if target < 0 {
+                crc32c::crc32c(ROWS_NAME)
+            } else {
+                let judged_at = if self.keeps_anything(target, false) { target } else { compacted };
+                self.hash_up_to(Keep { target, compacted, judged_at }, &mut || true)
+            };
             if self.shared.state.read().compacted == compacted {
                 return Ok(HashKv {
                     hash,
@@ -76,7 +92,7 @@ impl<S: Store> Reader<S> {
         let mut hash = 0;
         for table in Table::ALL {
             if table == Table::Lease {
-                hash = self.hash_rows(crc32c::crc32c_append(hash, ROWS_NAME), None);
+                hash = self.hash_rows(crc32c::crc32c_append(hash, ROWS_NAME), None, &mut || true);
             }
             hash = crc32c::crc32c_append(hash, table.name().as_bytes());
             for (key, value) in self.shared.store.table(table).unwrap_or_else(|error| store_failed(error)) {
@@ -92,12 +108,19 @@ impl<S: Store> Reader<S> {
         hash
     }
 
-    fn lives_anything(&self, at: i64) -> bool {
+    /// The checksum over rows. `goes_on` is asked before each piece; once it says no the answer means nothing.
+    pub(crate) fn hash_up_to(&self, keep: Keep, goes_on: &mut dyn FnMut() -> bool) -> u32 {
+        self.hash_rows(crc32c::crc32c(ROWS_NAME), Some(keep), goes_on)
+    }
+
+    /// Whether any key has a value at `at`, or, with `tombstones`, was deleted at it.
+    pub(crate) fn keeps_anything(&self, at: i64, tombstones: bool) -> bool {
+        let keeps = |version: Version| !version.is_dead() || tombstones && version.main() == at;
         let mut from = Vec::new();
         loop {
             let mut visited = 0;
             let stopped = self.shared.state.read().index.walk(&from, None, |key, record| {
-                if record.at(at).is_some_and(|version| !version.is_dead()) {
+                if record.at(at).is_some_and(keeps) {
                     return ControlFlow::Break(None);
                 }
                 visited += 1;
@@ -115,11 +138,11 @@ impl<S: Store> Reader<S> {
         }
     }
 
-    fn hash_rows(&self, mut hash: u32, keep: Option<Keep>) -> u32 {
+    fn hash_rows(&self, mut hash: u32, keep: Option<Keep>, goes_on: &mut dyn FnMut() -> bool) -> u32 {
         let last = keep.as_ref().map_or(i64::MAX, |keep| keep.target);
         let to = RowId { main: Revision(last), sub: i64::MAX };
         let mut from = RowId { main: Revision(i64::MIN), sub: i64::MIN };
-        loop {
+        while goes_on() {
             let mut rows: Vec<(RowId, StoredRow)> = Vec::with_capacity(ROWS_PER_HOLD);
             self.shared
                 .store
@@ -143,19 +166,20 @@ impl<S: Store> Reader<S> {
                 }
             }
             if is_end {
-                return hash;
+                break;
             }
         }
+        hash
     }
 }
 
 /// Which rows enter HashKV: all above the compact revision; at and below it those that are the living newest of their key, so that
 /// it does not matter how far removal has come.
-struct Keep {
-    target: i64,
-    compacted: i64,
+pub(crate) struct Keep {
+    pub target: i64,
+    pub compacted: i64,
     /// The revision at which rows at and below the compact revision must be the newest.
-    judged_at: i64,
+    pub judged_at: i64,
 }
 
 impl Keep {

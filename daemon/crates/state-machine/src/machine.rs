@@ -1,11 +1,12 @@
 //! The state machine as a whole: opened from a store, fed by apply, read through [`Reader`].
 
+use std::collections::VecDeque;
 use std::ops::{ControlFlow, Range};
 use std::sync::Arc;
 
 use api::etcdserverpb::AlarmMember;
 use bytes::{Buf, Bytes};
-use parking_lot::RwLock;
+use parking_lot::{Mutex, RwLock};
 use prost::Message;
 use types::{ConfState, LogIndex, LogPosition, MemberId, Revision, RowId, Term};
 
@@ -13,8 +14,8 @@ use crate::alarms::Alarms;
 use crate::checkpoint::{self, CheckpointError};
 use crate::cluster::ClusterFacts;
 use crate::compaction::Compactor;
-use crate::index::{Facts, SUB_MAX};
 use crate::identities::Identities;
+use crate::index::{Facts, SUB_MAX};
 use crate::leases::{self, Leases};
 use crate::membership::{Member, Membership};
 use crate::read::Reader;
@@ -191,9 +192,9 @@ impl<S: Store> StateMachine<S> {
     ) -> Result<StateMachine<S>, OpenError> {
         let marks = Marks::load(&*store)?;
         let membership = load_membership(&*store, marks.conf_state.clone())?;
-        let alarms = load_alarms(&*store)?;
         let identities = Identities::load(&store.table(Table::Meta)?)
             .map_err(|(key, reason)| bad_pair(Table::Meta, &key, reason))?;
+        let alarms = load_alarms(&*store)?;
         let mut leases = load_leases(&*store)?;
         let cluster = ClusterFacts::load(&store.table(Table::Cluster)?);
         let inline_bytes_max = options.inline_value_bytes_max;
@@ -222,13 +223,14 @@ impl<S: Store> StateMachine<S> {
             recent: RecentChanges::starting_at(revision),
             revision,
             compacted: marks.scheduled.max(marks.finished),
+            unhashed: VecDeque::new(),
             applied: marks.applied,
             membership,
+            identities,
             alarms,
             cluster,
-            identities,
         };
-        let shared = Arc::new(Shared { store, options, state: RwLock::new(state) });
+        let shared = Arc::new(Shared { store, options, state: RwLock::new(state), hashes: Mutex::default() });
         let compactor = Compactor::new(marks.finished);
         let cold_from = if is_warm { None } else { Some(Vec::new()) };
         Ok(StateMachine { shared, compactor, checkpoint_ignored, cold_from })

@@ -1,14 +1,16 @@
 //! What apply changes and readers see, under one lock, and how both meet the store.
 
+use std::collections::VecDeque;
 use std::sync::Arc;
 
 use api::mvccpb::KeyValue;
-use parking_lot::RwLock;
+use parking_lot::{Mutex, RwLock};
 use prost::Message;
 use types::{LogPosition, RowId};
 
 use crate::alarms::Alarms;
 use crate::cluster::ClusterFacts;
+use crate::compaction_hash::{CompactionHashes, Span};
 use crate::identities::Identities;
 use crate::index::Index;
 use crate::leases::Leases;
@@ -64,6 +66,8 @@ pub(crate) struct State {
     pub recent: RecentChanges,
     pub revision: i64,
     pub compacted: i64,
+    /// Compactions whose rows are still all there, oldest first; their hashes are due before anything is removed.
+    pub unhashed: VecDeque<Span>,
     pub applied: LogPosition,
     pub membership: Membership,
     pub identities: Identities,
@@ -76,6 +80,8 @@ pub(crate) struct Shared<S> {
     pub store: Arc<S>,
     pub options: Options,
     pub state: RwLock<State>,
+    /// Taken for a moment only, never together with another lock.
+    pub hashes: Mutex<CompactionHashes>,
 }
 
 /// What [`store_failed`] panics with, so that the process can tell a disk that failed from a mistake of ours.

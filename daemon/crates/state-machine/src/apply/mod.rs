@@ -28,6 +28,7 @@ use types::{Entry, LogIndex, LogPosition, MemberId, Revision, RowId};
 
 use crate::StateMachine;
 use crate::cluster::{DOWNGRADE_KEY, Downgrade, VERSION_KEY};
+use crate::compaction_hash::{Span, note_decided};
 use crate::leases::LeaseChange;
 use crate::membership::Member;
 use crate::rows::{coordinate, meta};
@@ -282,6 +283,7 @@ impl<S: Store> Run<'_, '_, S> {
         if request.revision > state.revision {
             return Err(EtcdError::FutureRev);
         }
+        note_decided(&mut state.unhashed, Span { after: state.compacted, through: request.revision });
         state.compacted = request.revision;
         let mark = coordinate(RowId { main: Revision(request.revision), sub: 0 });
         self.step.batch.put(Table::Meta, meta::SCHEDULED_COMPACT, mark.to_vec());

@@ -1,0 +1,128 @@
+//! The hashes of compactions: what is stored, for how long, and that rows wait for them. That the numbers are etcd's is in `etcd.rs`.
+
+mod common;
+
+use api::error::EtcdError;
+use common::*;
+use state_machine::{COMPACTION_HASHES_KEPT, CompactProgress, HashKv};
+use types::Revision;
+
+fn story(bench: &mut Bench) {
+    for round in 0..4 {
+        for key in ["a", "b", "c", "d"] {
+            bench.set(key, &format!("{key}{round}"));
+        }
+        bench.delete("b", "d");
+    }
+}
+
+fn hash(bench: &Bench, revision: i64) -> HashKv {
+    bench.reader.hash_kv(revision).unwrap()
+}
+
+#[test]
+fn the_hash_of_a_compaction_is_the_one_from_before_it() {
+    let mut bench = Bench::new();
+    story(&mut bench);
+    let before = hash(&bench, 12);
+    assert_eq!(before.compact_revision, Revision(-1));
+    bench.compact(12).unwrap();
+    assert_eq!(hash(&bench, 12).compact_revision, Revision(12), "it is not computed yet");
+    bench.compact_physically(1);
+    assert_eq!(hash(&bench, 12), before);
+    let next = hash(&bench, 17);
+    assert_eq!(next.compact_revision, Revision(12));
+    bench.compact(17).unwrap();
+    bench.compact_physically(1);
+    assert_eq!(hash(&bench, 17), next);
+    assert_eq!(hash(&bench, 12), before, "also when history has ended behind it");
+    assert_eq!(bench.reader.hash_kv(13), Err(EtcdError::Compacted));
+    assert_eq!(hash(&bench, 0).compact_revision, Revision(17), "0 is the current one");
+    bench.reopen(None);
+    assert_eq!(bench.reader.hash_kv(12), Err(EtcdError::Compacted), "as in etcd a restart forgets them");
+    assert_eq!(hash(&bench, 17).compact_revision, Revision(17));
+}
+
+#[test]
+fn as_many_are_kept_as_etcd_keeps() {
+    let mut bench = Bench::new();
+    for _ in 0..8 {
+        story(&mut bench);
+    }
+    let last = COMPACTION_HASHES_KEPT as i64 + 5;
+    let expected: Vec<HashKv> = (2..=last)
+        .map(|revision| {
+            let before = hash(&bench, revision);
+            bench.compact(revision).unwrap();
+            if revision % 3 == 0 {
+                bench.compact_physically(2);
+            }
+            before
+        })
+        .collect();
+    bench.compact_physically(2);
+    for before in expected {
+        let revision = before.hash_revision.0;
+        if revision > last - COMPACTION_HASHES_KEPT as i64 {
+            assert_eq!(hash(&bench, revision), before, "however far the removal before had come");
+        } else {
+            assert_eq!(bench.reader.hash_kv(revision), Err(EtcdError::Compacted));
+        }
+    }
+}
+
+#[test]
+fn rows_wait_for_the_hash_and_nothing_else_does() {
+    let mut bench = Bench::new();
+    story(&mut bench);
+    let (rows, before) = (bench.machine.store().row_count(), hash(&bench, 15));
+    bench.compact(15).unwrap();
+    let job = bench.machine.compaction_hash_job().expect("one is due");
+    assert!(bench.machine.compaction_hash_job().is_none(), "only once");
+    assert_eq!(bench.machine.compact_step(100), CompactProgress::Hashing);
+    // Writes and another compaction go on.
+    bench.set("e", "1");
+    bench.compact(18).unwrap();
+    assert_eq!(bench.machine.compact_step(100), CompactProgress::Hashing);
+    assert_eq!(bench.machine.store().row_count(), rows + 1);
+    job.run(&mut || true);
+    assert_eq!(bench.machine.compact_step(100), CompactProgress::Finished(Revision(15)));
+    assert_eq!(hash(&bench, 15).hash, before.hash);
+    bench.compact_physically(100);
+    assert_eq!(hash(&bench, 18).compact_revision, Revision(15));
+}
+
+#[test]
+fn a_hash_that_is_given_up_keeps_no_row() {
+    for stopped in [false, true] {
+        let mut bench = Bench::new();
+        story(&mut bench);
+        bench.compact(15).unwrap();
+        let job = bench.machine.compaction_hash_job().expect("one is due");
+        if stopped {
+            job.run(&mut || false);
+        } else {
+            drop(job);
+        }
+        assert_eq!(bench.machine.compact_step(100), CompactProgress::Finished(Revision(15)));
+        assert_eq!(hash(&bench, 15).compact_revision, Revision(15), "a hash of a part is no hash");
+    }
+}
+
+/// The state machine was replaced by a received snapshot: the job ends by itself and stores nothing.
+#[test]
+fn a_job_ends_with_its_state_machine() {
+    let mut bench = Bench::new();
+    story(&mut bench);
+    bench.compact(15).unwrap();
+    let job = bench.machine.compaction_hash_job().expect("one is due");
+    let old = bench.reader.clone();
+    bench.reopen(None);
+    let mut asked = 0;
+    job.run(&mut || {
+        asked += 1;
+        true
+    });
+    assert_eq!(asked, 0, "nothing is read any more");
+    assert_eq!(old.hash_kv(15).unwrap().compact_revision, Revision(15));
+}
