@@ -44,6 +44,8 @@ fn many_seeds() {
     let crashes = sum(|outcome| outcome.crashes);
     let snapshots = sum(|outcome| outcome.snapshots);
     let changes = sum(|outcome| outcome.changes);
+    let leaders_removed = sum(|outcome| outcome.leaders_removed);
+    let left_alone = sum(|outcome| outcome.left_alone);
     let compared = sum(|outcome| outcome.states_compared);
     let renewals = sum(|outcome| outcome.renewals);
     let expiries = sum(|outcome| outcome.expiries);
@@ -53,6 +55,7 @@ fn many_seeds() {
          {snapshots} snapshots installed, {changes} conf changes applied, {compared} states compared",
         outcomes.len()
     );
+    println!("membership: {leaders_removed} leaders removed, {left_alone} removals left one voter");
     let watches = sum(|outcome| outcome.watches);
     let watch_events = sum(|outcome| outcome.watch_events);
     let bookmarks = sum(|outcome| outcome.bookmarks);
@@ -70,6 +73,10 @@ fn many_seeds() {
         assert!(
             terms > 2 * count && crashes > 2 * count && snapshots > count / 4 && changes > count / 4,
             "elections, crashes, snapshots and changes of membership happen in these histories"
+        );
+        assert!(
+            leaders_removed > count / 20 && left_alone > count / 20,
+            "leaders are removed, and clusters shrink to one voter, in these histories"
         );
         assert!(
             renewals > 20 * count && expiries > 5 * count && checkpoints > 5 * count,

@@ -5,10 +5,11 @@ use std::hash::{DefaultHasher, Hash, Hasher};
 
 use api::raftpb::{self, MessageType};
 use consensus::io::Report;
+use state_machine::membership::Membership;
 use state_machine::rows::meta;
 use state_machine::store::{Store, Table};
 use state_machine::{Memory, Reader};
-use types::{Entry, LogIndex, LogPosition, Term};
+use types::{Entry, LogIndex, LogPosition, MemberId, Term};
 
 use super::disk::Disk;
 
@@ -97,6 +98,35 @@ impl EqualStates {
                 );
             }
         }
+    }
+}
+
+/// At the same index all members know the same members, the removed ones included.
+#[derive(Default)]
+pub struct EqualMembers {
+    known: BTreeMap<LogIndex, Membership>,
+}
+
+impl EqualMembers {
+    /// True when this is the first to be left with one voter here.
+    pub fn sees(&mut self, member: u64, index: LogIndex, membership: Membership) -> bool {
+        let conf_state = membership.conf_state();
+        assert!(!conf_state.voters.is_empty(), "{member} knows voters at {index}");
+        let (learners, voters): (Vec<_>, Vec<_>) =
+            membership.members().into_iter().partition(|member| member.is_learner);
+        let ids = |members: Vec<state_machine::membership::Member>| -> Vec<MemberId> {
+            members.into_iter().map(|member| member.id).collect()
+        };
+        assert_eq!((ids(voters), ids(learners)), (conf_state.voters.clone(), conf_state.learners.clone()));
+        if let Some(known) = self.known.get(&index) {
+            assert_eq!(*known, membership, "{member} knows the same members at {index} as the others");
+            return false;
+        }
+        let before = self.known.range(..index).next_back();
+        let fewer = before.is_some_and(|(_, before)| before.conf_state().voters.len() > 1);
+        let alone = fewer && conf_state.voters.len() == 1;
+        self.known.insert(index, membership);
+        alone
     }
 }
 

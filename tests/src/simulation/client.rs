@@ -4,11 +4,13 @@ use api::etcdserverpb::{
     CompactionRequest, InternalRaftRequest, LeaseCheckpoint, LeaseCheckpointRequest, LeaseGrantRequest,
     LeaseRevokeRequest, PutRequest, RequestHeader,
 };
-use api::raftpb;
+use api::membershippb::{Attributes, ClusterMemberAttrSetRequest};
+use api::raftpb::{self, ConfChangeType};
 use bytes::Bytes;
 use prost::Message as _;
 use rand::Rng;
 use rand::rngs::StdRng;
+use state_machine::membership;
 use types::{Entry, EntryKind, HardState, LeaseId, LogIndex, MemberId, Term};
 
 /// Few keys, so that clients meet.
@@ -63,14 +65,55 @@ pub fn request_of(entry: &Entry) -> Option<InternalRaftRequest> {
     InternalRaftRequest::decode(entry.data.clone()).ok().filter(|request| request.header.is_some())
 }
 
-#[derive(Clone, Copy, Debug)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Change {
-    AddLearner(u64),
+    Add {
+        id: u64,
+        is_learner: bool,
+    },
     Promote(u64),
     Remove(u64),
+    /// Other peer URLs, made of the number.
+    Update(u64, u64),
 }
 
-fn conf_change(kind: raftpb::ConfChangeType, request: u64, id: u64, context: String) -> Bytes {
+impl Change {
+    pub fn kind(self) -> ConfChangeType {
+        match self {
+            Change::Add { is_learner: true, .. } => ConfChangeType::ConfChangeAddLearnerNode,
+            Change::Add { .. } | Change::Promote(_) => ConfChangeType::ConfChangeAddNode,
+            Change::Remove(_) => ConfChangeType::ConfChangeRemoveNode,
+            Change::Update(..) => ConfChangeType::ConfChangeUpdateNode,
+        }
+    }
+
+    pub fn id(self) -> u64 {
+        let (Change::Add { id, .. } | Change::Promote(id) | Change::Remove(id) | Change::Update(id, _)) =
+            self;
+        id
+    }
+
+    pub fn context(self) -> Vec<u8> {
+        let member = |url: String, is_learner| membership::Member {
+            id: MemberId(self.id()),
+            peer_urls: vec![url],
+            is_learner,
+            ..Default::default()
+        };
+        match self {
+            Change::Add { id, is_learner } => {
+                member(format!("http://member-{id}:2380"), is_learner).add_context(1)
+            }
+            Change::Promote(id) => membership::promote_context(MemberId(id)),
+            Change::Remove(_) => Vec::new(),
+            Change::Update(id, number) => {
+                member(format!("http://member-{id}-{number}:2380"), false).update_context()
+            }
+        }
+    }
+}
+
+fn conf_change(kind: ConfChangeType, request: u64, id: u64, context: Vec<u8>) -> Bytes {
     let context = Some(Bytes::from(context)).filter(|context| !context.is_empty());
     raftpb::ConfChange { id: Some(request), r#type: Some(kind as i32), node_id: Some(id), context }
         .encode_to_vec()
@@ -78,18 +121,17 @@ fn conf_change(kind: raftpb::ConfChangeType, request: u64, id: u64, context: Str
 }
 
 pub fn encode_change(change: Change, request: u64) -> Bytes {
-    use raftpb::ConfChangeType::{ConfChangeAddLearnerNode, ConfChangeAddNode, ConfChangeRemoveNode};
-    match change {
-        Change::AddLearner(id) => {
-            let context = format!(r#"{{"id":{id},"peerURLs":["http://member-{id}:2380"],"isLearner":true}}"#);
-            conf_change(ConfChangeAddLearnerNode, request, id, context)
-        }
-        Change::Promote(id) => {
-            let context = format!(r#"{{"id":{id},"peerURLs":null,"isPromote":true}}"#);
-            conf_change(ConfChangeAddNode, request, id, context)
-        }
-        Change::Remove(id) => conf_change(ConfChangeRemoveNode, request, id, String::new()),
-    }
+    conf_change(change.kind(), request, change.id(), change.context())
+}
+
+/// What a member says of itself when it has started.
+pub fn publish(request: u64, id: u64) -> Bytes {
+    let attributes = Attributes { name: format!("member-{id}"), client_urls: Vec::new() };
+    let set = ClusterMemberAttrSetRequest { member_id: id, member_attributes: Some(attributes) };
+    encode(
+        request,
+        InternalRaftRequest { cluster_member_attr_set: Some(set), ..InternalRaftRequest::default() },
+    )
 }
 
 /// The log that a new cluster begins with, as etcd writes it: one conf change per member, committed in term 1.
@@ -102,7 +144,7 @@ pub fn first_log(members: u64) -> (HardState, Vec<Entry>) {
                 term: Term(1),
                 index: LogIndex(id),
                 kind: EntryKind::ConfChange,
-                data: conf_change(raftpb::ConfChangeType::ConfChangeAddNode, 0, id, context),
+                data: conf_change(ConfChangeType::ConfChangeAddNode, 0, id, context.into_bytes()),
             }
         })
         .collect();

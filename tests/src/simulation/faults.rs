@@ -1,44 +1,15 @@
-//! What goes wrong: the network, crashes, slow disks, and changes of membership in the middle of it. And how it ends.
+//! What goes wrong: the network, crashes, slow disks. And how it ends.
 
-use consensus::io::{Input, Proposal, ProposalId, Role};
+use consensus::io::{Input, Role};
 use rand::Rng;
-use types::{EntryKind, MemberId};
+use types::MemberId;
 
 use super::TICK;
-use super::client::{self, Change};
 use super::member::Member;
 use super::network::Weather;
-use super::world::{Event, MEMBERS_MAX, World};
+use super::world::{Event, World};
 
 impl World {
-    /// Learner first, then promotion; removals leave two voters.
-    pub(super) fn change_members(&mut self, id: u64) {
-        let Some(running) = self.members.get(&id).and_then(|member| member.running.as_ref()) else { return };
-        let state = running.machine.conf_state();
-        let next = self.members.keys().next_back().copied().unwrap_or(0) + 1;
-        let change = match self.rng.random_range(0..3) {
-            0 if next <= MEMBERS_MAX && state.learners.is_empty() => Change::AddLearner(next),
-            1 if !state.learners.is_empty() => Change::Promote(state.learners[0].0),
-            2 if state.voters.len() > 2 => {
-                Change::Remove(state.voters[self.rng.random_range(0..state.voters.len())].0)
-            }
-            _ => return,
-        };
-        if let Change::AddLearner(id) = change {
-            let member = self.fresh(id);
-            self.members.insert(id, member);
-            self.at(0, Event::Start(id));
-        }
-        self.next_request += 1;
-        let request = self.next_request;
-        self.note(|| format!("{id} is asked to {change:?}"));
-        let data = client::encode_change(change, request);
-        self.input(
-            id,
-            Input::Propose(vec![Proposal { id: ProposalId(request), kind: EntryKind::ConfChange, data }]),
-        );
-    }
-
     pub(super) fn fault(&mut self) {
         match self.rng.random_range(0..11) {
             10 => self.depose(),

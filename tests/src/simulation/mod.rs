@@ -12,7 +12,11 @@ mod hub_desk;
 mod lease_checks;
 mod leases;
 mod member;
+mod membership;
 mod network;
+// The very rules of the node, which know nothing of it.
+#[path = "../../../daemon/crates/node/src/members/rules.rs"]
+mod rules;
 mod watch_client;
 mod watches;
 mod wires;

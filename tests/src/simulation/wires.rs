@@ -7,30 +7,9 @@ use rand::Rng;
 use types::{LogPosition, MemberId, Term};
 
 use super::checks;
-use super::member::Member;
 use super::world::{Event, World};
 
 impl World {
-    /// A member that was removed leaves when all others know. Until then it is needed: with two members the one that stays learns of the
-    /// removal only from the one that goes, by its commit or by its vote.
-    pub(super) fn leave_if_removed(&mut self, id: u64) {
-        let knows = |member: &Member| {
-            member.removed
-                || member
-                    .running
-                    .as_ref()
-                    .is_some_and(|running| running.machine.reader().is_removed(MemberId(id)))
-        };
-        if self.members[&id].removed || !self.members.values().all(knows) {
-            return;
-        }
-        if let Some(member) = self.members.get_mut(&id) {
-            member.removed = true;
-            member.crash(usize::MAX, true);
-            self.note(|| format!("{id} was removed and leaves"));
-        }
-    }
-
     pub(super) fn send(&mut self, from: u64, message: raftpb::Message) {
         let to = message.to();
         let passed_on = matches!(message.r#type(), MessageType::MsgProp | MessageType::MsgReadIndex);

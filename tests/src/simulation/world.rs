@@ -1,7 +1,7 @@
 //! The loop of events: virtual time, faults, and the wires between members, network and checks.
 
 use std::cmp::Reverse;
-use std::collections::{BTreeMap, BinaryHeap};
+use std::collections::{BTreeMap, BTreeSet, BinaryHeap};
 use std::fmt::Write as _;
 
 use api::raftpb;
@@ -12,7 +12,7 @@ use rand::{Rng, SeedableRng};
 use state_machine::Memory;
 use types::{EntryKind, LogPosition, MemberId, Term};
 
-use super::checks::{self, Acknowledged, Committed, EqualStates, Linearizable, OneLeader};
+use super::checks::{self, Acknowledged, Committed, EqualMembers, EqualStates, Linearizable, OneLeader};
 use super::client;
 use super::lease_checks::{self, LeaseChecks};
 use super::leases::LeaseCalls;
@@ -30,7 +30,7 @@ pub(super) const REST_END: Time = CHAOS_END + 350 * TICK;
 /// Clients stop here, so that the end is a standstill.
 pub(super) const CLIENTS_END: Time = CHAOS_END + 250 * TICK;
 /// Members that may ever exist, those that join later included.
-pub(super) const MEMBERS_MAX: u64 = 6;
+pub(super) const MEMBERS_MAX: u64 = 12;
 /// Lines of history shown with a failure.
 const HISTORY_SHOWN: usize = 400;
 
@@ -52,6 +52,8 @@ pub(super) enum Event {
     HubRead(u64, u64, Box<ReadJob>),
     HubTick,
     CutOff(u64),
+    /// A member shall go; asked again so often.
+    Remove(u64, u32),
     SendSnapshot(u64, u64, u64),
     Start(u64),
     Heal,
@@ -67,6 +69,10 @@ pub struct Outcome {
     pub crashes: u64,
     pub snapshots: u64,
     pub changes: u64,
+    /// Members that led when they were asked to go, and are gone.
+    pub leaders_removed: u64,
+    /// Applied removals that left one voter.
+    pub left_alone: u64,
     pub states_compared: u64,
     pub renewals: u64,
     pub expiries: u64,
@@ -99,6 +105,9 @@ pub struct World {
     pub(super) leaders: OneLeader,
     pub(super) committed: Committed,
     pub(super) states: EqualStates,
+    pub(super) memberships: EqualMembers,
+    /// Asked to go while they led.
+    pub(super) leaders_asked: BTreeSet<u64>,
     pub(super) linearizable: Linearizable,
     pub(super) acknowledged: Acknowledged,
     /// When the weather became fine.
@@ -121,6 +130,7 @@ impl World {
         let mut config = Config::new(MemberId(0), 0);
         config.log_tail_entries_keep = rng.random_range(0..30);
         config.log_tail_bytes_max = [2_000, 20_000, 1 << 30][rng.random_range(0..3)];
+        config.log_feed_bytes_max = [config.log_tail_bytes_max, 1 << 30][rng.random_range(0..2)];
         config.append_bytes_max = [200, 1000, 1 << 20][rng.random_range(0..3)];
         config.uncommitted_bytes_max =
             [3_000, 1 << 30][rng.random_range(0..2)].max(config.append_bytes_max + 1);
@@ -146,6 +156,8 @@ impl World {
             leaders: OneLeader::default(),
             committed: Committed::default(),
             states: EqualStates::default(),
+            memberships: EqualMembers::default(),
+            leaders_asked: BTreeSet::new(),
             linearizable: Linearizable::default(),
             acknowledged: Acknowledged::default(),
             calm_since: 0,
@@ -290,6 +302,7 @@ impl World {
             Event::HubRead(id, life, job) => self.hub_read(id, life, &job),
             Event::HubTick => self.hub_tick(),
             Event::CutOff(id) => self.cut_off(id),
+            Event::Remove(id, tries) => self.ask_to_remove(id, tries),
             Event::SendSnapshot(id, life, to) => self.send_snapshot(id, life, to),
             Event::Start(id) => self.start(id),
             Event::Heal => self.heal(),
@@ -464,6 +477,10 @@ impl World {
                     self.states.sees(id, position, hash);
                 }
                 lease_checks::keys_go_with_their_lease(id, &reader, &told.leases);
+                if !told.conf_changes.is_empty() {
+                    let alone = self.memberships.sees(id, position.index, reader.membership());
+                    self.outcome.left_alone += u64::from(alone);
+                }
                 self.note(|| format!("{id} applied through {position}"));
             }
             Some(Output::InstallSnapshot { position, .. }) => {
@@ -601,6 +618,11 @@ impl World {
             let member = &self.members[&id.0];
             let running = member.running.as_ref().unwrap_or_else(|| panic!("{id} runs after healing"));
             let status = running.core.status();
+            assert_eq!(
+                running.core.conf_state(),
+                conf_state,
+                "raft's configuration at {id} is that of the state"
+            );
             assert!(!status.leader.is_none(), "{id} knows a leader: {status:?}");
             assert_eq!(running.machine.applied().index, last, "{id} has everything: {status:?}");
             assert!(
@@ -616,6 +638,8 @@ impl World {
         );
         self.acknowledged.ends(&self.committed);
         self.end_watches(reader.revision());
+        self.outcome.leaders_removed =
+            self.leaders_asked.iter().filter(|id| reader.is_removed(MemberId(**id))).count() as u64;
         self.outcome.acknowledged = self.acknowledged.count();
         self.outcome.reads = self.linearizable.reads;
         self.outcome.terms = self.leaders.count();
