@@ -35,6 +35,9 @@ pub enum Input {
     Message(raftpb::Message),
     /// Gathered into one raft message.
     Propose(Vec<Proposal>),
+    /// A leader's conf change that changes nothing of the configuration (an update of a member). It is taken while no other conf change may
+    /// be unapplied, nobody's conf change waits for it, and it is never passed on to another leader.
+    Note(Proposal),
     /// A linearizable read; joins the next round, never one in flight.
     Read(ReadTicket),
     /// Every Persist output up to and including this one is on disk.

@@ -135,6 +135,32 @@ impl Core {
         }
     }
 
+    /// See [`Input::Note`](crate::io::Input::Note). raft allows one unapplied conf change because two could make quorums that do not
+    /// meet; one that touches no quorum need not count.
+    pub(super) fn note(&mut self, proposal: Proposal) {
+        let raft = &self.node.raft;
+        let update = raftpb::ConfChangeType::ConfChangeUpdateNode as i32;
+        let is_update = raftpb::ConfChange::decode(proposal.data.clone())
+            .is_ok_and(|change| change.r#type == Some(update) && proposal.kind == EntryKind::ConfChange);
+        let refused = if !is_update {
+            Some(DropReason::Malformed)
+        } else if raft.state != StateRole::Leader {
+            Some(DropReason::NoLeader)
+        } else if raft.lead_transferee.is_some() {
+            Some(DropReason::Transferring)
+        } else if raft.has_pending_conf() {
+            Some(DropReason::ConfChangePending)
+        } else {
+            let pending = raft.pending_conf_index;
+            let taken = self.append_as_leader(vec![codec::proposal_to_raft(proposal.kind, proposal.data)]);
+            self.node.raft.pending_conf_index = pending;
+            (!taken).then_some(DropReason::TooMuchUncommitted)
+        };
+        if let Some(reason) = refused {
+            self.drop_proposals(vec![proposal.id], reason);
+        }
+    }
+
     fn step_batch(&mut self, batch: Batch) {
         if batch.entries.is_empty() {
             return;

@@ -107,6 +107,7 @@ impl Core {
             Input::Tick => self.tick(),
             Input::Message(message) => self.message(message),
             Input::Propose(proposals) => self.propose(proposals),
+            Input::Note(proposal) => self.note(proposal),
             Input::Read(ticket) => self.reads.add(ticket),
             Input::Persisted(seq) => self.persisted(seq),
             Input::Applied { index, conf_changes } => self.applied(index, conf_changes),

@@ -184,6 +184,13 @@ impl Cluster {
         self.input(id, Input::Propose(proposals));
     }
 
+    pub fn note(&mut self, id: u64, data: Vec<u8>) {
+        self.next_id += 1;
+        let id_of_it = ProposalId(self.next_id);
+        let kind = EntryKind::ConfChange;
+        self.input(id, Input::Note(Proposal { id: id_of_it, kind, data: data.into() }));
+    }
+
     pub fn read(&mut self, id: u64) {
         self.next_id += 1;
         self.input(id, Input::Read(ReadTicket(self.next_id)));

@@ -9,6 +9,7 @@
 //! | `campaign N`, `tick N [count]`, `transfer N to`, `unreachable N peer`, `compact N` | one input |
 //! | `propose N data..` | one batch |
 //! | `conf N add\|remove\|update\|learner id` | a conf change in etcd's form |
+//! | `note N update id` | a leader's note, which nobody's conf change waits for |
 //! | `read N` | one read |
 //! | `settle` | delivers until nothing moves, silently |
 //! | `deliver [from=N] [to=N] [type=App]` | delivers what is in the network now and matches, telling each |
@@ -186,7 +187,7 @@ fn run_command(cluster: &mut Cluster, command: &str, out: &mut String) -> Done {
             let data = words[1..].iter().map(|word| word.as_bytes().to_vec()).collect();
             cluster.propose(id(0)?, EntryKind::Normal, data);
         }
-        "conf" => {
+        word @ ("conf" | "note") => {
             let kind = match at(1)? {
                 "add" => 0,
                 "remove" => 1,
@@ -200,7 +201,11 @@ fn run_command(cluster: &mut Cluster, command: &str, out: &mut String) -> Done {
                 node_id: Some(id(2)?),
                 context: Some("{}".into()),
             };
-            cluster.propose(id(0)?, EntryKind::ConfChange, vec![change.encode_to_vec()]);
+            if word == "note" {
+                cluster.note(id(0)?, change.encode_to_vec());
+            } else {
+                cluster.propose(id(0)?, EntryKind::ConfChange, vec![change.encode_to_vec()]);
+            }
         }
         "read" => cluster.read(id(0)?),
         "settle" => {
