@@ -97,6 +97,15 @@ pub struct Named {
     pub is_learner: bool,
 }
 
+/// What a member asks another before anything else.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Question {
+    pub hello: Hello,
+    /// The first members by the asker's settings, while it is not born.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub config: Option<GenesisConfig>,
+}
+
 /// The answer to a hello: who answers, what it knows of the asker, and what it makes of it.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Answer {

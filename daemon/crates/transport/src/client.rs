@@ -5,6 +5,7 @@ use std::time::Duration;
 use bytes::Bytes;
 use http::{HeaderMap, Method, Request, StatusCode, header::CONTENT_TYPE};
 use http_body_util::Full;
+use identity::{Answer, Question};
 use serde::{Deserialize, Serialize, de::DeserializeOwned};
 use tokio::time::timeout;
 use types::ClusterId;
@@ -14,6 +15,7 @@ use crate::{
     handler::{PeerHash, PeerMember},
     headers::{CLUSTER_ID, cluster_of},
     link::{HttpLink, LinkError},
+    server::hello,
 };
 
 /// Largest answer that is read; a cluster of many members with long URLs is far below.
@@ -52,6 +54,8 @@ pub enum PeerClientError {
     TimedOut { url: Url, patience: Duration },
     #[error("{url} is not a member's peer URL: {cause}")]
     NotEtcd { url: Url, cause: String },
+    #[error("{url} is not cairn: it does not know the question")]
+    NotCairn { url: Url },
     #[error("{url} answered {status}: {text}")]
     WrongStatus { url: Url, status: u16, text: String },
     #[error("{url} belongs to another cluster{}", .theirs.map(|id| format!(" ({id})")).unwrap_or_default())]
@@ -148,6 +152,18 @@ impl PeerClient {
         })
     }
 
+    /// Who the member at `url` is, and what it makes of the asker. Anybody who is no member of cairn is [`PeerClientError::NotCairn`].
+    pub async fn hello(&self, url: &Url, question: &Question) -> Result<Answer, PeerClientError> {
+        let question = serde_json::to_vec(question).expect("plain data has a JSON form");
+        let (_, body) = self.ask(Method::POST, url, hello::PATH, None, question.into()).await.map_err(
+            |error| match error {
+                PeerClientError::WrongStatus { url, status: 404, .. } => PeerClientError::NotCairn { url },
+                error => error,
+            },
+        )?;
+        parse(url, &body)
+    }
+
     async fn get(
         &self,
         url: &Url,
@@ -155,8 +171,19 @@ impl PeerClient {
         cluster: Option<ClusterId>,
         question: Bytes,
     ) -> Result<(HeaderMap, Vec<u8>), PeerClientError> {
+        self.ask(Method::GET, url, path, cluster, question).await
+    }
+
+    async fn ask(
+        &self,
+        method: Method,
+        url: &Url,
+        path: &'static str,
+        cluster: Option<ClusterId>,
+        question: Bytes,
+    ) -> Result<(HeaderMap, Vec<u8>), PeerClientError> {
         let mut request = Request::new(Full::new(question.clone()));
-        *request.method_mut() = Method::GET;
+        *request.method_mut() = method;
         *request.uri_mut() = http::Uri::from_static(path);
         if !question.is_empty() {
             request.headers_mut().insert(CONTENT_TYPE, http::HeaderValue::from_static("application/json"));

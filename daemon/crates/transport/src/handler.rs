@@ -8,9 +8,12 @@ use api::{
     raftpb::Message,
 };
 use bytes::Bytes;
+use identity::{Answer, Hello, Question, Session};
 use serde::{Deserialize, Deserializer, Serialize};
 use types::MemberId;
 use url::Url;
+
+use crate::hello::{Met, Refused};
 
 /// What a member offers to its transport. Unless said otherwise a method is called on an I/O thread (some from inside
 /// [`crate::Transport::send`], that is on the raft thread): it must return at once and must not wait for the raft thread.
@@ -74,6 +77,31 @@ pub trait Handler: Send + Sync + 'static {
     /// Somebody whom we do not know has sent a raft request and named its own URLs. Yes makes it a *remote*, to which we can answer
     /// until the log tells us of it.
     fn accept_remote(&self, member: MemberId, urls: &[Url]) -> bool;
+
+    /// What this member says of itself on every connection. `None`: nothing, like a member of etcd.
+    fn hello(&self) -> Option<Hello> {
+        None
+    }
+
+    /// Judges who is at the other end, before anything of it is taken or given. Asked for every connection.
+    fn meet(&self, _met: &Met<'_>) -> Result<(), Refused> {
+        Ok(())
+    }
+
+    /// A welcome start of a peer is heard on a stream for the first time.
+    fn began(&self, _peer: MemberId, _hello: &Hello) {}
+
+    /// A peer takes us: it answered a request for a stream.
+    fn welcomed(&self, _peer: MemberId) {}
+
+    /// A peer refuses us, and says why; `theirs` is what it says of itself. The transport goes on asking, ever more slowly.
+    fn refused(&self, _peer: MemberId, _refused: &Refused, _theirs: Option<&Hello>) {}
+
+    /// The answer to somebody's question who it is to us; `session` is the start of that member that is heard now. `None`: 404, as from
+    /// a member of etcd. Everybody may ask.
+    fn answer(&self, _question: Question, _session: Option<Session>) -> Option<Answer> {
+        None
+    }
 
     /// Something odd, already logged; at most once a minute per peer and topic.
     fn report(&self, _report: &Report) {}

@@ -1,5 +1,4 @@
-//! The headers by which members recognise each other. All requests and answers of the peer protocol are built and checked here, and
-//! nowhere else: additions to the handshake have this one place.
+//! etcd's headers, by which members recognise each other, built and checked. cairn's own are in `hello`.
 
 use std::{fmt, str::FromStr};
 

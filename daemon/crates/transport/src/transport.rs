@@ -11,6 +11,7 @@ use api::{
     etcdserverpb::{LeaseTimeToLiveRequest, LeaseTimeToLiveResponse},
     raftpb::{Message, MessageType},
 };
+use identity::{Hello, Unique};
 use tracing::info;
 use types::MemberId;
 use url::Url;
@@ -220,6 +221,18 @@ impl Transport {
     /// Whether both streams towards the peer are attached, so that nothing goes by single requests.
     pub fn is_attached(&self, id: MemberId) -> bool {
         self.shared.peer(id).is_some_and(|peer| StreamKind::ALL.iter().all(|kind| peer.has_stream_out(*kind)))
+    }
+
+    /// The starts of peers that are heard now.
+    pub fn sessions(&self) -> Vec<Hello> {
+        self.shared.peers.read().values().filter_map(|peer| peer.sessions.hello()).collect()
+    }
+
+    /// Closes the streams of a peer's start that is not welcome any more. It may ask again, and is judged again.
+    pub fn end_session(&self, id: MemberId, nonce: Unique) {
+        if let Some(peer) = self.shared.peer(id) {
+            peer.sessions.end(nonce);
+        }
     }
 
     pub fn metrics(&self) -> MetricsSnapshot {

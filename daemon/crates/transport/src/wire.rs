@@ -11,6 +11,7 @@ use std::{
     time::{Duration, Instant},
 };
 
+use http::HeaderMap;
 use parking_lot::{Mutex, RwLock};
 use tokio::{runtime::Handle, sync::Semaphore};
 use tokio_util::{sync::CancellationToken, task::TaskTracker};
@@ -21,6 +22,7 @@ use crate::{
     config::{Limits, SNAPSHOT_RECEIVES_MAX, Timeouts},
     handler::{Handler, Report, Topic},
     headers::Identity,
+    hello,
     peer::Peer,
 };
 
@@ -104,6 +106,20 @@ impl Shared {
 
     pub(crate) fn peer(&self, id: MemberId) -> Option<Arc<Peer>> {
         self.peers.read().get(&id).cloned()
+    }
+
+    /// Headers of every raft request that we make; `to` only on streams.
+    pub(crate) fn request_headers(&self, to: Option<MemberId>) -> HeaderMap {
+        let mut headers = self.identity.request_headers(to);
+        hello::put(&mut headers, self.handler.hello());
+        headers
+    }
+
+    /// Headers of every answer that we give to a raft request.
+    pub(crate) fn response_headers(&self) -> HeaderMap {
+        let mut headers = self.identity.response_headers();
+        hello::put(&mut headers, self.handler.hello());
+        headers
     }
 
     /// Runs until it ends or the transport stops.

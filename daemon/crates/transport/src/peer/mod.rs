@@ -9,6 +9,7 @@ mod pipeline;
 mod probe;
 pub(crate) mod promote;
 mod queue;
+mod session;
 mod snapshot;
 mod stream_in;
 mod stream_out;
@@ -29,6 +30,7 @@ use tokio_util::sync::CancellationToken;
 use types::MemberId;
 use url::Url;
 
+pub(crate) use session::SessionLink;
 pub(crate) use snapshot::send as send_snapshot;
 pub(crate) use stream_out::StreamBody;
 
@@ -42,6 +44,7 @@ use lease::LeaseLinks;
 use outlet::{Offered, Outlet};
 use pipeline::Pipeline;
 use queue::{Offer, QueueLimits};
+use session::Sessions;
 use urls::Urls;
 
 /// The two streams of etcd, by what they carry.
@@ -75,6 +78,7 @@ pub(crate) struct Peer {
     pub(crate) urls: Urls,
     pub(crate) counters: PeerCounters,
     pub(crate) voice: Voice,
+    pub(crate) sessions: Sessions,
     outlets: [Outlet; 2],
     pipeline: Pipeline,
     leases: LeaseLinks,
@@ -112,6 +116,7 @@ impl Peer {
             urls: Urls::new(urls),
             counters: PeerCounters::new(),
             voice: Voice::default(),
+            sessions: Sessions::default(),
             outlets: [Outlet::new(limits), Outlet::new(limits)],
             pipeline: Pipeline::new(),
             leases: LeaseLinks::new(),
@@ -127,6 +132,7 @@ impl Peer {
                 peer.spawn(shared, stream_in::read(shared.clone(), peer.clone(), kind));
             }
             peer.spawn(shared, probe::probe(shared.clone(), peer.clone()));
+            peer.spawn(shared, session::watch(peer.clone()));
         }
         peer
     }
@@ -172,8 +178,13 @@ impl Peer {
     }
 
     /// Answers the peer's request for a stream.
-    pub(crate) fn attach(self: &Arc<Self>, shared: &Arc<Shared>, kind: StreamKind) -> Option<StreamBody> {
-        StreamBody::attach(shared.clone(), self.clone(), kind)
+    pub(crate) fn attach(
+        self: &Arc<Self>,
+        shared: &Arc<Shared>,
+        kind: StreamKind,
+        session: Option<SessionLink>,
+    ) -> Option<StreamBody> {
+        StreamBody::attach(shared.clone(), self.clone(), kind, session)
     }
 
     pub(crate) fn has_stream_out(&self, kind: StreamKind) -> bool {

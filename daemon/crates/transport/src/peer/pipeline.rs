@@ -9,6 +9,7 @@ use api::raftpb::Message;
 use bytes::Bytes;
 use http::{HeaderValue, Method, Request, StatusCode, Uri, header::CONTENT_TYPE};
 use http_body_util::Full;
+use identity::Hello;
 use parking_lot::Mutex;
 use prost::Message as _;
 use tokio::{
@@ -25,6 +26,7 @@ use super::{
 use crate::{
     config::{PIPELINE_QUEUE_BYTES_MAX, PIPELINE_QUEUE_MESSAGES_MAX},
     handler::Topic,
+    hello::{self, REFUSED_BYTES_MAX, Refused},
     link::{HttpLink, LinkError},
     wire::Shared,
 };
@@ -91,7 +93,11 @@ pub(super) async fn work(shared: Arc<Shared>, peer: Arc<Peer>) {
         let body = Bytes::from(message.encode_to_vec());
         drop(message);
         match post(&shared, &mut kept, &url, body.clone()).await {
-            Ok((status, text)) => conclude(&shared, &peer, body.len(), status, &text),
+            Ok(Answer { refused: Some((refused, theirs)), .. }) => {
+                shared.handler.refused(peer.id, &refused, theirs.as_ref());
+                lost(&shared, &peer);
+            }
+            Ok(Answer { status, text, .. }) => conclude(&shared, &peer, body.len(), status, &text),
             Err(error) => {
                 peer.urls.failed(&url);
                 shared.report(Some(&peer), Topic::Connection, format_args!("POST /raft: {}", error.story()));
@@ -99,6 +105,13 @@ pub(super) async fn work(shared: Arc<Shared>, peer: Arc<Peer>) {
             }
         }
     }
+}
+
+struct Answer {
+    status: StatusCode,
+    text: String,
+    /// Why we are not welcome, by whom.
+    refused: Option<(Refused, Option<Hello>)>,
 }
 
 fn conclude(shared: &Shared, peer: &Peer, length: usize, status: StatusCode, text: &str) {
@@ -119,12 +132,7 @@ fn lost(shared: &Shared, peer: &Peer) {
     shared.handler.unreachable(peer.id);
 }
 
-async fn post(
-    shared: &Shared,
-    kept: &mut Option<Kept>,
-    url: &Url,
-    body: Bytes,
-) -> Result<(StatusCode, String), LinkError> {
+async fn post(shared: &Shared, kept: &mut Option<Kept>, url: &Url, body: Bytes) -> Result<Answer, LinkError> {
     let times = &shared.timeouts;
     let reusable = kept.take().filter(|kept| kept.url == *url && kept.used.elapsed() < IDLE_MAX);
     if let Some(Kept { mut link, .. }) = reusable
@@ -140,18 +148,20 @@ async fn post(
     Ok(answer)
 }
 
-async fn exchange(shared: &Shared, link: &mut Link, body: Bytes) -> Result<(StatusCode, String), LinkError> {
+async fn exchange(shared: &Shared, link: &mut Link, body: Bytes) -> Result<Answer, LinkError> {
     let mut request = Request::new(Full::new(body));
     *request.method_mut() = Method::POST;
     *request.uri_mut() = Uri::from_static("/raft");
-    *request.headers_mut() = shared.identity.request_headers(None);
+    *request.headers_mut() = shared.request_headers(None);
     request.headers_mut().insert(CONTENT_TYPE, HeaderValue::from_static("application/protobuf"));
     let patience = shared.timeouts.request;
     let whole = async {
-        let answer = link.request(request).await?;
-        let status = answer.status();
-        let (text, _) = link.collect(answer.into_body(), REFUSAL_BYTES_MAX).await?;
-        Ok((status, String::from_utf8_lossy(&text).trim().to_owned()))
+        let (head, body) = link.request(request).await?.into_parts();
+        let (text, _) = link.collect(body, REFUSED_BYTES_MAX).await?;
+        let refused = hello::refusal(&head.headers, &text)
+            .map(|refused| (refused, hello::read(&head.headers).ok().flatten()));
+        let shown = &text[..text.len().min(REFUSAL_BYTES_MAX)];
+        Ok(Answer { status: head.status, text: String::from_utf8_lossy(shown).trim().to_owned(), refused })
     };
     timeout(patience, whole).await.map_err(|_| LinkError::Timeout(patience))?
 }

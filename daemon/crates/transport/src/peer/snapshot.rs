@@ -137,7 +137,7 @@ async fn upload(
     let mut request = Request::new(body);
     *request.method_mut() = Method::POST;
     *request.uri_mut() = Uri::from_static("/raft/snapshot");
-    *request.headers_mut() = shared.identity.request_headers(None);
+    *request.headers_mut() = shared.request_headers(None);
     request.headers_mut().insert(CONTENT_TYPE, HeaderValue::from_static("application/octet-stream"));
 
     let too_late = async {

@@ -9,14 +9,17 @@ use bytes::Bytes;
 use http::{Method, Request, StatusCode};
 use http_body_util::{BodyExt, Empty};
 use hyper::body::Incoming;
+use identity::{Hello, Verdict};
 use tokio::time::{Instant, sleep_until, timeout};
+use tracing::debug;
 use url::Url;
 
-use super::{Peer, StreamKind};
+use super::{Peer, SessionLink, StreamKind};
 use crate::{
     codec::{Decoded, FrameError, message, msgapp},
     handler::Topic,
     headers::Mismatch,
+    hello::{self, Met, REFUSED_BYTES_MAX, Refused, Unreadable, Via},
     ingress::{self, Channel},
     link::{HttpLink, LinkError},
     wire::Shared,
@@ -34,8 +37,17 @@ enum Ended {
     Link(#[from] LinkError),
     #[error("answered {status}: {text}")]
     Refused { status: StatusCode, text: String },
+    /// Told to the handler, which says it to people.
+    #[error("not welcome to the peer: {}", .0.name())]
+    NotWelcome(Box<Verdict>),
+    #[error("the peer is not welcome: {}", .0.name())]
+    Unwelcome(Box<Verdict>),
     #[error("answer: {0}")]
     Mismatch(#[from] Mismatch),
+    #[error("answer: {0}")]
+    Unreadable(#[from] Unreadable),
+    #[error("another start of the peer has taken over")]
+    SessionOver,
     #[error("stream closed by the peer")]
     Closed,
     #[error("nothing heard for {0:?}")]
@@ -87,9 +99,11 @@ pub(super) async fn read(shared: Arc<Shared>, peer: Arc<Peer>, kind: StreamKind)
         };
         pause = match &ended {
             // Somebody refuses us, or talks nonsense, and will go on doing so: ask less and less often.
-            Ended::Refused { .. } | Ended::Mismatch(_) | Ended::Garbage(_) => {
+            Ended::Refused { .. } | Ended::Mismatch(_) | Ended::Unreadable(_) | Ended::Garbage(_) => {
                 (pause * 2).min(shared.timeouts.reconnect_max)
             }
+            // A judgement, which only an operator or the end of a twin changes.
+            Ended::NotWelcome(_) | Ended::Unwelcome(_) => shared.timeouts.reconnect_max,
             _ => shared.timeouts.reconnect,
         };
         tell(&shared, &peer, kind, &ended);
@@ -110,7 +124,10 @@ fn tell(shared: &Shared, peer: &Peer, kind: StreamKind, ended: &Ended) {
             peer.counters.received_failures.fetch_add(1, Relaxed);
             shared.report(Some(peer), Topic::Garbage, format_args!("stream {name}: {ended}"));
         }
-        Ended::Refused { .. } | Ended::Mismatch(_) => {
+        Ended::NotWelcome(_) | Ended::Unwelcome(_) => {
+            debug!(peer = %peer.id, stream = name, "{ended}");
+        }
+        Ended::Refused { .. } | Ended::Mismatch(_) | Ended::Unreadable(_) => {
             shared.report(Some(peer), Topic::RefusedByPeer, format_args!("stream {name}: {ended}"));
         }
         _ => shared.report(Some(peer), Topic::Connection, format_args!("stream {name}: {ended}")),
@@ -124,11 +141,17 @@ pub(super) fn is_removal(status: StatusCode, text: &str) -> bool {
 
 async fn follow(shared: &Shared, peer: &Arc<Peer>, kind: StreamKind, url: &Url) -> Ended {
     match dial(shared, peer, kind, url).await {
-        Ok((mut link, body)) => {
+        Ok((mut link, body, session)) => {
             let _up = peer.link_up();
-            match receive(shared, peer, kind, &mut link, body).await {
-                Ok(never) => match never {},
-                Err(ended) => ended,
+            let receiving = receive(shared, peer, kind, &mut link, body, session.as_ref());
+            let ended = match &session {
+                Some(session) => session.over().run_until_cancelled(receiving).await,
+                None => Some(receiving.await),
+            };
+            match ended {
+                Some(Ok(never)) => match never {},
+                Some(Err(ended)) => ended,
+                None => Ended::SessionOver,
             }
         }
         Err(ended) => ended,
@@ -137,7 +160,9 @@ async fn follow(shared: &Shared, peer: &Arc<Peer>, kind: StreamKind, url: &Url) 
 
 type Link = HttpLink<Empty<Bytes>>;
 
-async fn dial(shared: &Shared, peer: &Peer, kind: StreamKind, url: &Url) -> Result<(Link, Incoming), Ended> {
+type Open = (Link, Incoming, Option<SessionLink>);
+
+async fn dial(shared: &Shared, peer: &Arc<Peer>, kind: StreamKind, url: &Url) -> Result<Open, Ended> {
     let times = &shared.timeouts;
     let mut link = Link::open(url, times.dial, times.write).await?;
     let mut request = Request::new(Empty::new());
@@ -145,18 +170,52 @@ async fn dial(shared: &Shared, peer: &Peer, kind: StreamKind, url: &Url) -> Resu
     *request.uri_mut() = format!("/raft/stream/{}/{}", kind.name(), shared.identity.member)
         .parse()
         .expect("hex and letters make a path");
-    *request.headers_mut() = shared.identity.request_headers(Some(peer.id));
+    *request.headers_mut() = shared.request_headers(Some(peer.id));
     let answer =
         timeout(times.read, link.request(request)).await.map_err(|_| LinkError::Timeout(times.read))??;
     let status = answer.status();
     if status == StatusCode::OK {
         shared.identity.check_stream_response(answer.headers())?;
-        return Ok((link, answer.into_body()));
+        let session = greet(shared, peer, hello::read(answer.headers())?)?;
+        shared.handler.welcomed(peer.id);
+        return Ok((link, answer.into_body(), session));
     }
-    let text = timeout(times.read, link.collect(answer.into_body(), REFUSAL_BYTES_MAX))
+    let (head, body) = answer.into_parts();
+    let (text, _) = timeout(times.read, link.collect(body, REFUSED_BYTES_MAX))
         .await
         .map_err(|_| LinkError::Timeout(times.read))??;
-    Err(Ended::Refused { status, text: String::from_utf8_lossy(&text.0).trim().to_owned() })
+    if let Some(refused) = hello::refusal(&head.headers, &text) {
+        let theirs = hello::read(&head.headers)?;
+        shared.handler.refused(peer.id, &refused, theirs.as_ref());
+        return Err(Ended::NotWelcome(Box::new(refused.verdict)));
+    }
+    let shown = &text[..text.len().min(REFUSAL_BYTES_MAX)];
+    Err(Ended::Refused { status, text: String::from_utf8_lossy(shown).trim().to_owned() })
+}
+
+/// Judges who has answered.
+fn greet(shared: &Shared, peer: &Arc<Peer>, hello: Option<Hello>) -> Result<Option<SessionLink>, Ended> {
+    let unwelcome = |refused: Refused| Ended::Unwelcome(Box::new(refused.verdict));
+    let judged = |session| {
+        let met = Met { peer: peer.id, hello: hello.as_ref(), session, via: Via::Answer };
+        shared.handler.meet(&met).map_err(unwelcome)
+    };
+    judged(peer.sessions.current())?;
+    let Some(hello) = &hello else { return Ok(None) };
+    match SessionLink::begin(peer, hello) {
+        Some((link, is_first)) => {
+            link.heard();
+            if is_first {
+                shared.handler.began(peer.id, hello);
+            }
+            Ok(Some(link))
+        }
+        None => {
+            // Another start of it came between. The handler says so; if it does not mind, this one has to wait all the same.
+            judged(peer.sessions.current())?;
+            Err(Ended::SessionOver)
+        }
+    }
 }
 
 async fn receive(
@@ -165,6 +224,7 @@ async fn receive(
     kind: StreamKind,
     link: &mut Link,
     mut body: Incoming,
+    session: Option<&SessionLink>,
 ) -> Result<std::convert::Infallible, Ended> {
     let mut decoder = Decoder::new(shared, peer, kind);
     let patience = shared.timeouts.read;
@@ -173,6 +233,9 @@ async fn receive(
         let frame = frame.ok_or(Ended::Closed)?.map_err(LinkError::Http)?;
         let Ok(chunk) = frame.into_data() else { continue };
         peer.counters.received_bytes.fetch_add(chunk.len() as u64, Relaxed);
+        if let Some(session) = session {
+            session.heard();
+        }
         decoder.feed(chunk);
         while let Some(decoded) = decoder.next_frame()? {
             if let Decoded::Message(message) = decoded {

@@ -12,8 +12,9 @@ use api::raftpb::Message;
 use bytes::{Bytes, BytesMut};
 use http_body::{Body, Frame};
 use tokio::time::{Instant, Interval, MissedTickBehavior, interval_at};
+use tokio_util::sync::WaitForCancellationFutureOwned;
 
-use super::{Peer, StreamKind, outlet::Drained};
+use super::{Peer, SessionLink, StreamKind, outlet::Drained};
 use crate::{
     codec::{message, msgapp},
     config::STREAM_BATCH_BYTES,
@@ -25,7 +26,7 @@ enum Encoder {
     Message,
 }
 
-/// Ends when a newer stream of its kind is attached or the peer is removed. Dropped by the connection when that fails.
+/// Ends when a newer stream of its kind is attached, the reader's session is over or the peer is removed. Dropped by the connection when that fails.
 pub(crate) struct StreamBody {
     shared: Arc<Shared>,
     peer: Arc<Peer>,
@@ -35,10 +36,23 @@ pub(crate) struct StreamBody {
     batch: Vec<Message>,
     buffer: BytesMut,
     heartbeat: Interval,
+    session: Option<Reader>,
+}
+
+/// The start of the peer that reads this.
+struct Reader {
+    over: Pin<Box<WaitForCancellationFutureOwned>>,
+    /// While this is here the session has this stream.
+    _link: SessionLink,
 }
 
 impl StreamBody {
-    pub(super) fn attach(shared: Arc<Shared>, peer: Arc<Peer>, kind: StreamKind) -> Option<Self> {
+    pub(super) fn attach(
+        shared: Arc<Shared>,
+        peer: Arc<Peer>,
+        kind: StreamKind,
+        session: Option<SessionLink>,
+    ) -> Option<Self> {
         let generation = peer.outlet(kind).attach()?;
         let period = shared.timeouts.heartbeat();
         let mut heartbeat = interval_at(Instant::now() + period, period);
@@ -48,7 +62,9 @@ impl StreamBody {
             StreamKind::Message => Encoder::Message,
         };
         let (batch, buffer) = (Vec::new(), BytesMut::new());
-        Some(StreamBody { shared, peer, kind, generation, encoder, batch, buffer, heartbeat })
+        let session =
+            session.map(|link| Reader { over: Box::pin(link.over().clone().cancelled_owned()), _link: link });
+        Some(StreamBody { shared, peer, kind, generation, encoder, batch, buffer, heartbeat, session })
     }
 
     fn encode_batch(&mut self) {
@@ -70,6 +86,9 @@ impl Body for StreamBody {
         cx: &mut Context<'_>,
     ) -> Poll<Option<Result<Frame<Bytes>, Infallible>>> {
         let this = self.get_mut();
+        if this.session.as_mut().is_some_and(|reader| reader.over.as_mut().poll(cx).is_ready()) {
+            return Poll::Ready(None);
+        }
         // Encoding happens outside of the outlet's lock: the raft thread must not wait for it.
         match this.peer.outlet(this.kind).drain(this.generation, STREAM_BATCH_BYTES, &mut this.batch, cx) {
             Drained::Replaced => return Poll::Ready(None),

@@ -1,10 +1,11 @@
 //! The peer port: accepts connections, within limits per address and in all, and routes requests.
 
+pub(crate) mod hello;
 mod info;
 mod lease;
 mod promote;
 mod raft;
-mod reply;
+pub(crate) mod reply;
 mod snapshot;
 
 use std::{
@@ -149,6 +150,7 @@ async fn route(shared: Arc<Shared>, request: Request<Incoming>) -> Response<Repl
         "/members" => info::members(&shared, &request),
         "/version" => info::version(&shared, &request),
         "/members/hashkv" => info::hash_kv(&shared, request).await,
+        hello::PATH => hello::answer(&shared, request).await,
         "/leases" => lease::keep_alive(&shared, request).await,
         "/leases/internal" => lease::internal(&shared, request).await,
         "/downgrade/enabled" => reply::not_implemented(),

@@ -10,6 +10,7 @@ use bytes::{Bytes, BytesMut};
 use http::{HeaderMap, HeaderValue, Method, Request, Response, StatusCode, header::CONTENT_TYPE};
 use http_body_util::BodyExt;
 use hyper::body::Incoming;
+use identity::Hello;
 use tokio::time::timeout;
 use types::MemberId;
 
@@ -19,8 +20,9 @@ use crate::{
     config::{BODIES_BYTES_MAX, REMOTES_MAX},
     handler::Topic,
     headers::{Caller, Mismatch},
+    hello::{self, Met, Via},
     ingress::{self, Channel, Refusal},
-    peer::{Peer, Standing, StreamKind},
+    peer::{Peer, SessionLink, Standing, StreamKind},
     wire::Shared,
 };
 
@@ -46,8 +48,16 @@ fn open_stream(shared: &Arc<Shared>, headers: &HeaderMap, path: &str) -> Respons
     let Ok(from) = from.parse::<MemberId>() else {
         return reply::text(StatusCode::NOT_FOUND, "invalid from");
     };
-    if shared.handler.is_removed(from) {
+    let hello = match hello_of(shared, headers, Some(from)) {
+        Ok(hello) => hello,
+        Err(refusal) => return refusal,
+    };
+    // etcd's members know no other word for it; ours are told by which entry.
+    if hello.is_none() && shared.handler.is_removed(from) {
         return reply::text(StatusCode::GONE, REMOVED);
+    }
+    if let Err(refusal) = meet(shared, from, hello.as_ref(), Via::Stream) {
+        return refusal;
     }
     let Some(peer) = shared.peer(from).filter(|peer| peer.standing == Standing::Member) else {
         remember(shared, from, caller);
@@ -56,10 +66,70 @@ fn open_stream(shared: &Arc<Shared>, headers: &HeaderMap, path: &str) -> Respons
     if let Err(mismatch) = shared.identity.check_target(headers) {
         return reply::text(Mismatch::STATUS, mismatch);
     }
-    match peer.attach(shared, kind) {
+    let session = match hello.map(|hello| begin(shared, &peer, &hello)).transpose() {
+        Ok(session) => session,
+        Err(refusal) => return refusal,
+    };
+    match peer.attach(shared, kind, session) {
         Some(body) => reply::stream(body),
         None => reply::text(StatusCode::NOT_FOUND, "error sender not found"),
     }
+}
+
+/// What the caller says of itself. An unreadable hello is refused: whoever has one must not pass for a member of etcd, who has none.
+fn hello_of(
+    shared: &Shared,
+    headers: &HeaderMap,
+    from: Option<MemberId>,
+) -> Result<Option<Hello>, Response<ReplyBody>> {
+    let hello = hello::read(headers).map_err(|unreadable| {
+        shared.report(None, Topic::Garbage, format_args!("request with an {unreadable}"));
+        reply::text(StatusCode::BAD_REQUEST, unreadable)
+    })?;
+    match &hello {
+        Some(hello) if from.is_some_and(|from| from != hello.member) => {
+            Err(reply::text(StatusCode::BAD_REQUEST, "hello of another member"))
+        }
+        _ => Ok(hello),
+    }
+}
+
+fn meet(shared: &Shared, from: MemberId, hello: Option<&Hello>, via: Via) -> Result<(), Response<ReplyBody>> {
+    let session = shared.peer(from).and_then(|peer| peer.sessions.current());
+    shared.handler.meet(&Met { peer: from, hello, session, via }).map_err(|refused| reply::refused(&refused))
+}
+
+/// A welcome caller's stream begins.
+fn begin(shared: &Shared, peer: &Arc<Peer>, hello: &Hello) -> Result<SessionLink, Response<ReplyBody>> {
+    match SessionLink::begin(peer, hello) {
+        Some((link, is_first)) => {
+            if is_first {
+                shared.handler.began(peer.id, hello);
+            }
+            Ok(link)
+        }
+        None => {
+            // Another start of it came between, and is its twin now.
+            meet(shared, peer.id, Some(hello), Via::Stream)?;
+            Err(reply::text(StatusCode::SERVICE_UNAVAILABLE, "another start of this member is heard"))
+        }
+    }
+}
+
+/// The checks of whoever brings a message or a snapshot: version, cluster, who it is.
+pub(super) fn bringer(shared: &Shared, headers: &HeaderMap) -> Result<Caller, Response<ReplyBody>> {
+    let caller = check(shared, headers).map_err(|mismatch| reply::text(Mismatch::STATUS, mismatch))?;
+    let hello = hello_of(shared, headers, caller.member)?;
+    // A member of etcd that does not even say its id is judged by its message.
+    let Some(from) = caller.member.or(hello.as_ref().map(|hello| hello.member)) else { return Ok(caller) };
+    if hello.is_none() && shared.handler.is_removed(from) {
+        return Err(removed_sender());
+    }
+    meet(shared, from, hello.as_ref(), Via::Message)?;
+    if let (Some(hello), Some(peer)) = (hello, shared.peer(from)) {
+        peer.sessions.heard(hello.boot.nonce, false);
+    }
+    Ok(caller)
 }
 
 pub(super) async fn message(shared: &Arc<Shared>, request: Request<Incoming>) -> Response<ReplyBody> {
@@ -74,15 +144,12 @@ pub(super) async fn message(shared: &Arc<Shared>, request: Request<Incoming>) ->
 }
 
 async fn accept_message(shared: &Arc<Shared>, request: Request<Incoming>) -> Response<ReplyBody> {
-    let caller = match check(shared, request.headers()) {
+    let caller = match bringer(shared, request.headers()) {
         Ok(caller) => caller,
-        Err(mismatch) => return reply::closing(reply::text(Mismatch::STATUS, mismatch)),
+        Err(refusal) => return reply::closing(refusal),
     };
     let from = caller.member;
     if let Some(from) = from {
-        if shared.handler.is_removed(from) {
-            return reply::closing(removed_sender());
-        }
         remember(shared, from, caller);
     }
     let body = match read_body(shared, request.into_body()).await {
@@ -165,7 +232,7 @@ pub(super) fn removed_sender() -> Response<ReplyBody> {
 }
 
 pub(super) fn with_identity(shared: &Shared, mut response: Response<ReplyBody>) -> Response<ReplyBody> {
-    response.headers_mut().extend(shared.identity.response_headers());
+    response.headers_mut().extend(shared.response_headers());
     response
 }
 

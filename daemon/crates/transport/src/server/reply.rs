@@ -14,7 +14,10 @@ use http::{
 use http_body::{Body, Frame, SizeHint};
 use serde::Serialize;
 
-use crate::peer::StreamBody;
+use crate::{
+    hello::{Refused, VERDICT},
+    peer::StreamBody,
+};
 
 pub(crate) enum ReplyBody {
     Bytes(Bytes),
@@ -56,7 +59,7 @@ fn reply(status: StatusCode, content_type: &'static str, body: impl Into<Bytes>)
 }
 
 /// A text and a line end, as all refusals of etcd.
-pub(super) fn text(status: StatusCode, text: impl std::fmt::Display) -> Response<ReplyBody> {
+pub(crate) fn text(status: StatusCode, text: impl std::fmt::Display) -> Response<ReplyBody> {
     let mut response = reply(status, "text/plain; charset=utf-8", format!("{text}\n"));
     response.headers_mut().insert("x-content-type-options", HeaderValue::from_static("nosniff"));
     response
@@ -67,7 +70,7 @@ pub(super) fn plain(body: String) -> Response<ReplyBody> {
 }
 
 /// JSON; `end` is a line end where etcd sends one.
-pub(super) fn json(value: &impl Serialize, end: &str) -> Response<ReplyBody> {
+pub(crate) fn json(value: &impl Serialize, end: &str) -> Response<ReplyBody> {
     match serde_json::to_string(value) {
         Ok(json) => reply(StatusCode::OK, "application/json", json + end),
         Err(error) => text(StatusCode::INTERNAL_SERVER_ERROR, error),
@@ -88,8 +91,16 @@ pub(super) fn stream(body: StreamBody) -> Response<ReplyBody> {
     Response::new(ReplyBody::Stream(Box::new(body)))
 }
 
+/// Not welcome, and why.
+pub(super) fn refused(refused: &Refused) -> Response<ReplyBody> {
+    let mut response = json(refused, "\n");
+    *response.status_mut() = StatusCode::PRECONDITION_FAILED;
+    response.headers_mut().insert(VERDICT, HeaderValue::from_static(refused.verdict.name()));
+    response
+}
+
 /// `None` if the method is the allowed one.
-pub(super) fn wrong_method(method: &Method, allowed: Method) -> Option<Response<ReplyBody>> {
+pub(crate) fn wrong_method(method: &Method, allowed: Method) -> Option<Response<ReplyBody>> {
     if *method == allowed {
         return None;
     }
@@ -114,7 +125,7 @@ pub(super) fn internal_error() -> Response<ReplyBody> {
 }
 
 /// The refusal of a request whose body is not read: the connection cannot be used again.
-pub(super) fn closing(mut response: Response<ReplyBody>) -> Response<ReplyBody> {
+pub(crate) fn closing(mut response: Response<ReplyBody>) -> Response<ReplyBody> {
     response.headers_mut().insert(CONNECTION, HeaderValue::from_static("close"));
     response
 }

@@ -22,7 +22,6 @@ use crate::{
     codec,
     config::SNAPSHOT_ENVELOPE_BYTES_MAX,
     handler::{Handler, Topic},
-    headers::Mismatch,
     ingress::Channel,
     peer::Peer,
     wire::Shared,
@@ -37,12 +36,9 @@ pub(super) async fn receive(shared: &Arc<Shared>, request: Request<Incoming>) ->
     if let Some(refusal) = reply::wrong_method(request.method(), Method::POST) {
         return reply::closing(refusal);
     }
-    let caller = match raft::check(shared, request.headers()) {
+    let caller = match raft::bringer(shared, request.headers()) {
         Ok(caller) => caller,
-        Err(mismatch) => {
-            let refusal = reply::closing(reply::text(Mismatch::STATUS, mismatch));
-            return raft::with_identity(shared, refusal);
-        }
+        Err(refusal) => return raft::with_identity(shared, reply::closing(refusal)),
     };
     let peer = caller.member.and_then(|from| shared.peer(from));
     let started = Instant::now();
