@@ -69,7 +69,7 @@ pub fn found(dir: &DataDir, new: &NewMember, settings: &Settings) -> Result<Keep
             dedicated.clone()
         }
     };
-    write_first_log(&log_dir, new)?;
+    write_first_log(&log_dir, new, identity.dir_uuid)?;
     identity::write_into(&aside, &identity).map_err(refuse("write the identity into"))?;
     if member.exists() {
         // Nobody has seen an unborn member, so it may go. What is not even that is not ours to delete.
@@ -84,8 +84,8 @@ pub fn found(dir: &DataDir, new: &NewMember, settings: &Settings) -> Result<Keep
     Ok(Keeper::new(member, wal_dir, identity))
 }
 
-pub fn write_first_log(log_dir: &Path, new: &NewMember) -> Result<(), Refusal> {
-    let metadata = WalMetadata { member_id: new.member, cluster_id: new.cluster };
+pub fn write_first_log(log_dir: &Path, new: &NewMember, dir_uuid: Unique) -> Result<(), Refusal> {
+    let metadata = WalMetadata { member_id: new.member, cluster_id: new.cluster, dir_uuid: Some(dir_uuid) };
     // Nothing is prepared ahead in a directory that is about to be renamed.
     let options = WalOptions { zero_ahead: false, ..WalOptions::default() };
     let refuse = |error: WalError| log_refusal(log_dir, &error);

@@ -161,7 +161,7 @@ fn build(
         identity::clear_unborn_wal_dir(dedicated).map_err(refuse)?;
         identity::write_into(dedicated, &identity).map_err(refuse)?;
     }
-    execute::write_first_log(&log_dir, new)?;
+    execute::write_first_log(&log_dir, new, identity.dir_uuid)?;
     identity.state = State::Formed;
     identity.members = execute::known_members(new, identity.dir_uuid);
     identity::write_into(&aside, &identity).map_err(refuse("write the identity into"))?;

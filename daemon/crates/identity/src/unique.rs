@@ -13,6 +13,10 @@ impl Unique {
         Unique(u128::from_be_bytes(bytes))
     }
 
+    pub const fn to_bytes(self) -> [u8; 16] {
+        self.0.to_be_bytes()
+    }
+
     /// For tests, where small numbers are easier to read.
     pub fn for_test(number: u128) -> Unique {
         Unique(number)

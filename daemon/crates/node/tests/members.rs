@@ -107,7 +107,7 @@ fn start_joined(directory: &Path, member: &Member, founders: &[Member], listener
     assert_eq!(config.cluster, cluster_id(&ids));
     std::fs::create_dir_all(directory).expect("the member's directory");
     let wal_dir = directory.join("wal");
-    let metadata = WalMetadata { member_id: member.id, cluster_id: config.cluster };
+    let metadata = WalMetadata { member_id: member.id, cluster_id: config.cluster, dir_uuid: None };
     drop(Wal::create(&wal_dir, &metadata, wal_options()).expect("create the log"));
     let (wal, contents) = Wal::open(&wal_dir, wal_options()).expect("open the log");
     let remotes = founders

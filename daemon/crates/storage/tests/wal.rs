@@ -5,7 +5,7 @@ mod wal_support;
 use std::os::unix::fs::FileExt;
 use std::sync::{Arc, Mutex};
 
-use storage::wal::{Disk, Inspected, SystemDisk, Wal, WalError, WalOptions, inspect};
+use storage::wal::{Disk, Inspected, SystemDisk, Wal, WalError, WalMetadata, WalOptions, inspect};
 use types::{ConfState, EntryKind, HardState, LogIndex, MemberId};
 use wal_support::*;
 
@@ -560,4 +560,27 @@ fn a_committed_entry_is_never_replaced() {
     let mut wal = Wal::create(&root.path().join("wal"), &ME, small_segments()).unwrap();
     wal.append(&entries(1, 1..=2), Some(&state(1, 2))).unwrap();
     let _ = wal.append(&entries(2, 2..=2), None);
+}
+
+/// The directory's own number is part of the record that every segment begins with, and a log that an etcd began never gets one.
+#[test]
+fn every_segment_names_the_directory_it_was_made_with() {
+    let dir = tempfile::tempdir().expect("a directory");
+    let uuid = Some(identity::Unique::for_test(0x1234_5678_9abc_def0_1234_5678_9abc_def0));
+    for (name, dir_uuid) in [("ours", uuid), ("theirs", None)] {
+        let path = dir.path().join(name);
+        let metadata = WalMetadata { dir_uuid, ..ME };
+        let mut wal = Wal::create(&path, &metadata, small_segments()).unwrap();
+        for index in 1..=40 {
+            let mut written = entries(1, index..=index);
+            written[0].data = vec![7; 5000].into();
+            wal.append(&written, None).unwrap();
+            wal.sync().unwrap();
+        }
+        drop(wal);
+        let segments = std::fs::read_dir(&path).expect("list").count();
+        assert!(segments > 2, "several segments, not {segments}");
+        let contents = open(&path).unwrap();
+        assert_eq!((contents.metadata, contents.entries.len()), (metadata, 40));
+    }
 }

@@ -109,7 +109,7 @@ pub fn boot_with(
     std::fs::create_dir_all(directory).expect("the member's directory");
     let wal_dir = directory.join("wal");
     if !Wal::exists(&wal_dir).expect("look for a log") {
-        let metadata = WalMetadata { member_id: member.id, cluster_id: config.cluster };
+        let metadata = WalMetadata { member_id: member.id, cluster_id: config.cluster, dir_uuid: None };
         let mut wal = Wal::create(&wal_dir, &metadata, wal_options()).expect("create the log");
         let (entries, hard_state) = genesis(members);
         wal.append(&entries, Some(&hard_state)).expect("write genesis");

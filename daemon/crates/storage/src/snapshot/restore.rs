@@ -11,6 +11,7 @@ use std::path::Path;
 
 use bytes::Bytes;
 use dbfile::check_digest;
+use state_machine::identities;
 use state_machine::membership::Member;
 use state_machine::rows::{self, meta};
 use state_machine::store::{StoreError, Table};
@@ -169,6 +170,7 @@ fn edited(
     let mut pairs: BTreeMap<Bytes, Bytes> = match table {
         // Members of the old cluster are strangers to the new one, those that left it too.
         Table::Members | Table::MembersRemoved => BTreeMap::new(),
+        Table::Meta => identities::reborn(source.table(table)?).into_iter().collect(),
         _ => source.table(table)?.into_iter().collect(),
     };
     match table {

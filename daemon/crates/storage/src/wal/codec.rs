@@ -7,8 +7,9 @@
 //! Frame: a little-endian 64-bit length field, the record, zero bytes up to a multiple of eight. The low 56 bits of the field are
 //! the record's length; its top byte is 0x80 plus the number of padding bytes, or 0 without padding.
 
-use api::{etcdserverpb, raftpb, walpb};
+use api::{raftpb, walpb};
 use bytes::Bytes;
+use identity::Unique;
 use prost::Message;
 use types::{ClusterId, ConfState, Entry, EntryKind, HardState, LogIndex, LogPosition, MemberId, Term};
 
@@ -325,17 +326,35 @@ pub(super) fn decode_snapshot(bytes: &[u8]) -> Option<(LogPosition, Option<ConfS
     Some((LogPosition { term, index }, snapshot.conf_state.map(decode_conf_state)))
 }
 
+/// etcd's `etcdserverpb.Metadata`, and one field that etcd does not know and skips.
+#[derive(Clone, PartialEq, Message)]
+struct Metadata {
+    #[prost(uint64, optional, tag = "1")]
+    node_id: Option<u64>,
+    #[prost(uint64, optional, tag = "2")]
+    cluster_id: Option<u64>,
+    /// 16 bytes. Far from the numbers that etcd may give away.
+    #[prost(bytes = "bytes", optional, tag = "1000")]
+    dir_uuid: Option<Bytes>,
+}
+
 pub(super) fn encode_metadata(metadata: &WalMetadata) -> Bytes {
-    etcdserverpb::Metadata { node_id: Some(metadata.member_id.0), cluster_id: Some(metadata.cluster_id.0) }
+    let dir_uuid = metadata.dir_uuid.map(|uuid| Bytes::copy_from_slice(&uuid.to_bytes()));
+    Metadata { node_id: Some(metadata.member_id.0), cluster_id: Some(metadata.cluster_id.0), dir_uuid }
         .encode_to_vec()
         .into()
 }
 
 pub(super) fn decode_metadata(bytes: &[u8]) -> Option<WalMetadata> {
-    let metadata = etcdserverpb::Metadata::decode(bytes).ok()?;
+    let metadata = Metadata::decode(bytes).ok()?;
+    let dir_uuid = match metadata.dir_uuid {
+        Some(bytes) => Some(Unique::from_bytes(bytes.as_ref().try_into().ok()?)),
+        None => None,
+    };
     Some(WalMetadata {
         member_id: MemberId(metadata.node_id.unwrap_or(0)),
         cluster_id: ClusterId(metadata.cluster_id.unwrap_or(0)),
+        dir_uuid,
     })
 }
 

@@ -35,6 +35,7 @@ mod zeroed;
 use std::path::PathBuf;
 use std::sync::Arc;
 
+use identity::Unique;
 use types::{ClusterId, ConfState, Entry, HardState, LogIndex, LogPosition, MemberId};
 
 pub use disk::{Disk, SystemDisk};
@@ -53,6 +54,8 @@ pub const SEGMENTS_KEPT_DEFAULT: usize = 5;
 pub struct WalMetadata {
     pub member_id: MemberId,
     pub cluster_id: ClusterId,
+    /// The data directory it was made with. None in a log that an etcd began, and for ever: the record is the same in every segment.
+    pub dir_uuid: Option<Unique>,
 }
 
 /// How to keep the log.

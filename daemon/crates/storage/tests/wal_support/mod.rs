@@ -13,7 +13,8 @@ use bytes::Bytes;
 use storage::wal::{Disk, SystemDisk, Wal, WalContents, WalError, WalMetadata, WalOptions};
 use types::{ClusterId, ConfState, Entry, EntryKind, HardState, LogIndex, LogPosition, MemberId, Term};
 
-pub const ME: WalMetadata = WalMetadata { member_id: MemberId(0x8e9e05c52164694d), cluster_id: ClusterId(7) };
+pub const ME: WalMetadata =
+    WalMetadata { member_id: MemberId(0x8e9e05c52164694d), cluster_id: ClusterId(7), dir_uuid: None };
 
 /// Segments small enough that a test fills several, and no background writes, so that files are a function of the calls.
 pub fn small_segments() -> WalOptions {
