@@ -5,6 +5,7 @@ mod announce;
 mod bootstrap;
 mod cli;
 mod config;
+mod discovery;
 mod identity;
 mod lifecycle;
 mod logging;

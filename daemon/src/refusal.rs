@@ -57,6 +57,10 @@ ids! {
     AdvertiseMismatch = "ADVERTISE_MISMATCH", Usage;
     NobodyToAsk = "NOBODY_TO_ASK", Usage;
     TooManyLearners = "TOO_MANY_LEARNERS", Usage;
+    DiscoveryTokenUnknown = "DISCOVERY_TOKEN_UNKNOWN", Usage;
+    DiscoverySizeBad = "DISCOVERY_SIZE_BAD", Usage;
+    DiscoveryNotEtcd = "DISCOVERY_NOT_ETCD", Usage;
+    DiscoveryDuplicate = "DISCOVERY_DUPLICATE", Usage;
     IdentityDamaged = "IDENTITY_DAMAGED", Damaged;
     LogDamaged = "LOG_DAMAGED", Damaged;
     StateDamaged = "STATE_DAMAGED", Damaged;
@@ -71,6 +75,9 @@ ids! {
     IoError = "IO_ERROR", Io;
     ClusterUnreachable = "CLUSTER_UNREACHABLE", NotReady;
     MembersDisagree = "MEMBERS_DISAGREE", NotReady;
+    DiscoveryUnreachable = "DISCOVERY_UNREACHABLE", NotReady;
+    DiscoveryIncomplete = "DISCOVERY_INCOMPLETE", NotReady;
+    DiscoverySrvIncomplete = "DISCOVERY_SRV_INCOMPLETE", NotReady;
     PermissionDenied = "PERMISSION_DENIED", Permission;
     NameMismatch = "NAME_MISMATCH", Identity;
     PeerUrlMismatch = "PEER_URL_MISMATCH", Identity;
@@ -83,6 +90,12 @@ ids! {
     InitialClusterMismatch = "INITIAL_CLUSTER_MISMATCH", Identity;
     NameInUse = "NAME_IN_USE", Identity;
     VersionConflict = "VERSION_CONFLICT", Identity;
+    DiscoveryFull = "DISCOVERY_FULL", Identity;
+    DiscoveryTokenSpelling = "DISCOVERY_TOKEN_SPELLING", Identity;
+    DiscoveryBadEntry = "DISCOVERY_BAD_ENTRY", Identity;
+    DiscoveryRejected = "DISCOVERY_REJECTED", Identity;
+    DiscoverySrvAmbiguous = "DISCOVERY_SRV_AMBIGUOUS", Identity;
+    DiscoverySrvMismatch = "DISCOVERY_SRV_MISMATCH", Identity;
     LostData = "LOST_DATA", Replace;
     Quarantined = "QUARANTINED", Replace;
     Removed = "REMOVED", Replace;

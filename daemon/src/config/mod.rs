@@ -452,20 +452,13 @@ mod tests {
     #[test]
     fn what_is_not_served_is_refused_and_what_does_nothing_is_logged() {
         let got = resolved(
-            &[
-                "--cert-file=/c",
-                "--enable-v2",
-                "--proxy=on",
-                "--discovery=http://x",
-                "--backend-batch-limit=5",
-                "--v",
-            ],
+            &["--cert-file=/c", "--enable-v2", "--proxy=on", "--backend-batch-limit=5", "--v"],
             &[],
             None,
         );
         assert_eq!(
             got.problems.iter().filter(|problem| problem.id == Id::NotSupported).count(),
-            4,
+            3,
             "{:?}",
             got.problems
         );

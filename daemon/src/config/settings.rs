@@ -12,7 +12,10 @@ use super::{
     urls::{self, Scheme, Url},
     value,
 };
-use crate::refusal::Id;
+use crate::{
+    discovery::{self, Way},
+    refusal::Id,
+};
 
 /// Shorter periods of progress notifications are raised to this, as in etcd.
 const WATCH_PROGRESS_INTERVAL_MIN: Duration = Duration::from_millis(100);
@@ -39,7 +42,9 @@ pub struct Membership {
     pub name: Asked<MemberName>,
     pub advertise_peer_urls: Asked<Vec<Url>>,
     pub advertise_client_urls: Vec<Url>,
+    /// Empty where `discovery` says how to find the members.
     pub initial_cluster: Asked<InitialCluster>,
+    pub discovery: Option<Way>,
     pub initial_state: InitialState,
     pub join_timeout: Duration,
     pub token: Asked<String>,
@@ -246,7 +251,12 @@ impl Builder<'_> {
                 ),
             );
         }
+        let discovery = discovery::settings::read(values, self.notes).unwrap_or_else(|problems| {
+            self.problems.extend(problems);
+            None
+        });
         let cluster = match cluster::parse(values.text("initial-cluster")) {
+            _ if discovery.is_some() => InitialCluster::default(),
             Ok(cluster) if values.is_given("initial-cluster") && !cluster.members().is_empty() => cluster,
             _ => InitialCluster::alone(name.clone(), peer_urls.clone()),
         };
@@ -266,7 +276,14 @@ impl Builder<'_> {
             initial_cluster: self.asked("initial-cluster", cluster),
             initial_state,
             join_timeout: values.duration("join-timeout"),
-            token: self.asked("initial-cluster-token", values.text("initial-cluster-token").to_owned()),
+            token: match &discovery {
+                // Not asked for as initial-cluster-token, so that it contradicts nothing on disk.
+                Some(way @ (Way::V2(_) | Way::V3(_))) => {
+                    Asked { value: way.token().to_owned(), given: false }
+                }
+                _ => self.asked("initial-cluster-token", values.text("initial-cluster-token").to_owned()),
+            },
+            discovery,
             max_learners: values.count("max-learners"),
             strict_reconfig_check: values.bool("strict-reconfig-check"),
             auto_promote_learner: values.bool("auto-promote-learner"),

@@ -1,5 +1,6 @@
 //! The rows of the table of settings, by what they are about.
 
+mod discovery;
 mod member;
 mod older;
 mod outside;
@@ -9,7 +10,7 @@ use super::{
     value::Kind,
 };
 
-pub static ALL: [&[Setting]; 3] = [member::ROWS, outside::ROWS, older::ROWS];
+pub static ALL: [&[Setting]; 4] = [member::ROWS, discovery::ROWS, outside::ROWS, older::ROWS];
 
 const fn row(
     name: &'static str,

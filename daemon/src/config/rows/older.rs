@@ -14,10 +14,6 @@ const NO_PROXY: Status = Refused {
 };
 const NO_V2: Status =
     Refused { harmless: &[], instead: "use the v3 API: the v2 API left etcd in 3.6 and is not served" };
-const NO_V2_DISCOVERY: Status = Refused {
-    harmless: &[],
-    instead: "list the members in --initial-cluster: discovery is not supported by this version",
-};
 const SINCE_EVER: Status = NoEffect("etcd itself has ignored it since 2.0");
 
 pub static ROWS: &[Setting] = &[
@@ -37,8 +33,6 @@ pub static ROWS: &[Setting] = &[
         NoEffect("there is no v2 store"),
         "Stage of retiring the v2 store.",
     ),
-    row("discovery", Kind::Text, "", Removed, NO_V2_DISCOVERY, "URL of v2 discovery."),
-    row("discovery-proxy", Kind::Text, "", Removed, NO_V2_DISCOVERY, "HTTP proxy towards v2 discovery."),
     row("enable-v2", Kind::Bool, "false", Removed, NO_V2, "Serve the v2 API."),
     row("experimental-enable-v2v3", Kind::Text, "", Removed, NO_V2, "Serve the v2 API on v3 keys."),
     row("proxy", Kind::Choice(&["off", "readonly", "on"]), "off", Removed, NO_PROXY, "Run as a v2 proxy."),

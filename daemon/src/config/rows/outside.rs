@@ -1,7 +1,7 @@
-//! TLS, authentication, discovery, tracing and checks: mostly what this version refuses rather than pretends to do.
+//! TLS, authentication, tracing and checks: mostly what this version refuses rather than pretends to do.
 
 use super::{
-    Group::{Auth, ClientSecurity, Corruption, Discovery, Features, PeerSecurity, Security, Tracing, Unsafe},
+    Group::{Auth, ClientSecurity, Corruption, Features, PeerSecurity, Security, Tracing, Unsafe},
     Kind, Setting,
     Status::{Active, NoEffect, Refused},
     count, row,
@@ -16,11 +16,6 @@ const NO_AUTH: Status = Refused {
     harmless: &[],
     instead: "leave it out and guard the client port by the network: authentication is not supported by this version",
 };
-const NO_DISCOVERY: Status = Refused {
-    harmless: &["false"],
-    instead: "list the members in --initial-cluster: discovery is not supported by this version",
-};
-const ONLY_WITH_DISCOVERY: Status = NoEffect("discovery is not supported by this version");
 const ONLY_WITH_TRACING: Status = NoEffect("spans are not exported by this version");
 
 pub static ROWS: &[Setting] = &[
@@ -120,92 +115,6 @@ pub static ROWS: &[Setting] = &[
     row("auth-token", Kind::Text, "simple", Auth, NO_AUTH, "Kind of token that clients log in with."),
     row("auth-token-ttl", count(1), "300", Auth, NO_AUTH, "Seconds after which an idle simple token ends."),
     row("bcrypt-cost", Kind::Count { min: 4, max: 31 }, "10", Auth, NO_AUTH, "Cost of hashing a password."),
-    row(
-        "discovery-srv",
-        Kind::Text,
-        "",
-        Discovery,
-        NO_DISCOVERY,
-        "Domain whose SRV records name the members.",
-    ),
-    row("discovery-srv-name", Kind::Text, "", Discovery, NO_DISCOVERY, "Suffix of the SRV service name."),
-    row(
-        "discovery-endpoints",
-        Kind::List,
-        "",
-        Discovery,
-        NO_DISCOVERY,
-        "Endpoints of the discovery cluster.",
-    ),
-    row("discovery-token", Kind::Text, "", Discovery, NO_DISCOVERY, "Token of the cluster in discovery."),
-    row(
-        "discovery-dial-timeout",
-        Kind::Duration,
-        "2s",
-        Discovery,
-        ONLY_WITH_DISCOVERY,
-        "Longest dial to the discovery cluster.",
-    ),
-    row(
-        "discovery-request-timeout",
-        Kind::Duration,
-        "5s",
-        Discovery,
-        ONLY_WITH_DISCOVERY,
-        "Longest request to the discovery cluster.",
-    ),
-    row(
-        "discovery-keepalive-time",
-        Kind::Duration,
-        "2s",
-        Discovery,
-        ONLY_WITH_DISCOVERY,
-        "Time between pings to the discovery cluster.",
-    ),
-    row(
-        "discovery-keepalive-timeout",
-        Kind::Duration,
-        "6s",
-        Discovery,
-        ONLY_WITH_DISCOVERY,
-        "Wait for the answer to such a ping.",
-    ),
-    row(
-        "discovery-insecure-transport",
-        Kind::Bool,
-        "true",
-        Discovery,
-        ONLY_WITH_DISCOVERY,
-        "Talk to the discovery cluster without TLS.",
-    ),
-    row(
-        "discovery-insecure-skip-tls-verify",
-        Kind::Bool,
-        "false",
-        Discovery,
-        ONLY_WITH_DISCOVERY,
-        "Accept any certificate of the discovery cluster.",
-    ),
-    row("discovery-cert", Kind::Path, "", Discovery, NO_DISCOVERY, "Certificate for the discovery cluster."),
-    row("discovery-key", Kind::Path, "", Discovery, NO_DISCOVERY, "Key of that certificate."),
-    row(
-        "discovery-cacert",
-        Kind::Path,
-        "",
-        Discovery,
-        NO_DISCOVERY,
-        "Authorities of the discovery cluster's certificate.",
-    ),
-    row("discovery-user", Kind::Text, "", Discovery, NO_DISCOVERY, "User at the discovery cluster."),
-    row("discovery-password", Kind::Text, "", Discovery, NO_DISCOVERY, "Password at the discovery cluster."),
-    row(
-        "discovery-fallback",
-        Kind::Choice(&["exit", "proxy"]),
-        "exit",
-        Discovery,
-        Refused { harmless: &[], instead: "leave it out: a member never turns into a proxy" },
-        "What to do when discovery is full.",
-    ),
     row(
         "feature-gates",
         Kind::Gates,
