@@ -37,6 +37,9 @@ const READY_CHECK: Duration = Duration::from_millis(10);
 /// A removed member's last second: what it still owes leaves (the answer to who asked, the word to its successor as leader), as in etcd.
 const REMOVED_GRACE: Duration = Duration::from_secs(1);
 
+/// Longest wait of a removed member for the others to know: a hundred heartbeats. When nobody can be asked for so long, it goes all the same.
+const REMOVED_WAIT: Duration = Duration::from_secs(10);
+
 /// How often a member that is not ready says what it waits for.
 const WAITING_TOLD: Duration = Duration::from_secs(5);
 
@@ -407,8 +410,9 @@ fn reload(surroundings: &Surroundings) {
     }
 }
 
-/// Ends the member, whatever the reason was. Removed: the identity file says so before anything else, so that no later start of this
-/// directory talks to anybody, and this is also the refusal that is answered here.
+/// Ends the member, whatever the reason was. Removed: once the others know, the identity file says so too, so that no later start of this
+/// directory talks to anybody, and this is also the refusal that is answered here. A member that is killed before that starts once more:
+/// its log knows, and its vote may still be needed.
 pub async fn stop(
     mut member: Member,
     ended: Ended,
@@ -421,10 +425,18 @@ pub async fn stop(
             Ok(())
         }
         Ended::Removed(removal) => {
-            let refusal = note_removal(&mut member.keeper, &removal, member.dir.path());
             warn!(member = %member.id, "{}", announce::REMOVED);
+            let handle = member.node.handle();
+            let known = tokio::time::timeout(REMOVED_WAIT, handle.removal_is_known());
+            tokio::select! {
+                (known, ()) = async { tokio::join!(known, sleep(REMOVED_GRACE)) } => if known.is_err() {
+                    warn!("nobody can be asked whether the others know that this member was removed");
+                },
+                _ = signals.next() => {}
+            }
+            drop(handle);
+            let refusal = note_removal(&mut member.keeper, &removal, member.dir.path());
             systemd::status(refusal.cause());
-            sleep(REMOVED_GRACE).await;
             Err(refusal)
         }
     };

@@ -403,6 +403,7 @@ impl Shared {
             is_joining: AtomicBool::new(joining && !is_part(config.member, &machine.conf_state())),
             raising_alarm: AtomicBool::new(false),
             removal: watch::Sender::new(None),
+            rumour: members::Rumour::default(),
             stopping: AtomicBool::new(false),
             runtime,
             transport: OnceLock::new(),

@@ -124,8 +124,9 @@ impl Handler for PeerFace {
     }
 
     fn told_removed(&self, peer: MemberId, text: &str) {
-        // One peer's word is not proof (identity design, rule R2): say it and go on.
-        warn!(peer = %peer, text, "a peer says that this member was removed from the cluster");
+        if let Some(shared) = self.shared() {
+            members::told_removed(&shared, peer, text);
+        }
     }
 
     fn accept_remote(&self, member: MemberId, _urls: &[Url]) -> bool {

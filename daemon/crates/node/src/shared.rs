@@ -26,7 +26,7 @@ use crate::{
     lessor::{Decided, LeaseDesk},
     log_writer::ToLog,
     mailbox::Mailbox,
-    members::Removal,
+    members::{Removal, Rumour},
     metrics::Metrics,
     read_gate::ReadGate,
     snapshots::Outgoing,
@@ -120,8 +120,9 @@ pub(crate) struct Shared {
     pub(crate) conf_state: Mutex<ConfState>,
     /// A NOSPACE alarm of this member is on its way into the log.
     pub(crate) raising_alarm: AtomicBool,
-    /// Set once, when this member has applied its own removal.
+    /// Set once, when this member knows of its own removal.
     pub(crate) removal: watch::Sender<Option<Removal>>,
+    pub(crate) rumour: Rumour,
     pub(crate) stopping: AtomicBool,
     pub(crate) runtime: tokio::runtime::Handle,
     /// The way to the peers, for those who ask them something. Set once, when the member starts; it answers to this very struct.

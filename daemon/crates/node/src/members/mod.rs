@@ -30,7 +30,10 @@ use transport::{PeerMember, PromoteError, PromoteRefusal};
 use types::{EntryKind, MemberId};
 
 pub use removal::Removal;
-pub(crate) use {auto_promotion::run as promote_learners, removal::note as note_removal};
+pub(crate) use {
+    auto_promotion::run as promote_learners,
+    removal::{Rumour, note as note_removal, told as told_removed},
+};
 
 use crate::{
     handle::{Handle, member_message, unexpected},
@@ -98,7 +101,7 @@ impl Handle {
         })
     }
 
-    /// For ever: the id never belongs to the cluster again. A member may be asked to remove itself.
+    /// For ever: the id never belongs to the cluster again. A member may be asked to remove itself. A leader hands over before it goes.
     pub async fn member_remove(
         &self,
         request: pb::MemberRemoveRequest,
@@ -202,7 +205,8 @@ impl Handle {
     }
 
     /// Refuses what replicated facts forbid already, and answers when the change is applied here. While another change is under way at the
-    /// leader it waits for its turn. A time-out means unknown.
+    /// leader, or the leader hands over since it is the one to go, it waits for its turn. Where it does no harm to ask twice it is asked
+    /// again when nobody knows what became of it. A time-out means unknown.
     async fn change(
         &self,
         kind: ConfChangeType,
@@ -212,7 +216,12 @@ impl Handle {
         let shared = &self.shared;
         let context = Bytes::from(context);
         let deadline = Instant::now() + CHANGE_WAIT_MAX;
+        // An earlier try may have done it, or may do it yet.
+        let mut in_doubt = false;
         loop {
+            if in_doubt && self.is_done(kind, id) {
+                return Ok(self.members());
+            }
             self.reader().membership().check(kind, id, &context)?;
             let request = shared.waiters.next_id();
             let change = ConfChange {
@@ -225,19 +234,46 @@ impl Handle {
             if data.len() as u64 > shared.config.max_request_bytes {
                 return Err(EtcdError::RequestTooLarge);
             }
-            let until = deadline.max(Instant::now() + shared.config.request_timeout());
-            let told = self.submit(request, EntryKind::ConfChange, data, Some(until))?;
+            let patience = shared.config.request_timeout();
+            let until =
+                if is_repeatable(kind) { None } else { Some(deadline.max(Instant::now() + patience)) };
+            let told = self.submit(request, EntryKind::ConfChange, data, until)?;
             match told.await.unwrap_or(Err(EtcdError::Stopped)) {
                 Ok(Outcome::ConfChange(members)) => return Ok(members),
                 Ok(other) => return unexpected("change of membership", &other),
-                // It was not taken, because another one is not applied yet.
+                // It was not taken.
                 Err(EtcdError::ProposalDropped) if Instant::now() < deadline => {
                     tokio::time::sleep(PENDING_PAUSE).await;
                 }
+                Err(EtcdError::Timeout | EtcdError::TimeoutDueToLeaderFail)
+                    if is_repeatable(kind) && Instant::now() < deadline =>
+                {
+                    in_doubt = true;
+                }
+                Err(_) if in_doubt && self.is_done(kind, id) => return Ok(self.members()),
+                Err(EtcdError::NoLeader) if in_doubt => return Err(EtcdError::Timeout),
                 Err(error) => return Err(error),
             }
         }
     }
+
+    /// Whether a change that was proposed has taken effect here.
+    fn is_done(&self, kind: ConfChangeType, id: MemberId) -> bool {
+        let reader = self.reader();
+        let member = reader.member(id);
+        match kind {
+            ConfChangeType::ConfChangeRemoveNode => reader.is_removed(id),
+            // Added, or promoted.
+            ConfChangeType::ConfChangeAddNode => member.is_some_and(|member| !member.is_learner),
+            ConfChangeType::ConfChangeAddLearnerNode => member.is_some(),
+            ConfChangeType::ConfChangeUpdateNode => false,
+        }
+    }
+}
+
+/// An id is added, promoted and removed once in its life, whoever asks how often. An old update would undo a newer one.
+fn is_repeatable(kind: ConfChangeType) -> bool {
+    kind != ConfChangeType::ConfChangeUpdateNode
 }
 
 /// As the leader, for a peer; never passed on.

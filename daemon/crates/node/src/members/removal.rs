@@ -1,21 +1,52 @@
-//! How a member learns from its own log that it was removed. A peer's word for it is never enough (identity design, rule R2).
+//! How a member learns that it was removed, and when it may go.
+//!
+//! It learns it from its own log; or, when it was down or cut off and the others do not talk to it any more, from a majority of its voters
+//! or from one that leads and is confirmed by a quorum (identity design, rule R2). One peer that does not lead is never enough.
 
-use std::sync::Arc;
+use std::{
+    collections::{BTreeMap, BTreeSet},
+    sync::{Arc, Weak, atomic::Ordering},
+    time::Duration,
+};
 
-use api::raftpb::{ConfChange, ConfChangeType};
+use api::{
+    etcdserverpb as pb,
+    raftpb::{ConfChange, ConfChangeType},
+};
+use parking_lot::Mutex;
 use prost::Message;
 use state_machine::{Reader, membership::Member};
 use storage::state_store::FjallStore;
 use tokio::sync::watch;
-use tracing::warn;
+use tracing::{debug, warn};
+use transport::{LeaseCallError, PeerClient};
 use types::{Entry, EntryKind, LogPosition, MemberId};
 
-use crate::{handle::Handle, shared::Shared};
+use crate::{handle::Handle, peers::parse_urls, shared::Shared};
+
+/// Patience for one question to one peer: an election time-out of a slow cluster, in which a leader knows whether it is confirmed.
+const QUESTION_PATIENCE: Duration = Duration::from_secs(2);
+
+/// Pause between two rounds of questions: a few heartbeats, by which the others hear what is committed.
+const QUESTION_PAUSE: Duration = Duration::from_millis(250);
+
+/// A peer that said that this member was removed is asked so often whether it leads. It says it again every minute.
+const LEADER_QUESTIONS: usize = 30;
+
+/// A lease that nobody has: the largest id, while ids that members make begin with a member's id and the time.
+const NO_LEASE: i64 = i64::MAX;
+
+/// What peers say of this member.
+#[derive(Default)]
+pub(crate) struct Rumour {
+    /// Peers that said that it was removed, and whether one is being asked whether it leads.
+    said_by: Mutex<BTreeMap<MemberId, bool>>,
+}
 
 /// The decision of the cluster that this member does not belong to it any more.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Removal {
-    /// The entry that did it; where only its effect is known (after a restart or by a snapshot), the position of the state that shows it.
+    /// The entry that did it; where only its effect is known (after a restart, by a snapshot, told by others), the position of the state then.
     pub position: LogPosition,
     /// Whether `position` is the entry itself.
     pub is_entry: bool,
@@ -24,9 +55,106 @@ pub struct Removal {
 }
 
 impl Handle {
-    /// Tells when this member has applied its own removal, also one of an earlier life. Whoever runs the member ends it then.
+    /// Tells when this member knows of its own removal, also of one in an earlier life. Whoever runs the member ends it then.
     pub fn removal(&self) -> watch::Receiver<Option<Removal>> {
         self.shared.removal.subscribe()
+    }
+
+    /// Returns when a quorum of those who stay shows that they know that this member was removed. Until then they may need its vote: who
+    /// does not know yet counts it as a voter. What a member shows is durable there.
+    pub async fn removal_is_known(&self) {
+        let me = self.shared.config.member;
+        let client = PeerClient::new(QUESTION_PATIENCE);
+        loop {
+            let reader = self.reader();
+            let voters: Vec<MemberId> =
+                reader.conf_state().voters.into_iter().filter(|voter| *voter != me).collect();
+            let asked = voters.iter().filter_map(|voter| reader.member(*voter));
+            let mut answers = tokio::task::JoinSet::new();
+            for member in asked {
+                let (client, cluster) = (client.clone(), self.shared.config.cluster);
+                answers.spawn(async move {
+                    for url in parse_urls(&member.peer_urls) {
+                        if let Ok(answer) = client.members(&url).await {
+                            let known = answer.members.iter().all(|member| member.id != me);
+                            return answer.cluster == cluster && !answer.members.is_empty() && known;
+                        }
+                    }
+                    false
+                });
+            }
+            let mut knowing = 0;
+            while let Some(answer) = answers.join_next().await {
+                knowing += usize::from(answer.unwrap_or(false));
+                if knowing > voters.len() / 2 {
+                    return;
+                }
+            }
+            tokio::time::sleep(QUESTION_PAUSE).await;
+        }
+    }
+}
+
+/// A peer refuses this member as removed. Returns at once.
+pub(crate) fn told(shared: &Arc<Shared>, peer: MemberId, text: &str) {
+    warn!(peer = %peer, text, "a peer says that this member was removed from the cluster");
+    let voters = shared.reader().conf_state().voters;
+    if !voters.contains(&peer) || peer == shared.config.member || shared.removal.borrow().is_some() {
+        return;
+    }
+    let (asks, said_by) = {
+        let mut said_by = shared.rumour.said_by.lock();
+        let asked_already = said_by.insert(peer, true).unwrap_or(false);
+        (!asked_already, said_by.keys().copied().collect::<BTreeSet<MemberId>>())
+    };
+    if is_majority(&said_by, &voters) {
+        believe(shared, &said_by, "a majority of the voters says so");
+    } else if asks {
+        shared.runtime.spawn(ask_whether_it_leads(Arc::downgrade(shared), peer));
+    }
+}
+
+fn is_majority(said_by: &BTreeSet<MemberId>, voters: &[MemberId]) -> bool {
+    voters.iter().filter(|voter| said_by.contains(voter)).count() > voters.len() / 2
+}
+
+/// Only a leader that a quorum confirms answers for leases. Which lease does not matter.
+async fn ask_whether_it_leads(shared: Weak<Shared>, peer: MemberId) {
+    for _ in 0..LEADER_QUESTIONS {
+        let Some(shared) = shared
+            .upgrade()
+            .filter(|shared| !shared.stopping.load(Ordering::Acquire) && shared.removal.borrow().is_none())
+        else {
+            return;
+        };
+        let Some(transport) = shared.transport.get().cloned() else { return };
+        let request = pb::LeaseTimeToLiveRequest { id: NO_LEASE, keys: false };
+        match transport.lease_time_to_live(peer, request, QUESTION_PATIENCE).await {
+            Ok(_) | Err(LeaseCallError::NotFound) => {
+                return believe(&shared, &BTreeSet::from([peer]), "the leader says so");
+            }
+            Err(LeaseCallError::NoAnswer(why)) => {
+                debug!(peer = %peer, why, "it says that this member was removed, and does not lead");
+            }
+        }
+        drop(shared);
+        tokio::time::sleep(4 * QUESTION_PAUSE).await;
+    }
+    if let Some(shared) = shared.upgrade() {
+        shared.rumour.said_by.lock().insert(peer, false);
+    }
+}
+
+fn believe(shared: &Shared, said_by: &BTreeSet<MemberId>, why: &str) {
+    let said_by: Vec<String> = said_by.iter().map(MemberId::to_string).collect();
+    let position = shared.reader().applied();
+    let told = shared.removal.send_if_modified(|removal| {
+        let is_news = removal.is_none();
+        removal.get_or_insert(Removal { position, is_entry: false, asked_through: None });
+        is_news
+    });
+    if told {
+        warn!(member = %shared.config.member, said_by = said_by.join(","), why, "the cluster has removed this member");
     }
 }
 
@@ -69,4 +197,26 @@ fn find(me: MemberId, members: &[Member], entries: &[Entry]) -> Option<Removal> 
         let position = LogPosition { term: entry.term, index: entry.index };
         Some(Removal { position, is_entry: true, asked_through })
     })
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn one_voter_is_no_majority() {
+        let ids = |ids: &[u64]| ids.iter().copied().map(MemberId).collect::<Vec<_>>();
+        for (voters, said_by, expected) in [
+            (&[1, 2, 3][..], &[2][..], false),
+            (&[1, 2, 3], &[2, 3], true),
+            (&[1, 2], &[2], false),
+            (&[1, 2, 3, 4], &[2, 3], false),
+            (&[1, 2, 3, 4], &[2, 3, 4], true),
+            // Who never was a voter here counts for nothing.
+            (&[1, 2, 3], &[2, 8, 9], false),
+        ] {
+            let said_by: BTreeSet<MemberId> = ids(said_by).into_iter().collect();
+            assert_eq!(is_majority(&said_by, &ids(voters)), expected, "{voters:?} {said_by:?}");
+        }
+    }
 }
