@@ -83,10 +83,7 @@ impl Cluster {
     pub fn prepare_on(kind: Kind, ports: &[u16], extra: &[&str]) -> Result<Cluster> {
         let size = ports.len() / 2;
         let directory = tempfile::Builder::new().prefix("cairn-cluster-").tempdir()?;
-        let program = match &kind {
-            Kind::Cairn => cairn_binary("cairnd")?,
-            Kind::Etcd(version) => real_etcd(version).context("real etcd")?.join("etcd"),
-        };
+        let program = program(&kind)?;
         let url = |port: u16| format!("http://127.0.0.1:{port}");
         let initial: Vec<String> = (0..size).map(|i| format!("m{}={}", i + 1, url(ports[2 * i]))).collect();
         let members = (0..size)
@@ -178,6 +175,12 @@ impl Member {
     /// Adds or overrides a flag for the next start: the last one given wins.
     pub fn add_flag(&mut self, flag: impl Into<String>) {
         self.args.push(flag.into());
+    }
+
+    /// From the next start another server plays this member: clusters of both kinds.
+    pub fn play(&mut self, kind: &Kind) -> Result<()> {
+        self.program = program(kind)?;
+        Ok(())
     }
 
     /// For the next start.
@@ -308,6 +311,13 @@ impl Drop for Member {
         if std::thread::panicking() {
             eprintln!("--- log of {} ends:\n{}", self.name, self.log_tail());
         }
+    }
+}
+
+fn program(kind: &Kind) -> Result<PathBuf> {
+    match kind {
+        Kind::Cairn => cairn_binary("cairnd"),
+        Kind::Etcd(version) => Ok(real_etcd(version).context("real etcd")?.join("etcd")),
     }
 }
 
