@@ -1,0 +1,85 @@
+//! Looks after what stands against this member: asks all peers what they know of it, again and again until nothing does.
+
+use std::{
+    sync::{Arc, Weak, atomic::Ordering},
+    time::{Duration, Instant},
+};
+
+use identity::{Answer, Question};
+use tokio::{task::JoinSet, time::timeout};
+use transport::{PeerClient, PeerClientError};
+use url::Url;
+
+use super::{conclude, hello, judge_again, jury::Heard, oneself};
+use crate::{peers::parse_urls, shared::Shared};
+
+/// How often sessions are judged again and voices grow old.
+const LOOK_INTERVAL: Duration = Duration::from_millis(500);
+
+/// Between two rounds of questions while this member is silent or not yet part of its cluster.
+const ASK_INTERVAL: Duration = Duration::from_secs(1);
+
+/// While it serves all the same: some peer says what the leader does not.
+const ASK_INTERVAL_SERVING: Duration = Duration::from_secs(4);
+
+/// For one answer. A member that answers at all does so in milliseconds.
+const PATIENCE: Duration = Duration::from_secs(1);
+
+pub(crate) async fn watch(shared: Weak<Shared>) {
+    let client = PeerClient::new(PATIENCE);
+    let Some(look) = shared.upgrade().map(|shared| shared.sentinel.look.clone()) else { return };
+    let mut asked: Option<Instant> = None;
+    loop {
+        let Some(shared) = shared.upgrade().filter(|shared| !shared.stopping.load(Ordering::Acquire)) else {
+            return;
+        };
+        judge_again(&shared);
+        let is_doubted = shared.sentinel.doubted.load(Ordering::Acquire);
+        let must_ask = conclude(&shared) || is_doubted;
+        let pause = match shared.sentinel.is_confirmed() && !shared.sentinel.is_quarantined() && !is_doubted {
+            true => ASK_INTERVAL_SERVING,
+            false => ASK_INTERVAL,
+        };
+        if must_ask && asked.is_none_or(|last| last.elapsed() >= pause) {
+            asked = Some(Instant::now());
+            shared.sentinel.doubted.store(false, Ordering::Release);
+            ask(&shared, &client).await;
+            conclude(&shared);
+        }
+        drop(shared);
+        let _ = timeout(LOOK_INTERVAL, look.notified()).await;
+    }
+}
+
+/// All peers at once.
+async fn ask(shared: &Arc<Shared>, client: &PeerClient) {
+    let me = shared.config.member;
+    let question = Arc::new(Question { hello: hello(shared), config: None });
+    let mut asking = JoinSet::new();
+    for member in shared.reader().members().into_iter().filter(|member| member.id != me) {
+        let (client, question, urls) = (client.clone(), question.clone(), parse_urls(&member.peer_urls));
+        asking.spawn(async move {
+            let answer = ask_one(&client, &urls, &question).await?;
+            // Somebody else at the peer's address speaks for nobody.
+            (answer.hello.member == member.id && answer.known.witness.member == member.id).then_some(answer)
+        });
+    }
+    while let Some(answer) = asking.join_next().await {
+        let Ok(Some(answer)) = answer else { continue };
+        let heard = Heard { witness: answer.known.witness, verdict: answer.verdict };
+        let life = answer.known.cluster_uuid;
+        shared.sentinel.jury.lock().hear(heard, life, &oneself(shared), Instant::now());
+    }
+}
+
+async fn ask_one(client: &PeerClient, urls: &[Url], question: &Question) -> Option<Answer> {
+    for url in urls {
+        match client.hello(url, question).await {
+            Ok(answer) => return Some(answer),
+            // A member of etcd knows nothing of us.
+            Err(PeerClientError::NotCairn { .. }) => return None,
+            Err(_) => {}
+        }
+    }
+    None
+}

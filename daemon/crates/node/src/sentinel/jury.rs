@@ -1,0 +1,354 @@
+//! What peers say of this member, and what follows from it. Pure: a clock's reading comes in with each question.
+//!
+//! A voice alone stops nobody who serves. One that says "you have less history than you promised" silences this member at once, which is
+//! always safe; the leader, or a majority, ends the matter one way or the other.
+
+use std::{
+    collections::BTreeMap,
+    time::{Duration, Instant},
+};
+
+use identity::{
+    LogEnd, Unique, Verdict, Witness,
+    believe::{Voice, believed, believed_at_start},
+};
+use types::MemberId;
+
+/// A voice is forgotten when its speaker has not said it again for so long: what is acted on must have been said at one time. Peers are
+/// asked every second while anything is said against this member.
+const VOICE_LIVES: Duration = Duration::from_secs(10);
+
+/// A contradiction that nobody outweighs ends a member that serves nobody yet, after this.
+const PATIENCE: Duration = Duration::from_secs(3);
+
+/// Two of the verdicts may pass by themselves: a twin's connections take up to seven seconds to be known for dead, and a list of members
+/// may be behind.
+const PATIENCE_IF_MAY_PASS: Duration = Duration::from_secs(8);
+
+/// Who spoke, and what it said.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Heard {
+    pub witness: Witness,
+    pub verdict: Verdict,
+}
+
+/// This member does not belong to the cluster any more: whoever runs it ends it and remembers why.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Expelled {
+    pub verdict: Verdict,
+    /// All that was said at the time, also in favour.
+    pub voices: Vec<Heard>,
+    /// It had been part of its cluster in this start.
+    pub was_serving: bool,
+}
+
+/// What this member knows of itself when it listens.
+#[derive(Clone, Debug)]
+pub(super) struct Oneself {
+    pub me: MemberId,
+    /// Those of the newest configuration that is known here; of a joiner, the members that gave it its place.
+    pub voters: Vec<MemberId>,
+    pub life: Option<Unique>,
+    pub log: LogEnd,
+    pub is_confirmed: bool,
+}
+
+impl Oneself {
+    /// Nobody else has a say.
+    fn is_alone(&self) -> bool {
+        self.voters == [self.me]
+    }
+
+    /// A mark that was set between a hello and its judgement: this log reaches it.
+    fn reaches(&self, verdict: &Verdict) -> bool {
+        matches!(verdict, Verdict::ShorterLog { last_index, term, .. }
+            if self.log.last_index >= *last_index && self.log.term >= *term)
+    }
+}
+
+struct Spoken {
+    heard: Heard,
+    at: Instant,
+}
+
+#[derive(Default)]
+pub(super) struct Jury {
+    /// The latest of each peer.
+    voices: BTreeMap<MemberId, Spoken>,
+    /// Since when there has been a voice against this member without a break.
+    against_since: Option<Instant>,
+    /// The verdict for which this member is silent.
+    quarantine: Option<Verdict>,
+    /// A leader of this term has taken this member's side: who does not lead and knows no later term is not heard.
+    cleared_in: Option<u64>,
+}
+
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub(super) struct Decision {
+    pub quarantine: Option<Verdict>,
+    pub expel: Option<Expelled>,
+    /// Something stands against this member: everybody should be asked again.
+    pub ask: bool,
+}
+
+impl Jury {
+    /// `life`: of the speaker's cluster, if it says so.
+    pub(super) fn hear(&mut self, heard: Heard, life: Option<Unique>, own: &Oneself, now: Instant) {
+        let Heard { witness, verdict } = &heard;
+        let is_foreign = own.life.zip(life).is_some_and(|(ours, theirs)| ours != theirs);
+        let other_life = matches!(verdict, Verdict::OtherLife { .. });
+        // Another life of the cluster knows nothing of this one; that there is one matters only to a member that is not in its own yet.
+        if witness.member == own.me || own.is_alone() || (is_foreign || other_life) && own.is_confirmed {
+            return;
+        }
+        if is_foreign && !other_life {
+            return;
+        }
+        let outvoted = self.cleared_in.is_some_and(|term| witness.term <= term && !witness.leads);
+        if own.reaches(verdict) || (outvoted && verdict.means_lost_history()) {
+            return;
+        }
+        self.voices.insert(witness.member, Spoken { heard, at: now });
+    }
+
+    /// The peer takes this member, as its behaviour shows. Who leads in which term it did not say.
+    pub(super) fn welcomed(&mut self, peer: MemberId) {
+        if self.voices.get(&peer).is_some_and(|spoken| !spoken.heard.verdict.is_welcome()) {
+            self.voices.remove(&peer);
+        }
+    }
+
+    pub(super) fn quarantine(&self) -> Option<&Verdict> {
+        self.quarantine.as_ref()
+    }
+
+    pub(super) fn decide(&mut self, own: &Oneself, now: Instant) -> Decision {
+        self.voices.retain(|_, spoken| now.saturating_duration_since(spoken.at) < VOICE_LIVES);
+        let against = || self.voices.values().map(|spoken| &spoken.heard).filter(|heard| !heard.verdict.is_welcome());
+        if against().next().is_none() {
+            self.against_since = None;
+        } else {
+            self.against_since.get_or_insert(now);
+        }
+        let newest_term = against().map(|heard| heard.witness.term).max().unwrap_or(0).max(own.log.term);
+        let friend = self.voices.values().map(|spoken| &spoken.heard).find(|heard| {
+            heard.verdict.is_welcome() && heard.witness.leads && heard.witness.term >= newest_term
+        });
+        let cleared = friend.map(|heard| heard.witness.term);
+        if let Some(term) = cleared {
+            if self.quarantine.take().is_some() {
+                self.cleared_in = self.cleared_in.max(Some(term));
+            }
+            return Decision { quarantine: None, expel: None, ask: against().next().is_some() };
+        }
+        let lost = against().find(|heard| heard.verdict.means_lost_history());
+        if let Some(heard) = lost {
+            self.quarantine.get_or_insert(heard.verdict.clone());
+        }
+        let expel = self.guilty(own, now).map(|verdict| Expelled {
+            verdict,
+            voices: self.voices.values().map(|spoken| spoken.heard.clone()).collect(),
+            was_serving: own.is_confirmed,
+        });
+        let ask = self.quarantine.is_some() || self.against_since.is_some();
+        Decision { quarantine: self.quarantine.clone(), expel, ask }
+    }
+
+    fn guilty(&self, own: &Oneself, now: Instant) -> Option<Verdict> {
+        let term = own.log.term;
+        let voices = |counts: fn(&Verdict) -> bool| -> Vec<Voice<'_>> {
+            let heard = self.voices.values().map(|spoken| &spoken.heard);
+            heard
+                .filter(|heard| heard.verdict.is_welcome() || counts(&heard.verdict))
+                .map(|heard| Voice {
+                    from: heard.witness.member,
+                    leads: heard.witness.leads,
+                    term: heard.witness.term,
+                    verdict: &heard.verdict,
+                })
+                .collect()
+        };
+        if own.is_confirmed {
+            // Only what the log itself may have decided. The rest is the speaker's affair.
+            let voices = voices(|verdict| verdict.means_lost_history() || matches!(verdict, Verdict::Removed { .. }));
+            return believed(&own.voters, term, &voices).cloned();
+        }
+        let waited = |patience| self.against_since.is_some_and(|since| now.saturating_duration_since(since) >= patience);
+        let lasting = voices(|verdict| !verdict.may_pass());
+        let all = voices(|_| true);
+        believed_at_start(&own.voters, own.me, term, &lasting, waited(PATIENCE))
+            .or_else(|| {
+                waited(PATIENCE_IF_MAY_PASS)
+                    .then(|| believed_at_start(&own.voters, own.me, term, &all, true))
+                    .flatten()
+            })
+            .cloned()
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use identity::Home;
+
+    const ME: MemberId = MemberId(1);
+    const LIFE: Option<Unique> = Some(Unique::from_bytes([7; 16]));
+    const OTHER: Option<Unique> = Some(Unique::from_bytes([8; 16]));
+
+    fn own(is_confirmed: bool) -> Oneself {
+        Oneself {
+            me: ME,
+            voters: vec![ME, MemberId(2), MemberId(3)],
+            life: LIFE,
+            log: LogEnd { last_index: 44, last_term: 5, term: 5, commit: 44 },
+            is_confirmed,
+        }
+    }
+
+    fn heard(from: u64, leads: bool, term: u64, verdict: Verdict) -> Heard {
+        Heard { witness: Witness { member: MemberId(from), leads, term, commit: 9 }, verdict }
+    }
+
+    fn lost() -> Verdict {
+        Verdict::LostData { dir: Unique::for_test(1), boot_seq: 3, home: Home::default() }
+    }
+
+    fn removed() -> Verdict {
+        Verdict::Removed { index: 40, term: 5, asked_through: None }
+    }
+
+    fn duplicate() -> Verdict {
+        Verdict::Duplicate { boot_seq: 3, home: Home::default() }
+    }
+
+    fn shorter(last_index: u64) -> Verdict {
+        Verdict::ShorterLog { last_index, term: 5, boot_seq: 3, home: Home::default() }
+    }
+
+    fn other_life() -> Verdict {
+        let (yours, ours) = (Unique::for_test(7), Unique::for_test(8));
+        Verdict::OtherLife { yours, ours, came_from_yours: true }
+    }
+
+    /// Each voice as it comes, and the last decision.
+    fn after(own: &Oneself, seconds: u64, voices: &[(Heard, Option<Unique>)]) -> (Decision, Jury) {
+        let mut jury = Jury::default();
+        let start = Instant::now();
+        for (heard, life) in voices {
+            jury.hear(heard.clone(), *life, own, start);
+        }
+        let mut decision = jury.decide(own, start);
+        if seconds > 0 {
+            let later = start + Duration::from_secs(seconds);
+            for (heard, life) in voices {
+                jury.hear(heard.clone(), *life, own, later);
+            }
+            decision = jury.decide(own, later);
+        }
+        (decision, jury)
+    }
+
+    fn expelled(decision: &Decision) -> Option<&'static str> {
+        decision.expel.as_ref().map(|expelled| expelled.verdict.name())
+    }
+
+    #[test]
+    fn one_voice_never_stops_a_member_that_serves() {
+        for verdict in [removed(), Verdict::Stranger, Verdict::Pending, duplicate(), other_life()] {
+            let (decision, _) = after(&own(true), 9, &[(heard(2, false, 9, verdict.clone()), LIFE)]);
+            assert_eq!((expelled(&decision), &decision.quarantine), (None, &None), "{verdict:?}");
+        }
+        let (decision, _) = after(&own(true), 9, &[(heard(2, false, 9, lost()), LIFE)]);
+        assert_eq!(expelled(&decision), None);
+        assert_eq!(decision.quarantine, Some(lost()), "but it promises nothing meanwhile");
+        assert!(decision.ask);
+    }
+
+    #[test]
+    fn the_leader_or_a_majority_ends_it() {
+        for verdict in [removed(), lost(), shorter(70)] {
+            let (decision, _) = after(&own(true), 0, &[(heard(2, true, 5, verdict.clone()), LIFE)]);
+            assert_eq!(expelled(&decision), Some(verdict.name()));
+            let (decision, _) = after(&own(true), 0, &[(heard(2, true, 4, verdict.clone()), LIFE)]);
+            assert_eq!(expelled(&decision), None, "a leader of the past: {verdict:?}");
+            let both =
+                [(heard(2, false, 4, verdict.clone()), LIFE), (heard(3, false, 4, verdict.clone()), None)];
+            let (decision, _) = after(&own(true), 0, &both);
+            assert_eq!(expelled(&decision), Some(verdict.name()));
+            assert!(decision.expel.is_some_and(|expelled| expelled.was_serving && expelled.voices.len() == 2));
+        }
+        for verdict in [Verdict::Stranger, duplicate(), Verdict::Pending] {
+            let both = [(heard(2, true, 5, verdict.clone()), LIFE), (heard(3, false, 5, verdict), LIFE)];
+            let (decision, _) = after(&own(true), 9, &both);
+            assert_eq!(expelled(&decision), None, "the log decides none of these about a member that serves");
+        }
+    }
+
+    #[test]
+    fn a_leaders_welcome_lifts_the_quarantine_and_the_accuser_is_not_heard_again() {
+        let own = own(true);
+        let (decision, mut jury) = after(&own, 0, &[(heard(2, false, 5, lost()), LIFE)]);
+        assert!(decision.quarantine.is_some());
+        let now = Instant::now();
+        jury.hear(heard(3, true, 4, Verdict::Welcome), LIFE, &own, now);
+        assert!(jury.decide(&own, now).quarantine.is_some(), "it led in the past");
+        jury.hear(heard(3, true, 6, Verdict::Welcome), LIFE, &own, now);
+        assert_eq!(jury.decide(&own, now).quarantine, None);
+        jury.welcomed(MemberId(2));
+        jury.hear(heard(2, false, 6, lost()), LIFE, &own, now);
+        assert_eq!(jury.decide(&own, now).quarantine, None, "outvoted");
+        jury.hear(heard(2, true, 7, lost()), LIFE, &own, now);
+        assert_eq!(expelled(&jury.decide(&own, now)), Some("lost_data"), "a later leader knows better");
+    }
+
+    #[test]
+    fn a_welcome_of_who_may_know_less_than_the_accuser_lifts_nothing() {
+        let own = own(true);
+        let voices = [(heard(2, false, 7, lost()), LIFE), (heard(3, true, 6, Verdict::Welcome), LIFE)];
+        assert!(after(&own, 0, &voices).0.quarantine.is_some(), "deposed, perhaps, and it does not know");
+        let voices = [(heard(2, false, 7, lost()), LIFE), (heard(3, false, 7, Verdict::Welcome), LIFE)];
+        let (decision, _) = after(&own, 9, &voices);
+        assert!(decision.quarantine.is_some() && decision.expel.is_none(), "one against one: wait for a leader");
+    }
+
+    #[test]
+    fn a_mark_that_this_log_reaches_is_no_accusation() {
+        let (decision, _) = after(&own(true), 0, &[(heard(2, true, 5, shorter(44)), LIFE)]);
+        assert_eq!((decision.quarantine, decision.expel, decision.ask), (None, None, false));
+        let (decision, _) = after(&own(true), 0, &[(heard(2, true, 5, shorter(45)), LIFE)]);
+        assert_eq!(expelled(&decision), Some("shorter_log"));
+    }
+
+    #[test]
+    fn another_life_and_a_sole_voter_are_not_concerned() {
+        let (decision, _) = after(&own(true), 9, &[(heard(2, true, 9, lost()), OTHER)]);
+        assert_eq!((decision.quarantine, decision.expel), (None, None));
+        let alone = Oneself { voters: vec![ME], ..own(true) };
+        let (decision, _) = after(&alone, 9, &[(heard(2, true, 9, lost()), LIFE)]);
+        assert_eq!((decision.quarantine, decision.expel), (None, None));
+    }
+
+    #[test]
+    fn before_it_serves_a_contradiction_counts_after_a_while() {
+        let start = own(false);
+        let one = [(heard(2, false, 5, other_life()), OTHER)];
+        assert_eq!(expelled(&after(&start, 0, &one).0), None);
+        assert_eq!(expelled(&after(&start, 4, &one).0), Some("other_life"));
+        let outweighed = [one[0].clone(), (heard(3, false, 5, Verdict::Welcome), LIFE)];
+        assert_eq!(expelled(&after(&start, 9, &outweighed).0), None, "two of three agree");
+        let twin = [(heard(2, true, 5, duplicate()), LIFE)];
+        assert_eq!(expelled(&after(&start, 4, &twin).0), None, "its connections may be dying");
+        assert_eq!(expelled(&after(&start, 9, &twin).0), Some("duplicate"));
+        let foreign = [(heard(2, true, 9, Verdict::Stranger), OTHER)];
+        assert_eq!(expelled(&after(&start, 9, &foreign).0), None, "who it is, only its own life can say");
+    }
+
+    #[test]
+    fn what_was_said_long_ago_is_forgotten() {
+        let own = own(true);
+        let (_, mut jury) = after(&own, 0, &[(heard(2, false, 5, removed()), LIFE)]);
+        let later = Instant::now() + Duration::from_secs(11);
+        jury.hear(heard(3, false, 5, removed()), LIFE, &own, later);
+        assert_eq!(expelled(&jury.decide(&own, later)), None);
+    }
+}

@@ -1,0 +1,325 @@
+//! Who may talk to this member, and what the others say of it.
+//!
+//! Each peer that connects is judged by what is known of it; one that is not welcome is refused with a reason, and nothing more: this
+//! member goes on. What peers say against this member is collected by the [`jury`]; a word that its history is short silences it at once
+//! (the raft loop then drops everything in and out), and the others are asked until the leader or a majority has decided.
+//!
+//! Not here: what is known (records), who is connected (transport), what a member that is expelled does (daemon).
+
+mod ask;
+mod jury;
+mod refusals;
+
+use std::{
+    sync::{
+        Arc,
+        atomic::{AtomicBool, Ordering},
+    },
+    time::Instant,
+};
+
+use identity::{
+    Answer, Hello, Known, Life, LogEnd, Named, Question, Record, Session, Unique, Verdict, Watermark,
+    judge::judge,
+};
+use parking_lot::Mutex;
+use tokio::sync::{Notify, watch};
+use tracing::{info, warn};
+use transport::{Met, Refused, Via};
+use types::MemberId;
+
+use crate::{handle::Handle, records, shared::Shared};
+
+pub(crate) use ask::watch;
+use jury::{Jury, Oneself};
+pub use jury::{Expelled, Heard};
+pub(crate) use refusals::Refusals;
+
+pub(crate) struct Sentinel {
+    jury: Mutex<Jury>,
+    /// This member neither hears nor says anything of raft's. Read by the raft loop for each message.
+    quarantined: AtomicBool,
+    /// This member was taken by a leader in this start, or needs none.
+    confirmed: AtomicBool,
+    /// The leader that is known, and whom it could be asked for a stream since.
+    taken_by: Mutex<Vec<MemberId>>,
+    expelled: watch::Sender<Option<Expelled>>,
+    /// The guard in front of raft has seen something that means lost history, here or there.
+    doubted: AtomicBool,
+    look: Arc<Notify>,
+    pub(crate) refusals: Refusals,
+    /// Whom a joiner believes until its log names the voters.
+    elders: Vec<MemberId>,
+}
+
+impl Sentinel {
+    pub(crate) fn new(elders: Vec<MemberId>) -> Sentinel {
+        Sentinel {
+            jury: Mutex::default(),
+            quarantined: AtomicBool::new(false),
+            confirmed: AtomicBool::new(false),
+            taken_by: Mutex::default(),
+            expelled: watch::Sender::new(None),
+            doubted: AtomicBool::new(false),
+            look: Arc::default(),
+            refusals: Refusals::default(),
+            elders,
+        }
+    }
+
+    pub(crate) fn is_quarantined(&self) -> bool {
+        self.quarantined.load(Ordering::Acquire)
+    }
+
+    pub(crate) fn is_confirmed(&self) -> bool {
+        self.confirmed.load(Ordering::Acquire)
+    }
+
+    /// By the raft loop: a report of the guard that means lost history.
+    pub(crate) fn doubt(&self) {
+        if !self.doubted.swap(true, Ordering::AcqRel) {
+            self.look.notify_one();
+        }
+    }
+
+    /// By the raft loop, when it learns of a leader. Messages alone prove nothing: somebody may send them who would not take ours.
+    pub(crate) fn leader_is(&self, shared: &Shared, leader: MemberId) {
+        let me = shared.config.member;
+        if !leader.is_none() && (leader == me || self.taken_by.lock().contains(&leader)) {
+            self.confirm();
+        }
+    }
+
+    pub(crate) fn confirm(&self) {
+        if !self.is_quarantined() && !self.confirmed.swap(true, Ordering::AcqRel) {
+            info!("this member is part of its cluster: clients are served");
+        }
+    }
+}
+
+impl Handle {
+    /// Tells when this member must not go on: whoever runs it ends it, and remembers why where history is lost. It is silent by then.
+    pub fn expelled(&self) -> watch::Receiver<Option<Expelled>> {
+        self.shared.sentinel.expelled.subscribe()
+    }
+
+    /// Whether this member has been part of its cluster in this start. Nobody is served before.
+    pub fn is_confirmed(&self) -> bool {
+        self.shared.sentinel.is_confirmed()
+    }
+
+    /// What was said of this member, while it is silent because of it.
+    pub fn quarantined(&self) -> Option<Verdict> {
+        self.shared.sentinel.jury.lock().quarantine().cloned()
+    }
+
+    /// Reads that ask nobody are refused until somebody has told this member that it still belongs.
+    pub(crate) fn confirmed_only(&self) -> Result<(), api::error::EtcdError> {
+        if self.is_confirmed() { Ok(()) } else { Err(api::error::EtcdError::NoLeader) }
+    }
+}
+
+/// What this member says of itself now.
+pub(crate) fn hello(shared: &Shared) -> Hello {
+    let config = &shared.config;
+    let Record { dir, boot, home, version } = shared.records.own.record.clone();
+    Hello {
+        cluster_id: config.cluster,
+        member: config.member,
+        name: config.name.clone(),
+        life: match life(shared) {
+            Some(life) => Life::Born(life),
+            None if shared.is_joining() => Life::Joining,
+            None => Life::Formed,
+        },
+        dir,
+        boot,
+        log: log_end(shared),
+        home,
+        version,
+    }
+}
+
+fn life(shared: &Shared) -> Option<Unique> {
+    shared.records.own.cluster_uuid.or_else(|| shared.reader().cluster_uuid())
+}
+
+fn log_end(shared: &Shared) -> LogEnd {
+    let status = shared.raft_status.lock();
+    LogEnd {
+        last_index: status.persisted.0,
+        // For people: where nothing is under way it is the last entry's.
+        last_term: shared.applied_term.load(Ordering::Acquire),
+        term: status.term.0,
+        commit: status.committed.0,
+    }
+}
+
+fn oneself(shared: &Shared) -> Oneself {
+    let mut voters = shared.conf_state.lock().voters.clone();
+    if voters.is_empty() {
+        voters.clone_from(&shared.sentinel.elders);
+    }
+    Oneself {
+        me: shared.config.member,
+        voters,
+        life: life(shared),
+        log: log_end(shared),
+        is_confirmed: shared.sentinel.is_confirmed(),
+    }
+}
+
+/// The transport: somebody is at the other end of a connection.
+pub(crate) fn meet(shared: &Shared, met: &Met<'_>) -> Result<(), Refused> {
+    let known = known(shared, met.peer, met.session.clone());
+    let verdict = match (met.hello, &known.record) {
+        (Some(hello), _) => judge(hello, &known),
+        // A member of etcd, or one that pretends to be.
+        (None, None) => {
+            shared.sentinel.refusals.unprotected(met.peer);
+            return Ok(());
+        }
+        (None, Some(record)) => Verdict::LostData {
+            dir: record.dir,
+            boot_seq: record.boot.seq,
+            home: record.home.clone(),
+        },
+    };
+    // Messages of who is not on the list (yet) are raft's own business: a member that lags must be able to hear a leader that it does not
+    // know. And who has no list knows nobody.
+    let is_excused =
+        verdict == Verdict::Stranger && (met.via == Via::Message || shared.reader().members().is_empty());
+    if verdict.is_welcome() || is_excused {
+        return Ok(());
+    }
+    shared.sentinel.refusals.refused(&shared.reader(), met.peer, &verdict);
+    Err(Refused { verdict, witness: known.witness })
+}
+
+/// The transport: a welcome start of a peer is heard.
+pub(crate) fn began(shared: &Shared, peer: MemberId, hello: &Hello) {
+    info!(peer = %peer, boot = hello.boot.seq, host = hello.home.host, path = hello.home.path, "a start of a peer is heard");
+    shared.records.admitted(peer, Record::from(hello));
+}
+
+/// The transport: a peer has answered our call.
+pub(crate) fn welcomed(shared: &Shared, peer: MemberId) {
+    let sentinel = &shared.sentinel;
+    sentinel.jury.lock().welcomed(peer);
+    {
+        let mut taken_by = sentinel.taken_by.lock();
+        if !taken_by.contains(&peer) {
+            taken_by.push(peer);
+        }
+    }
+    if shared.leader.load(Ordering::Acquire) == peer.0 {
+        sentinel.confirm();
+    }
+}
+
+/// The transport: a peer refuses this member.
+pub(crate) fn refused(shared: &Shared, peer: MemberId, refused: &Refused, theirs: Option<&Hello>) {
+    let sentinel = &shared.sentinel;
+    sentinel.refusals.refused_by(&shared.reader(), peer, &refused.verdict);
+    sentinel.taken_by.lock().retain(|known| *known != peer);
+    // Somebody else at the peer's address speaks for nobody.
+    if refused.witness.member != peer {
+        return;
+    }
+    let life = theirs.and_then(|hello| match hello.life {
+        Life::Born(life) => Some(life),
+        _ => None,
+    });
+    let heard = Heard { witness: refused.witness, verdict: refused.verdict.clone() };
+    sentinel.jury.lock().hear(heard, life, &oneself(shared), Instant::now());
+    conclude(shared);
+    sentinel.look.notify_one();
+}
+
+/// What stands against this member now has its consequences. Silence begins here and not on the next turn of some thread.
+pub(crate) fn conclude(shared: &Shared) -> bool {
+    let sentinel = &shared.sentinel;
+    let own = oneself(shared);
+    let mut jury = sentinel.jury.lock();
+    let decision = jury.decide(&own, Instant::now());
+    let is_over = decision.expel.is_some() || sentinel.expelled.borrow().is_some();
+    let silent = decision.quarantine.is_some() || is_over;
+    if sentinel.quarantined.swap(silent, Ordering::AcqRel) != silent {
+        match &decision.quarantine {
+            Some(verdict) => warn!(
+                verdict = verdict.name(),
+                "a peer says: {}. This member votes and acknowledges nothing until that is cleared up",
+                refusals::sentence(verdict)
+            ),
+            None if silent => {}
+            None => warn!("the leader takes this member's side: it goes on"),
+        }
+    }
+    if let Some(expelled) = decision.expel.filter(|_| sentinel.expelled.borrow().is_none()) {
+        warn!(
+            verdict = expelled.verdict.name(),
+            voices = expelled.voices.len(),
+            "the cluster does not take this member: {}",
+            refusals::sentence(&expelled.verdict)
+        );
+        sentinel.expelled.send_replace(Some(expelled));
+    }
+    decision.ask
+}
+
+fn known(shared: &Shared, member: MemberId, session: Option<Session>) -> Known {
+    let mut known = records::known(shared, member);
+    known.session = session;
+    if member == shared.config.member {
+        let Record { dir, boot, home, .. } = shared.records.own.record.clone();
+        known.session = Some(Session { dir, boot, home });
+    }
+    // What a leader knows counts once it has applied what its predecessors left.
+    known.witness.leads &= !shared.sentinel.is_quarantined()
+        && shared.applied_term.load(Ordering::Acquire) >= known.witness.term;
+    known
+}
+
+/// The answer to a question over the peer port.
+pub(crate) fn answer(shared: &Shared, question: &Question, session: Option<Session>) -> Answer {
+    let asker = &question.hello;
+    let mut known = known(shared, asker.member, session);
+    // A leader also knows what a follower has acknowledged in its term. Only up to the commit: the rest may be taken back one day.
+    if known.witness.leads {
+        let status = shared.raft_status.lock();
+        if let Some(peer) = status.peers.iter().find(|peer| peer.id == asker.member) {
+            let seen = Watermark { last_index: peer.matched.min(status.committed).0, term: 0 };
+            known.watermark.get_or_insert_default().raise(seen);
+        }
+    }
+    let verdict = if asker.cluster_id != shared.config.cluster {
+        Verdict::Stranger
+    } else {
+        let members_known = !shared.reader().members().is_empty();
+        Some(judge(asker, &known)).filter(|verdict| members_known || *verdict != Verdict::Stranger).unwrap_or(Verdict::Welcome)
+    };
+    let config = shared.records.own.config.clone().filter(|_| known.cluster_uuid.is_none());
+    let members = shared.reader().members().into_iter().map(|member| Named {
+        id: member.id,
+        name: member.name,
+        peer_urls: member.peer_urls,
+        client_urls: member.client_urls,
+        is_learner: member.is_learner,
+    });
+    Answer { hello: hello(shared), verdict, config, members: members.collect(), known }
+}
+
+/// Streams of starts that are not welcome any more end: what was written since counts for those who came before.
+fn judge_again(shared: &Arc<Shared>) {
+    let Some(transport) = shared.transport.get() else { return };
+    for hello in transport.sessions() {
+        let mut known = known(shared, hello.member, None);
+        // The log has grown since that hello was made.
+        known.watermark = None;
+        let verdict = judge(&hello, &known);
+        if !verdict.is_welcome() && verdict != Verdict::Stranger {
+            shared.sentinel.refusals.refused(&shared.reader(), hello.member, &verdict);
+            transport.end_session(hello.member, hello.boot.nonce);
+        }
+    }
+}
