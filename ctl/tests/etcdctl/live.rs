@@ -77,6 +77,10 @@ impl Live {
         Live { child, stdin, stdout, stderr }
     }
 
+    pub fn pid(&self) -> u32 {
+        self.child.id()
+    }
+
     /// Writes to its stdin.
     pub fn say(&mut self, text: &str) {
         let stdin = self.stdin.as_mut().expect("not closed yet");

@@ -36,27 +36,40 @@ pub fn restore(surroundings: &Surroundings, file: &Path, how: &How) -> Result<St
     let (settings, _) = config::load(surroundings)?;
     let backup = open(file)?;
     free(&settings)?;
+    let mut traces = Traces::of(&settings);
+    let dir = execute::lock(&settings)?;
+    // Whoever held the lock until now may have finished.
+    free(&settings)?;
+    traces.arm();
+    if let Some(dedicated) = &settings.storage.wal_dir {
+        // Before what is aside, by which it is known, and before anybody takes it for a log.
+        let refuse = |error: io::Error| Refusal::io("clear", dedicated, &error);
+        identity::clear_unborn_wal_dir(dedicated).map_err(refuse)?;
+    }
     let BootPlan::NewStatic(new) = prepare::look(&settings, &mut Vec::new())? else {
         return Err(Refusal::new(Id::SettingsConflict, "a restored cluster is a new one")
             .evidence("--initial-cluster-state", "existing")
             .remedy("leave --initial-cluster-state out, and restore every member of --initial-cluster from the same file"));
     };
     let Beginning::Founds(genesis) = &new.beginning else { unreachable!("a static plan founds a cluster") };
-    let mut traces = Traces::of(&settings);
-    let dir = execute::lock(&settings)?;
     let restored = build(&dir, file, &backup, how, &new, genesis, &settings)?;
-    traces.keep();
+    traces.disarm();
     Ok(told(&settings, file, how, &new, genesis, &restored))
 }
 
 /// Nothing is overwritten: the directories are not there, or hold nothing but what an earlier attempt left.
 fn free(settings: &Settings) -> Result<(), Refusal> {
     let storage = &settings.storage;
-    let unborn = |dir: &Path| matches!(identity::read(dir), Ok(Some(found)) if found.state == State::Unborn);
+    let aside = identity::read(&storage.data_dir.join(MEMBER_BUILT_ASIDE)).ok().flatten();
+    // Killed just before it counted, an attempt leaves a log that says formed beside a directory that still is aside.
+    let leftover = |dir: &Path| {
+        matches!(identity::read(dir), Ok(Some(found)) if found.state == State::Unborn
+            || aside.as_ref().is_some_and(|aside| aside.dir_uuid == found.dir_uuid))
+    };
     let ours = [MEMBER_BUILT_ASIDE, REPLACED, "LOCK", "lost+found"];
     refuse_full(&storage.data_dir, "--data-dir", &|name| ours.contains(&name))?;
     match &storage.wal_dir {
-        Some(dir) if !unborn(dir) => refuse_full(dir, "--wal-dir", &|name| name == "lost+found"),
+        Some(dir) if !leftover(dir) => refuse_full(dir, "--wal-dir", &|name| name == "lost+found"),
         _ => Ok(()),
     }
 }
@@ -87,7 +100,9 @@ struct Traces {
     /// It was not there before.
     created: bool,
     wal_dir: Option<PathBuf>,
-    kept: bool,
+    wal_created: bool,
+    /// Not before the lock is ours: until then what is there is another attempt's.
+    armed: bool,
 }
 
 impl Traces {
@@ -96,26 +111,34 @@ impl Traces {
         Traces {
             created: !data_dir.exists(),
             data_dir,
+            wal_created: settings.storage.wal_dir.as_ref().is_some_and(|dir| !dir.exists()),
             wal_dir: settings.storage.wal_dir.clone(),
-            kept: false,
+            armed: false,
         }
     }
 
-    fn keep(&mut self) {
-        self.kept = true;
+    fn arm(&mut self) {
+        self.armed = true;
+    }
+
+    fn disarm(&mut self) {
+        self.armed = false;
     }
 }
 
 impl Drop for Traces {
     fn drop(&mut self) {
-        if self.kept {
+        if !self.armed {
             return;
         }
-        // What cannot be removed is in the way of nobody: the next attempt clears it.
-        let _ = fs::remove_dir_all(self.data_dir.join(MEMBER_BUILT_ASIDE));
+        // What cannot be removed is in the way of nobody: the next attempt clears it. The log first, which is known by what is aside.
         if let Some(dir) = &self.wal_dir {
             let _ = identity::clear_unborn_wal_dir(dir);
+            if self.wal_created {
+                let _ = fs::remove_dir(dir);
+            }
         }
+        let _ = fs::remove_dir_all(self.data_dir.join(MEMBER_BUILT_ASIDE));
         if self.created {
             let _ = fs::remove_file(self.data_dir.join("LOCK"));
             let _ = fs::remove_dir(&self.data_dir);

@@ -10,7 +10,7 @@ use sha2::{Digest, Sha256};
 
 pub const DIGEST_BYTES: u64 = 32;
 /// A database is a whole number of pages, and pages are multiples of this; 32 bytes more are a digest.
-const SECTOR_BYTES: u64 = 512;
+pub(crate) const SECTOR_BYTES: u64 = 512;
 const CHUNK_BYTES: usize = 64 * 1024;
 
 /// Passes bytes on and hashes them.

@@ -7,7 +7,7 @@ use std::io;
 use std::ops::ControlFlow;
 
 use crate::bolt_read::{BoltError, BoltFile};
-use crate::digest::check_digest;
+use crate::digest::{SECTOR_BYTES, check_digest};
 
 /// The bucket of the rows.
 pub const KEY_BUCKET: &str = "key";
@@ -33,6 +33,8 @@ pub enum LookError {
     Bolt(#[from] BoltError),
     #[error("the SHA-256 at its end does not match the database before it")]
     Digest,
+    #[error("{0} bytes are neither whole pages nor whole pages and a SHA-256: its end is missing")]
+    Length(u64),
 }
 
 /// Reads the file twice, once for its digest, if it has one, and once for its content. Memory does not grow with the file.
@@ -40,8 +42,15 @@ pub enum LookError {
 /// # Errors
 /// Whatever is not a whole bbolt file, and a digest that does not match.
 pub fn look(file: File) -> Result<Status, LookError> {
-    if check_digest(&file)? == Some(false) {
-        return Err(LookError::Digest);
+    match check_digest(&file)? {
+        Some(true) => {}
+        Some(false) => return Err(LookError::Digest),
+        None => {
+            let bytes = file.metadata()?.len();
+            if bytes % SECTOR_BYTES != 0 {
+                return Err(LookError::Length(bytes));
+            }
+        }
     }
     Ok(status_of(&BoltFile::open(file)?)?)
 }
