@@ -9,8 +9,9 @@ use std::{
     time::{Duration, Instant},
 };
 
+use ::identity::{Boot, Home, Record};
 use nix::sys::resource::{Resource, getrlimit, setrlimit};
-use node::{Fatal, LoadError, Node, NodeConfig, Parts, Remote, Removal};
+use node::{Fatal, LoadError, Node, NodeConfig, OwnIdentity, Parts, Remote, Removal};
 use serde_json::{Map, Value, json};
 use server::{Bound, Running, Server, ServerConfig};
 use tokio::{
@@ -22,7 +23,7 @@ use types::{MemberId, limits};
 
 use crate::{
     announce,
-    bootstrap::prepare::Prepared,
+    bootstrap::prepare::{Prepared, VERSION},
     config::{self, LogLevel, Settings, Surroundings, urls, urls::Url},
     identity::{self, CleanStop, Identity, Keeper, KnownMember, State},
     logging,
@@ -218,7 +219,8 @@ pub fn start(settings: &Settings, prepared: Prepared, sockets: Sockets) -> Resul
     let Prepared { dir, keeper, wal, contents, .. } = prepared;
     let Sockets { peer, peer_addresses, server } = sockets;
     let boot = keeper.identity().boot_nonce.low_u64();
-    let parts = Parts { wal, contents, peer_listeners: peer, boot, remotes: remotes(keeper.identity()) };
+    let (remotes, identity) = (remotes(keeper.identity()), own_identity(keeper.identity())?);
+    let parts = Parts { wal, contents, peer_listeners: peer, boot, identity, remotes };
     let node = Node::start(config, parts).map_err(|error| node_refusal(error, &state_dir))?;
     announce::listening(announce::LISTENING_FOR_PEERS, &peer_addresses);
     let server = Server::start_bound(server, node.handle()).map_err(server_refusal)?;
@@ -226,6 +228,33 @@ pub fn start(settings: &Settings, prepared: Prepared, sockets: Sockets) -> Resul
     announce::listening(announce::LISTENING_FOR_CLIENTS, server.client_http_addresses());
     announce::listening(announce::LISTENING_FOR_METRICS, server.metrics_addresses());
     Ok(Member { id: keeper.identity().member_id, node, server, keeper, dir })
+}
+
+/// What the others are told of this start.
+fn own_identity(identity: &Identity) -> Result<OwnIdentity, Refusal> {
+    let boot = Boot {
+        seq: identity.boot_seq,
+        nonce: identity.boot_nonce,
+        previous: identity.prev_boot_nonce,
+    };
+    let home = Home {
+        host: identity.host.name.clone(),
+        path: identity.host.path.clone(),
+        pid: std::process::id(),
+        started: String::new(),
+    };
+    let attendees =
+        remotes_of(identity).filter_map(|member| Some((member.id, member.dir_uuid?))).collect();
+    let fresh_uuid = crate::identity::random()
+        .map_err(|error| Refusal::new(Id::IoError, "no random numbers").evidence("system", error.to_string()))?;
+    Ok(OwnIdentity {
+        record: Record { dir: identity.dir_uuid, boot, home, version: VERSION.to_owned() },
+        cluster_uuid: identity.cluster_uuid,
+        parent_uuid: identity.parent_uuid,
+        attendees,
+        config: None,
+        fresh_uuid,
+    })
 }
 
 /// Who may send the first entries to a member that joins, and whom it may answer: the cluster as it was when it told this member's place.
@@ -251,6 +280,11 @@ fn node_refusal(error: node::StartError, state_dir: &Path) -> Refusal {
             .remedy("else replace this member: cairnctl member remove, then member add, with an empty data directory")
     };
     match error {
+        error @ node::StartError::OtherLife { .. } => {
+            Refusal::new(Id::WrongDir, "the identity file and the state belong to different lives of the cluster")
+                .evidence(dir.to_string(), error.to_string())
+                .remedy("put the state and the identity file of one member together again: check the mounts")
+        }
         node::StartError::Store(OpenError::Io { operation, path, source }) => {
             Refusal::io(operation, &path, &source)
         }

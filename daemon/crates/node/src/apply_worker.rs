@@ -159,6 +159,7 @@ impl ApplyWorker {
         if !told.conf_changes.is_empty() {
             shared.note_conf_state(self.machine.conf_state());
             peers::follow_members(shared, &self.transport, &reader);
+            shared.records.applied(&reader);
         }
         if !told.leases.is_empty() {
             shared.leases.applied(shared, &told.leases);
@@ -231,6 +232,7 @@ impl ApplyWorker {
                 let reader = self.machine.reader();
                 peers::follow_members(shared, &self.transport, &reader);
                 members::note_removal(shared, &reader, &[]);
+                shared.records.applied(&reader);
                 let (revision, compacted) = (reader.revision(), reader.compact_revision());
                 shared.watch.applied(TellEvents::default(), revision, Some(compacted));
                 shared.revision.store(revision.0, Ordering::Release);

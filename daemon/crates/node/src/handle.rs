@@ -22,6 +22,7 @@ use crate::{
     mailbox::PushError,
     metrics_text,
     read_gate::Joined,
+    records,
     shared::{Leadership, PROPOSALS_QUEUED_MAX, Shared, ToRaft},
 };
 
@@ -264,6 +265,7 @@ impl Handle {
         let limit = self.shared.config.request_timeout();
         let moved = leadership.wait_for(|now| now.leader == target);
         match tokio::time::timeout(limit, moved).await {
+        records::close_soon(&self.shared, self.shared.config.election_timeout() / 2).await;
             Ok(Ok(_)) => Ok(pb::MoveLeaderResponse { header: Some(self.header_of_cluster()) }),
             Ok(Err(_)) => Err(EtcdError::Stopped),
             Err(_) => Err(EtcdError::LeaderTransferTimeout),

@@ -29,6 +29,7 @@ mod paced;
 mod peers;
 mod raft_loop;
 mod read_gate;
+mod records;
 mod shared;
 mod snapshots;
 mod v2_store;
@@ -49,8 +50,9 @@ use consensus::{
     Core, Recovered,
     io::{Input, Role},
 };
+use identity::Unique;
 use parking_lot::{Mutex, RwLock};
-use state_machine::{Options, StateMachine};
+use state_machine::{Options, Reader, StateMachine};
 use storage::{
     state_store::{FjallStore, StoreOptions},
     wal::{Wal, WalContents},
@@ -68,6 +70,7 @@ pub use config::{Fatal, NodeConfig};
 pub use consensus::LoadError;
 pub use handle::{Handle, NodeStatus};
 pub use members::Removal;
+pub use records::OwnIdentity;
 pub use shared::Leadership;
 pub use watches::{WatchClosed, WatchRequests, WatchResponses};
 
@@ -76,6 +79,7 @@ use lessor::LeaseDesk;
 use mailbox::{Mailbox, wait_until};
 use metrics::Metrics;
 use read_gate::ReadGate;
+use records::Desk;
 use shared::{Shared, ToRaft};
 use waiters::Waiters;
 use watches::WatchDesk;
@@ -91,6 +95,7 @@ pub struct Parts {
     pub peer_listeners: Vec<TcpListener>,
     /// Unique to this start of the process.
     pub boot: u64,
+    pub identity: OwnIdentity,
     /// Whom a member that joins can answer before its log names anybody. They become peers, or are forgotten, as the log says.
     pub remotes: Vec<Remote>,
 }
@@ -111,6 +116,8 @@ pub enum StartError {
     State(#[from] state_machine::OpenError),
     #[error("log and state: {0}")]
     Load(#[from] LoadError),
+    #[error("the identity file is of life {identity} of the cluster, the state is of {state}")]
+    OtherLife { identity: Unique, state: Unique },
     #[error("received snapshot: {0}")]
     Snapshot(#[from] snapshots::SnapshotError),
     #[error("peer transport: {0}")]
@@ -134,7 +141,7 @@ pub struct Node {
 
 impl Node {
     pub fn start(config: NodeConfig, parts: Parts) -> Result<Node, StartError> {
-        let Parts { wal, contents, peer_listeners, boot, remotes } = parts;
+        let Parts { wal, contents, peer_listeners, boot, identity, remotes } = parts;
         snapshots::resume(&config, contents.snapshot)?;
         let store = Arc::new(FjallStore::open(&config.state_dir, store_options(&config))?);
         let checkpoint = load_checkpoint(&config);
@@ -151,6 +158,7 @@ impl Node {
             "recovered the state"
         );
 
+        same_life(&identity, &reader)?;
         same_history(applied, &contents.entries)?;
         let recovered = Recovered {
             hard_state: contents.hard_state,
@@ -167,8 +175,15 @@ impl Node {
             .enable_all()
             .build()?;
         let joining = !remotes.is_empty();
-        let shared =
-            Arc::new(Shared::new(&config, &core, &machine, store, runtime.handle().clone(), joining));
+        let shared = Arc::new(Shared::new(
+            &config,
+            identity,
+            &core,
+            &machine,
+            store,
+            runtime.handle().clone(),
+            joining,
+        ));
         let face = Arc::new(peers::PeerFace(Arc::downgrade(&shared)));
         let transport = Transport::start(transport_config(&config, peer_listeners, &runtime), face)?;
         assert!(shared.transport.set(transport.clone()).is_ok(), "a member has one transport");
@@ -205,6 +220,7 @@ impl Node {
         runtime.spawn(peers::expire_waits(Arc::downgrade(&shared)));
         runtime.spawn(peers::publish(Arc::downgrade(&shared)));
         runtime.spawn(peers::watch_versions(Arc::downgrade(&shared)));
+        runtime.spawn(records::run(Arc::downgrade(&shared)));
         runtime.spawn(auto_compaction::run(Arc::downgrade(&shared)));
         if config.auto_promote_learner {
             runtime.spawn(members::promote_learners(Arc::downgrade(&shared)));
@@ -252,6 +268,16 @@ impl Node {
     }
 }
 
+/// The file may know a life that the state learns from the log: of a cluster that was forced out of the state's.
+fn same_life(identity: &OwnIdentity, reader: &Reader<FjallStore>) -> Result<(), StartError> {
+    match (identity.cluster_uuid, reader.cluster_uuid()) {
+        (Some(file), Some(state)) if file != state && identity.parent_uuid != Some(state) => {
+            Err(StartError::OtherLife { identity: file, state })
+        }
+        _ => Ok(()),
+    }
+}
+
 /// A log and a state that meet at one index need not belong together: half a backup, or another member's directory, has the index and
 /// another term. Where the log begins above the state's position, or a state of an old etcd names no term, there is nothing to compare.
 fn same_history(applied: LogPosition, entries: &[Entry]) -> Result<(), LoadError> {
@@ -277,6 +303,7 @@ fn hand_over(shared: &Shared) {
         .filter(|peer| peer.id != me && !peer.learner && peer.recent_active)
         .max_by_key(|peer| peer.matched);
     let Some(best) = best else { return };
+    records::close(shared, shared.config.election_timeout() / 2);
     info!(to = %best.id, "handing leadership over before stopping");
     shared.raft.push(ToRaft::input(Input::TransferLeader(best.id)));
     let limit = shared.config.election_timeout() * 3 / 2;
@@ -362,6 +389,7 @@ fn is_learner(member: MemberId, state: &ConfState) -> bool {
 impl Shared {
     fn new(
         config: &NodeConfig,
+        identity: OwnIdentity,
         core: &Core,
         machine: &StateMachine<FjallStore>,
         store: Arc<FjallStore>,
@@ -383,6 +411,7 @@ impl Shared {
             gate: ReadGate::new(),
             watch: WatchDesk::new(unix_ms),
             leases: LeaseDesk::new(config),
+            records: Desk::new(identity, &machine.reader()),
             metrics: Metrics::new(),
             reader: RwLock::new(machine.reader()),
             store: RwLock::new(store),

@@ -29,6 +29,7 @@ use crate::{
     members::{Removal, Rumour},
     metrics::Metrics,
     read_gate::ReadGate,
+    records::Desk,
     snapshots::Outgoing,
     waiters::Waiters,
     watches::WatchDesk,
@@ -91,6 +92,7 @@ pub(crate) struct Shared {
     pub(crate) gate: ReadGate,
     pub(crate) watch: WatchDesk,
     pub(crate) leases: LeaseDesk,
+    pub(crate) records: Desk,
     pub(crate) metrics: Metrics,
     /// Swapped by the apply worker when a snapshot is installed.
     pub(crate) reader: RwLock<Reader<FjallStore>>,

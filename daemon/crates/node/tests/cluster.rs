@@ -250,7 +250,14 @@ fn a_log_of_another_history_is_refused_although_its_indexes_fit() {
     drop(wal);
 
     let (wal, contents) = Wal::open(&wal_dir, wal_options()).expect("open the other log");
-    let parts = Parts { wal, contents, peer_listeners: vec![again], boot: 1, remotes: vec![] };
+    let parts = Parts {
+        wal,
+        contents,
+        peer_listeners: vec![again],
+        boot: 1,
+        identity: own_identity(&wal_dir),
+        remotes: vec![],
+    };
     let refused = Node::start(config(directory.path(), &members[0], &members), parts).err();
     let refused = refused.expect("the start is refused").to_string();
     assert!(refused.contains("they belong to different members or times"), "{refused}");

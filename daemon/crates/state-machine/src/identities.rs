@@ -12,7 +12,7 @@ use std::collections::BTreeMap;
 use bytes::Bytes;
 use identity::{Private, Record, Standing, Unique, Watermark};
 use serde::de::DeserializeOwned;
-use types::{LogPosition, MemberId};
+use types::{LogIndex, LogPosition, MemberId};
 
 use crate::membership::{Member, Membership};
 use crate::rows::meta;
@@ -58,9 +58,12 @@ pub struct Removed {
     pub asked_through: Option<String>,
 }
 
-/// Everything that is written down about one member.
-#[derive(Clone, Debug, Default, PartialEq, Eq)]
+/// Everything that is written down about one member, and the life of the cluster at the same moment.
+#[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Identified {
+    pub cluster_uuid: Option<Unique>,
+    pub parent_uuid: Option<Unique>,
+    pub standing: Standing,
     pub record: Option<Record>,
     pub watermark: Option<Watermark>,
     /// None also for members that went before such things were written down.
@@ -75,6 +78,9 @@ pub(crate) struct Identities {
     pub records: BTreeMap<MemberId, Record>,
     pub watermarks: BTreeMap<MemberId, Watermark>,
     removals: BTreeMap<MemberId, Removed>,
+    /// The newest entries without a gap that were notes, as far as this process has applied them itself. Only for a leader, which would
+    /// otherwise take its own notes for progress and never rest.
+    pub notes: Option<(LogIndex, LogIndex)>,
 }
 
 impl Identities {
@@ -105,7 +111,11 @@ impl Identities {
 
     /// What of a note counts: the first life (or the next, where the note names the present one as its parent), starts that may follow
     /// those written, and watermarks that rise; all of it for members only.
-    pub fn take(&mut self, notes: &Notes, membership: &Membership, batch: &mut WriteBatch) {
+    pub fn take(&mut self, notes: &Notes, at: LogIndex, membership: &Membership, batch: &mut WriteBatch) {
+        self.notes = match self.notes {
+            Some((first, last)) if last.next() == at => Some((first, at)),
+            _ => Some((at, at)),
+        };
         if let Some(life) = notes.cluster_uuid
             && (self.cluster_uuid.is_none() || self.cluster_uuid == notes.parent_uuid)
         {
@@ -154,15 +164,18 @@ impl Identities {
         self.removals.insert(id, removed);
     }
 
-    pub fn of(&self, id: MemberId) -> Identified {
+    pub fn of(&self, id: MemberId, membership: &Membership) -> Identified {
         Identified {
+            cluster_uuid: self.cluster_uuid,
+            parent_uuid: self.parent_uuid,
+            standing: self.standing(id, membership),
             record: self.records.get(&id).cloned(),
             watermark: self.watermarks.get(&id).copied(),
             removal: self.removals.get(&id).cloned(),
         }
     }
 
-    pub fn standing(&self, id: MemberId, membership: &Membership) -> Standing {
+    fn standing(&self, id: MemberId, membership: &Membership) -> Standing {
         if let Some(member) = membership.member(id) {
             return Standing::Member { is_learner: member.is_learner, is_new: member.name.is_empty() };
         }

@@ -14,9 +14,9 @@ use api::etcdserverpb::{
     TxnResponse, request_op::Request, response_op::Response,
 };
 use api::mvccpb::KeyValue;
-use identity::{Standing, Unique};
+use identity::Unique;
 use parking_lot::RwLockReadGuard;
-use types::{ConfState, LogPosition, MemberId, Revision};
+use types::{ConfState, LogIndex, LogPosition, MemberId, Revision};
 
 use crate::apply::txn;
 use crate::cluster::Downgrade;
@@ -239,15 +239,15 @@ impl<S: Store> Reader<S> {
         self.shared.state.read().membership.is_removed(id)
     }
 
-    /// What is written down about a member, or about one that was.
+    /// What is written down about a member, about one that was, or about nobody.
     pub fn identity_of(&self, id: MemberId) -> Identified {
-        self.shared.state.read().identities.of(id)
+        let state = self.shared.state.read();
+        state.identities.of(id, &state.membership)
     }
 
-    /// Whether this id is in the list, was, or never has been.
-    pub fn standing_of(&self, id: MemberId) -> Standing {
-        let state = self.shared.state.read();
-        state.identities.standing(id, &state.membership)
+    /// First and last of the newest entries without a gap that were notes, as far as this process has applied them.
+    pub fn newest_notes(&self) -> Option<(LogIndex, LogIndex)> {
+        self.shared.state.read().identities.notes
     }
 
     /// The life of the cluster that this state belongs to. None until the first leader has written it down.

@@ -5,6 +5,7 @@
 mod net;
 
 use std::{
+    collections::BTreeMap,
     net::TcpListener,
     path::Path,
     time::{Duration, Instant},
@@ -12,7 +13,8 @@ use std::{
 
 use api::{error::EtcdError, etcdserverpb as pb, raftpb};
 use bytes::Bytes;
-use node::{Fatal, Handle, Node, NodeConfig, Parts};
+use identity::{Boot, Home, Record, Unique};
+use node::{Fatal, Handle, Node, NodeConfig, OwnIdentity, Parts};
 use prost::Message;
 use state_machine::membership::{Member, cluster_id, member_id};
 use storage::wal::{Wal, WalMetadata, WalOptions};
@@ -61,6 +63,38 @@ pub fn config(directory: &Path, member: &Member, members: &[Member]) -> NodeConf
         snap_dir: directory.join("snap"),
         fatal,
     }
+}
+
+/// The next start on the directory that holds this log, as the daemon's identity file counts them.
+pub fn own_identity(wal_dir: &Path) -> OwnIdentity {
+    let random = || Unique::for_test(rand());
+    let file = wal_dir.with_extension("identity");
+    let (dir, before): (Unique, Option<Boot>) = match std::fs::read(&file) {
+        Ok(text) => serde_json::from_slice(&text).expect("what was written here"),
+        Err(_) => (random(), None),
+    };
+    let boot = Boot {
+        seq: before.map_or(1, |boot| boot.seq + 1),
+        nonce: random(),
+        previous: before.map(|boot| boot.nonce),
+    };
+    let text = serde_json::to_vec(&(dir, Some(boot))).expect("JSON");
+    std::fs::write(&file, text).expect("the identity");
+    OwnIdentity {
+        record: Record { dir, boot, home: Home::default(), version: "0.0.0".to_owned() },
+        cluster_uuid: None,
+        parent_uuid: None,
+        attendees: BTreeMap::new(),
+        config: None,
+        fresh_uuid: random(),
+    }
+}
+
+/// Unlike any other of this process and of others at the same time.
+fn rand() -> u128 {
+    use std::hash::{BuildHasher, RandomState};
+    let half = || u128::from(RandomState::new().hash_one(0));
+    half() << 64 | half()
 }
 
 /// A small segment, so that a test machine does not zero-fill gigabytes.
@@ -116,8 +150,9 @@ pub fn boot_with(
         wal.sync().expect("sync genesis");
     }
     let (wal, contents) = Wal::open(&wal_dir, wal_options()).expect("open the log");
-    let boot = Instant::now().elapsed().as_nanos() as u64 ^ member.id.0;
-    let parts = Parts { wal, contents, peer_listeners: vec![listener], boot, remotes: vec![] };
+    let identity = own_identity(&wal_dir);
+    let boot = identity.record.boot.nonce.low_u64();
+    let parts = Parts { wal, contents, peer_listeners: vec![listener], boot, identity, remotes: vec![] };
     let node = Node::start(config, parts).expect("start the member");
     Running { member: member.clone(), node }
 }

@@ -43,7 +43,7 @@ pub(super) fn apply(
             batch.delete(Table::Members, row_key.clone());
             batch.put(Table::MembersRemoved, row_key, REMOVED_ROW);
         }
-        MemberChange::Note(notes) => state.identities.take(notes, &state.membership, batch),
+        MemberChange::Note(notes) => state.identities.take(notes, at.index, &state.membership, batch),
         MemberChange::Add(_) | MemberChange::Promote(_) | MemberChange::UpdatePeerUrls(..) => {
             let member =
                 state.membership.member(id).expect("a member that was added, promoted or updated is there");

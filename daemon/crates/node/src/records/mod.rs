@@ -1,0 +1,275 @@
+//! The leader's desk: what it writes down, through the log, about who the members are. First of all which life of the cluster this is; then
+//! the start (boot) that was admitted as each member; and while things move, how far each member has been.
+//!
+//! Everybody keeps what it has seen admitted; whoever leads writes what is not written yet. A note is one entry, it is no client's business,
+//! and no client's change of membership waits for it ([`consensus::io::Input::Note`]).
+//!
+//! Not here: who is admitted (sentinel), what an entry does (state-machine), the identity file (daemon).
+
+mod due;
+
+use std::{
+    collections::BTreeMap,
+    sync::{
+        Arc, Weak,
+        atomic::{AtomicBool, Ordering},
+    },
+    time::{Duration, Instant},
+};
+
+use api::{
+    error::EtcdError,
+    raftpb::{ConfChange, ConfChangeType},
+};
+use bytes::Bytes;
+use consensus::io::{Input, Proposal, ProposalId, Role};
+use identity::{GenesisConfig, Known, Private, Record, Unique, Witness};
+use parking_lot::Mutex;
+use prost::Message;
+use state_machine::Reader;
+use storage::state_store::FjallStore;
+use tokio::sync::{Notify, watch};
+use tracing::{info, warn};
+use types::{EntryKind, MemberId};
+
+use crate::{
+    handle::Handle,
+    mailbox::wait_until,
+    shared::{Shared, ToRaft},
+};
+
+/// Watermarks are written at most this often: what a member loses within it can go unnoticed only if the leader is lost as well.
+const MARKS_INTERVAL: Duration = Duration::from_secs(5);
+
+/// How often a leader looks whether something is to be written, when nobody has told it.
+const LOOK_INTERVAL: Duration = Duration::from_secs(1);
+
+/// Pause before a note that was not taken (another change of membership, a hand-over) is tried again.
+const AGAIN: Duration = Duration::from_millis(50);
+
+/// Pause before a leader looks again that has not applied its predecessors' entries, or has more to write than fitted into one note.
+const SOON: Duration = Duration::from_millis(10);
+
+/// What this start of the member is, as the daemon knows it.
+#[derive(Clone, Debug)]
+pub struct OwnIdentity {
+    pub record: Record,
+    /// From the identity file; None until the member is born.
+    pub cluster_uuid: Option<Unique>,
+    pub parent_uuid: Option<Unique>,
+    /// Which directories answered when the cluster was founded, by member.
+    pub attendees: BTreeMap<MemberId, Unique>,
+    /// The first members by the settings, while the member is not born.
+    pub config: Option<GenesisConfig>,
+    /// Random. The life of the cluster, should this member be its first leader.
+    pub fresh_uuid: Unique,
+}
+
+pub(crate) struct Desk {
+    pub(crate) own: OwnIdentity,
+    /// The newest start that was admitted here, by member.
+    admitted: Mutex<BTreeMap<MemberId, Record>>,
+    /// Something is new, or somebody waits for marks.
+    look: Arc<Notify>,
+    /// Marks are wanted before leadership is handed over.
+    closing: AtomicBool,
+    life: watch::Sender<Option<Unique>>,
+}
+
+impl Desk {
+    pub(crate) fn new(own: OwnIdentity, reader: &Reader<FjallStore>) -> Desk {
+        Desk {
+            own,
+            admitted: Mutex::new(BTreeMap::new()),
+            look: Arc::new(Notify::new()),
+            closing: AtomicBool::new(false),
+            life: watch::Sender::new(reader.cluster_uuid()),
+        }
+    }
+
+    /// This start of a peer was welcomed. Called on every member, whoever leads; only the newest counts.
+    pub(crate) fn admitted(&self, member: MemberId, record: Record) {
+        let mut admitted = self.admitted.lock();
+        if admitted.get(&member) != Some(&record) {
+            admitted.insert(member, record);
+            drop(admitted);
+            self.look.notify_one();
+        }
+    }
+
+    /// After entries or a snapshot that may have told the life of the cluster.
+    pub(crate) fn applied(&self, reader: &Reader<FjallStore>) {
+        let life = reader.cluster_uuid();
+        let is_news = self.life.send_if_modified(|known| std::mem::replace(known, life) != life);
+        if is_news && let Some(life) = life {
+            info!(cluster_uuid = %life, "the life of this cluster is written down");
+        }
+        // Somebody admitted may have become a member.
+        if is_news || !self.admitted.lock().is_empty() {
+            self.look.notify_one();
+        }
+    }
+}
+
+/// What this member knows of another, for [`identity::judge`]; without the session, which is the sentinel's.
+pub(crate) fn known(shared: &Shared, member: MemberId) -> Known {
+    let own = &shared.records.own;
+    let found = shared.reader().identity_of(member);
+    let attendee = own.attendees.get(&member).copied().filter(|_| found.record.is_none());
+    Known {
+        // The file's first: after a forced new cluster the log says it a little later.
+        cluster_uuid: own.cluster_uuid.or(found.cluster_uuid),
+        parent_uuid: own.parent_uuid.or(found.parent_uuid),
+        standing: found.standing,
+        record: found.record,
+        attendee,
+        watermark: found.watermark,
+        session: None,
+        witness: witness(shared),
+    }
+}
+
+pub(crate) fn witness(shared: &Shared) -> Witness {
+    Witness {
+        member: shared.config.member,
+        leads: shared.is_leader.load(Ordering::Acquire),
+        term: shared.term().0,
+        commit: shared.committed().0,
+    }
+}
+
+impl Handle {
+    /// The life of the cluster as applied here; None until a first leader has written it down.
+    pub fn cluster_uuid(&self) -> watch::Receiver<Option<Unique>> {
+        self.shared.records.life.subscribe()
+    }
+
+    /// The life that this one continues, after a restore or a forced new cluster.
+    pub fn parent_uuid(&self) -> Option<Unique> {
+        self.reader().parent_uuid().or(self.shared.records.own.parent_uuid)
+    }
+
+    /// What this member knows of another, without who is connected.
+    pub fn known(&self, member: MemberId) -> Known {
+        known(&self.shared, member)
+    }
+
+    /// This start of a peer was welcomed.
+    #[doc(hidden)]
+    pub fn admitted(&self, member: MemberId, record: Record) {
+        self.shared.records.admitted(member, record);
+    }
+
+    /// Writes one note, as the leader, and waits until it is applied here.
+    async fn note(&self, notes: Private) -> Result<(), EtcdError> {
+        let shared = &self.shared;
+        let me = shared.config.member;
+        // The URLs are read as late as possible: an etcd takes them for an update.
+        let own = self.reader().member(me).ok_or(EtcdError::MemberNotFound)?;
+        let id = shared.waiters.next_id();
+        let change = ConfChange {
+            id: Some(id),
+            r#type: Some(ConfChangeType::ConfChangeUpdateNode as i32),
+            node_id: Some(me.0),
+            context: Some(Bytes::from(own.note_context(notes))),
+        };
+        let data = Bytes::from(change.encode_to_vec());
+        let told = shared.waiters.register(id);
+        let proposal = Proposal { id: ProposalId(id), kind: EntryKind::ConfChange, data };
+        // At most one of these is under way.
+        shared.raft.push(ToRaft::input(Input::Note(proposal)));
+        told.await.unwrap_or(Err(EtcdError::Stopped)).map(|_| ())
+    }
+}
+
+/// Until the member stops.
+pub(crate) async fn run(shared: Weak<Shared>) {
+    let Some((mut leadership, look)) =
+        shared.upgrade().map(|shared| (shared.leadership.subscribe(), shared.records.look.clone()))
+    else {
+        return;
+    };
+    let mut pause = Duration::ZERO;
+    let mut marks_at = Instant::now();
+    loop {
+        tokio::select! {
+            _ = leadership.changed() => {}
+            () = look.notified() => {}
+            () = tokio::time::sleep(pause) => {}
+        }
+        let Some(shared) = shared.upgrade().filter(|shared| !shared.stopping.load(Ordering::Acquire)) else {
+            return;
+        };
+        pause = step(&shared, &mut marks_at).await;
+    }
+}
+
+/// One look; answers how long to wait for the next.
+async fn step(shared: &Arc<Shared>, marks_at: &mut Instant) -> Duration {
+    let desk = &shared.records;
+    let closing = desk.closing.load(Ordering::Acquire);
+    let now = *shared.leadership.borrow();
+    if now.role != Role::Leader {
+        desk.closing.store(false, Ordering::Release);
+        return LOOK_INTERVAL;
+    }
+    if shared.applied_term.load(Ordering::Acquire) < now.term.0 {
+        return SOON;
+    }
+    let status = shared.raft_status.lock().clone();
+    let marks_due = closing || Instant::now() >= *marks_at;
+    let reader = shared.reader();
+    let admitted = desk.admitted.lock().clone();
+    let mut notes = due::records(shared.config.member, &desk.own, &admitted, &reader);
+    let has_records = notes.is_some();
+    // Nobody would ever hold them against an only member.
+    if (marks_due || has_records) && status.peers.len() > 1 {
+        let marks = due::marks(&status, &reader);
+        if !marks.is_empty() {
+            notes.get_or_insert_default().watermarks = marks;
+        }
+    }
+    let Some(notes) = notes else {
+        desk.closing.store(false, Ordering::Release);
+        return LOOK_INTERVAL;
+    };
+    let (records, marks) = (notes.records.len(), notes.watermarks.len());
+    match (Handle { shared: shared.clone() }).note(notes).await {
+        Ok(()) => {
+            tracing::debug!(records, marks, "noted who the members are");
+            if marks > 0 {
+                *marks_at = Instant::now() + MARKS_INTERVAL;
+                desk.closing.store(false, Ordering::Release);
+            }
+            // There may be more than fits into one.
+            if has_records { SOON } else { LOOK_INTERVAL }
+        }
+        Err(EtcdError::ProposalDropped) => AGAIN,
+        // The next leader writes it.
+        Err(_) if !shared.is_leader.load(Ordering::Acquire) => LOOK_INTERVAL,
+        Err(error) => {
+            warn!(%error, "what the cluster should know of its members could not be written; trying again");
+            LOOK_INTERVAL
+        }
+    }
+}
+
+/// Before leadership is handed over: whoever takes it knows how far the others have been. Best effort, and bounded.
+pub(crate) fn close(shared: &Shared, limit: Duration) {
+    ask_to_close(shared);
+    wait_until(limit, Duration::from_millis(5), || !shared.records.closing.load(Ordering::Acquire));
+}
+
+/// As [`close`], for a task.
+pub(crate) async fn close_soon(shared: &Shared, limit: Duration) {
+    ask_to_close(shared);
+    let until = tokio::time::Instant::now() + limit;
+    while shared.records.closing.load(Ordering::Acquire) && tokio::time::Instant::now() < until {
+        tokio::time::sleep(Duration::from_millis(5)).await;
+    }
+}
+
+fn ask_to_close(shared: &Shared) {
+    shared.records.closing.store(true, Ordering::Release);
+    shared.records.look.notify_one();
+}
