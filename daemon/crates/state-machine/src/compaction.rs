@@ -139,6 +139,7 @@ impl<S: Store> StateMachine<S> {
             // The index forgets first: a reader that still finds a version also finds its row, or learns that it was overtaken.
             {
                 let mut state = shared.state.write();
+                state.removing = target;
                 for key in &keys {
                     state.index.forget_superseded(key, target);
                 }

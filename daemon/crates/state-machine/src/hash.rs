@@ -21,7 +21,7 @@ use crate::store::{Store, StoredRow, Table};
 const ROWS_PER_HOLD: usize = 512;
 /// Keys looked at under one hold of the index lock.
 const KEYS_PER_HOLD: usize = 4096;
-/// Starts before a compaction that keeps coming in between is answered as such.
+/// Starts before removals that keep coming in between are answered as a compaction.
 const RESTARTS_MAX: usize = 8;
 /// The bucket of rows; its name enters both checksums.
 const ROWS_NAME: &[u8] = b"key";
@@ -74,7 +74,8 @@ impl<S: Store> Reader<S> {
                 let judged_at = if self.keeps_anything(target, false) { target } else { compacted };
                 self.hash_up_to(Keep { target, compacted, judged_at }, &mut || true)
             };
-            if self.shared.state.read().compacted == compacted {
+            // What was only decided meanwhile took nothing away yet.
+            if self.shared.state.read().removing <= compacted {
                 return Ok(HashKv {
                     hash,
                     compact_revision: Revision(compacted),

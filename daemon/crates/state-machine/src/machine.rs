@@ -223,6 +223,7 @@ impl<S: Store> StateMachine<S> {
             recent: RecentChanges::starting_at(revision),
             revision,
             compacted: marks.scheduled.max(marks.finished),
+            removing: marks.scheduled.max(marks.finished),
             unhashed: VecDeque::new(),
             applied: marks.applied,
             membership,

@@ -66,6 +66,8 @@ pub(crate) struct State {
     pub recent: RecentChanges,
     pub revision: i64,
     pub compacted: i64,
+    /// How far rows are being removed, or are gone; at most `compacted`.
+    pub removing: i64,
     /// Compactions whose rows are still all there, oldest first; their hashes are due before anything is removed.
     pub unhashed: VecDeque<Span>,
     pub applied: LogPosition,

@@ -2,6 +2,9 @@
 
 mod common;
 
+use std::collections::BTreeMap;
+use std::sync::atomic::{AtomicBool, Ordering};
+
 use api::error::EtcdError;
 use common::*;
 use state_machine::{COMPACTION_HASHES_KEPT, CompactProgress, HashKv};
@@ -90,6 +93,44 @@ fn rows_wait_for_the_hash_and_nothing_else_does() {
     assert_eq!(hash(&bench, 15).hash, before.hash);
     bench.compact_physically(100);
     assert_eq!(hash(&bench, 18).compact_revision, Revision(15));
+}
+
+/// OP09: what asks for hashes while compactions come gets answers, and equal ones for equal marks.
+#[test]
+fn corruption_check_during_compaction() {
+    const ROUNDS: i64 = 400;
+    let mut bench = Bench::new();
+    story(&mut bench);
+    let reader = bench.reader.clone();
+    let ended = AtomicBool::new(false);
+    let answers = std::thread::scope(|scope| {
+        let checker = scope.spawn(|| {
+            let mut answers = Vec::new();
+            loop {
+                let last = ended.load(Ordering::Acquire);
+                answers.push(reader.hash_kv(0).expect("the present has a hash, whatever is compacted"));
+                if last {
+                    return answers;
+                }
+            }
+        });
+        for _ in 0..ROUNDS {
+            story(&mut bench);
+            let revision = bench.reader.revision().0;
+            bench.compact(revision - 5).unwrap();
+            // A member that removes late, then one that removes at once.
+            bench.compact(revision - 2).unwrap();
+            bench.compact_physically(3);
+        }
+        ended.store(true, Ordering::Release);
+        checker.join().unwrap()
+    });
+    let mut known = BTreeMap::new();
+    for answer in &answers {
+        let marks = (answer.hash_revision, answer.compact_revision);
+        assert_eq!(*known.entry(marks).or_insert(answer.hash), answer.hash, "{marks:?}");
+    }
+    assert!(!known.is_empty());
 }
 
 #[test]
