@@ -1,9 +1,9 @@
 //! Backups: the state of one moment as etcd's database file, handed out in pieces, with its SHA-256 as the last one.
 //!
-//! A thread of its own takes a pinned view, writes it into a file without a name and reads that out again as fast as the client takes it.
-//! Nothing on the write path knows of it: apply, raft and the log share no lock and no queue with this thread, the file is never synced, and
-//! it is written no faster than `snapshot-save-rate`. A client that does not take it gives its place up. Memory is a queue of pieces, whatever the size of the state. The file vanishes
-//! with its handle, also when the process is killed.
+//! A thread of its own takes a pinned view, writes it into a file without a name and reads that out again, both no faster than
+//! `snapshot-save-rate`. Nothing on the write path knows of it: apply, raft and the log share no lock and no queue with this thread, and the
+//! file is never synced. A client that does not take it gives its place up. Memory is a queue of pieces, whatever the size of the state. The
+//! file vanishes with its handle, also when the process is killed.
 //!
 //! Local: no quorum and no leader are needed, and learners serve it too. Not here: the file's format (storage).
 
@@ -19,7 +19,10 @@ use storage::snapshot::{self, HashingReader};
 use tokio::sync::mpsc;
 use tracing::{info, warn};
 
-use crate::{handle::Handle, paced::Paced};
+use crate::{
+    handle::Handle,
+    paced::{Pace, Paced},
+};
 
 /// Backups of this process at a time. Each has a file as large as the state; who wants more of them at once wants something else.
 pub const BACKUPS_MAX: usize = 4;
@@ -138,11 +141,13 @@ fn write(handle: &Handle, pieces: &Pieces) -> Result<(), BackupError> {
         patience: Patience::default(),
     };
     let mut reader = HashingReader::new(&mut written.file);
+    let pace = Pace::new(shared.config.snapshot_save_bytes_per_second);
     while remaining > 0 {
         let length = PIECE_BYTES.min(usize::try_from(remaining).unwrap_or(PIECE_BYTES));
         let mut blob = vec![0; length];
         reader.read_exact(&mut blob).map_err(failed("read the database file"))?;
         remaining -= length as u64;
+        pace.keep(written.bytes - remaining);
         outlet.send(remaining, blob.into())?;
     }
     outlet.send(0, Bytes::copy_from_slice(&reader.digest()))?;

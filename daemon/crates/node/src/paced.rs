@@ -14,29 +14,42 @@ use state_machine::store::{StoreError, StoredRow, Table};
 use storage::snapshot::View;
 use types::{LogPosition, RowId};
 
-/// Between two looks at the clock and at whether anybody still wants the result.
-const LOOK_EVERY_BYTES: u64 = 1024 * 1024;
+/// Between two looks at the clock and at whether anybody still wants the result: a fraction of a millisecond of work, so that a put that needs
+/// the same processor hardly notices.
+const LOOK_EVERY_BYTES: u64 = 128 * 1024;
 
 /// What a row takes in a file beside its value: the element, and its key.
 const ROW_OVERHEAD_BYTES: u64 = 34;
 
+/// At most so many bytes a second since it began.
+pub(crate) struct Pace {
+    rate: Option<NonZeroU64>,
+    began: Instant,
+}
+
+impl Pace {
+    pub(crate) fn new(rate: Option<NonZeroU64>) -> Pace {
+        Pace { rate, began: Instant::now() }
+    }
+
+    /// Waits until this many bytes, counted from the beginning, are due.
+    pub(crate) fn keep(&self, bytes: u64) {
+        let Some(rate) = self.rate else { return };
+        let due = Duration::from_secs_f64(bytes as f64 / rate.get() as f64);
+        std::thread::sleep(due.saturating_sub(self.began.elapsed()));
+    }
+}
+
 /// A view that is read no faster than this many bytes a second, and not at all once nobody wants the result.
 pub(crate) struct Paced<'a, V> {
     view: &'a V,
-    rate: Option<NonZeroU64>,
-    began: Instant,
+    pace: Pace,
     unwanted: &'a dyn Fn() -> bool,
 }
 
 impl<'a, V: View> Paced<'a, V> {
     pub(crate) fn new(view: &'a V, rate: Option<NonZeroU64>, unwanted: &'a dyn Fn() -> bool) -> Self {
-        Paced { view, rate, began: Instant::now(), unwanted }
-    }
-
-    /// How much too early these many bytes are.
-    fn early(&self, bytes: u64) -> Duration {
-        let Some(rate) = self.rate else { return Duration::ZERO };
-        Duration::from_secs_f64(bytes as f64 / rate.get() as f64).saturating_sub(self.began.elapsed())
+        Paced { view, pace: Pace::new(rate), unwanted }
     }
 }
 
@@ -59,7 +72,7 @@ impl<V: View> View for Paced<'_, V> {
                     unwanted = true;
                     return ControlFlow::Break(());
                 }
-                std::thread::sleep(self.early(bytes));
+                self.pace.keep(bytes);
             }
             each(id, row)
         })?;

@@ -17,9 +17,11 @@ use common::{Everything, Random, at, everything, id, key_value, plausible_batch,
 use prost::Message as _;
 use state_machine::memory::Memory;
 use state_machine::store::{Store, StoredRow, Table, WriteBatch};
-use storage::snapshot::{self, BoltError, DbFile, HashingReader, InstallError, Quiet, ReadError, View};
+use storage::snapshot::{
+    self, BoltError, DbFile, HashingReader, InstallError, Quiet, ReadError, Restoration, View,
+};
 use storage::state_store::{FjallStore, OpenError, StoreOptions};
-use types::{LogPosition, RowId};
+use types::{LogPosition, Revision, RowId};
 
 fn small() -> StoreOptions {
     StoreOptions { memtable_bytes: 1024 * 1024, ..StoreOptions::default() }
@@ -670,6 +672,32 @@ fn a_database_of_real_etcd_is_read_to_the_last_row() {
     assert_eq!(everything(&open(&again)), everything(&db));
     assert_eq!(u64::from(hash_kv(&open(&again))), theirs);
     assert_eq!(status_json(&tools, &again)["hash"], status["hash"]);
+}
+
+/// Regression OP06: a compaction can have taken the row of the newest revision (etcd up to 3.5.15 drops a tombstone there), and clients have
+/// seen that revision nevertheless.
+#[test]
+fn restore_never_lowers_revision() {
+    let directory = tempfile::tempdir().unwrap();
+    let store = FjallStore::open(&directory.path().join("before"), small()).unwrap();
+    let mut batch = WriteBatch::at(at(9));
+    batch.put_row(id(2, 0), put_row(key_value(b"k", 2, 1, vec![])));
+    for mark in ["scheduledCompactRev", "finishedCompactRev"] {
+        batch.put(Table::Meta, mark, state_machine::rows::coordinate(id(33, 0)).to_vec());
+    }
+    store.write(batch).unwrap();
+    let path = directory.path().join("backup.db");
+    export(&store.view().unwrap(), &path);
+    let how = Restoration {
+        position: at(1),
+        members: vec![],
+        bump: Some(5),
+        mark_compacted: true,
+        skip_hash_check: true,
+    };
+    let root = directory.path().join("after");
+    let restored = snapshot::restore(&root, &File::open(&path).unwrap(), &how, &small()).unwrap();
+    assert_eq!((restored.revision_before, restored.revision), (Revision(33), Revision(38)));
 }
 
 #[test]

@@ -133,6 +133,7 @@ fn feed(
     if let Some(fault) = fault {
         return Err(fault);
     }
+    newest = newest.max(compacted(source)?);
     restored.revision_before = Revision(newest.max(1));
     restored.revision = restored.revision_before;
     let mut mark = None;
@@ -158,6 +159,20 @@ fn feed(
         }
     }
     Ok(())
+}
+
+/// The highest revision that a compaction went to. The row of that revision may be gone, and the revision was given out all the same.
+fn compacted(source: &DbFile) -> Result<i64, ReadError> {
+    let mut newest = 0;
+    source.each_pair(Table::Meta, &mut |key, value| {
+        if [meta::SCHEDULED_COMPACT, meta::FINISHED_COMPACT].contains(&key)
+            && let Some(id) = rows::parse_coordinate(value)
+        {
+            newest = newest.max(id.main.0);
+        }
+        ControlFlow::Continue(())
+    })?;
+    Ok(newest)
 }
 
 /// The pairs of a table as the new cluster has them.
