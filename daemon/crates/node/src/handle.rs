@@ -81,6 +81,7 @@ impl Handle {
             if !state_machine::is_serializable(&request) {
                 self.read_barrier().await?;
             }
+            self.confirmed_only()?;
             let mut response = self.reader().txn_read_only(&request)?;
             self.stamp(&mut response.header);
             return Ok(response);
@@ -152,6 +153,7 @@ impl Handle {
 
     /// A local read at the current or the asked revision, without any round.
     pub fn range_local(&self, request: &pb::RangeRequest) -> Result<pb::RangeResponse, EtcdError> {
+        self.confirmed_only()?;
         self.shared.metrics.ranges.add(1);
         let mut response = self.reader().range(request)?;
         self.stamp(&mut response.header);
@@ -223,6 +225,7 @@ impl Handle {
 
     /// Reads the whole store: seconds on a large one, on a thread made for waiting.
     pub async fn hash(&self) -> Result<pb::HashResponse, EtcdError> {
+        self.confirmed_only()?;
         let reader = self.reader();
         let hash =
             tokio::task::spawn_blocking(move || reader.hash()).await.map_err(|_| EtcdError::Stopped)?;
@@ -231,6 +234,7 @@ impl Handle {
 
     /// As [`Handle::hash`], for the key space at one revision.
     pub async fn hash_kv(&self, request: pb::HashKvRequest) -> Result<pb::HashKvResponse, EtcdError> {
+        self.confirmed_only()?;
         let reader = self.reader();
         let result = tokio::task::spawn_blocking(move || reader.hash_kv(request.revision))
             .await
@@ -261,11 +265,11 @@ impl Handle {
         if target == me {
             return Ok(pb::MoveLeaderResponse { header: Some(self.header_of_cluster()) });
         }
+        records::close_soon(&self.shared, self.shared.config.election_timeout() / 2).await;
         self.shared.raft.push(ToRaft::input(Input::TransferLeader(target)));
         let limit = self.shared.config.request_timeout();
         let moved = leadership.wait_for(|now| now.leader == target);
         match tokio::time::timeout(limit, moved).await {
-        records::close_soon(&self.shared, self.shared.config.election_timeout() / 2).await;
             Ok(Ok(_)) => Ok(pb::MoveLeaderResponse { header: Some(self.header_of_cluster()) }),
             Ok(Err(_)) => Err(EtcdError::Stopped),
             Err(_) => Err(EtcdError::LeaderTransferTimeout),

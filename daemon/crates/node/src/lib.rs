@@ -30,6 +30,7 @@ mod peers;
 mod raft_loop;
 mod read_gate;
 mod records;
+mod sentinel;
 mod shared;
 mod snapshots;
 mod v2_store;
@@ -71,6 +72,7 @@ pub use consensus::LoadError;
 pub use handle::{Handle, NodeStatus};
 pub use members::Removal;
 pub use records::OwnIdentity;
+pub use sentinel::{Expelled, Heard};
 pub use shared::Leadership;
 pub use watches::{WatchClosed, WatchRequests, WatchResponses};
 
@@ -80,6 +82,7 @@ use mailbox::{Mailbox, wait_until};
 use metrics::Metrics;
 use read_gate::ReadGate;
 use records::Desk;
+use sentinel::Sentinel;
 use shared::{Shared, ToRaft};
 use waiters::Waiters;
 use watches::WatchDesk;
@@ -174,7 +177,7 @@ impl Node {
             .thread_name("peer-io")
             .enable_all()
             .build()?;
-        let joining = !remotes.is_empty();
+        let elders: Vec<MemberId> = remotes.iter().map(|remote| remote.id).collect();
         let shared = Arc::new(Shared::new(
             &config,
             identity,
@@ -182,7 +185,7 @@ impl Node {
             &machine,
             store,
             runtime.handle().clone(),
-            joining,
+            elders,
         ));
         let face = Arc::new(peers::PeerFace(Arc::downgrade(&shared)));
         let transport = Transport::start(transport_config(&config, peer_listeners, &runtime), face)?;
@@ -221,6 +224,7 @@ impl Node {
         runtime.spawn(peers::publish(Arc::downgrade(&shared)));
         runtime.spawn(peers::watch_versions(Arc::downgrade(&shared)));
         runtime.spawn(records::run(Arc::downgrade(&shared)));
+        runtime.spawn(sentinel::watch(Arc::downgrade(&shared)));
         runtime.spawn(auto_compaction::run(Arc::downgrade(&shared)));
         if config.auto_promote_learner {
             runtime.spawn(members::promote_learners(Arc::downgrade(&shared)));
@@ -394,8 +398,9 @@ impl Shared {
         machine: &StateMachine<FjallStore>,
         store: Arc<FjallStore>,
         runtime: tokio::runtime::Handle,
-        joining: bool,
+        elders: Vec<MemberId>,
     ) -> Shared {
+        let joining = !elders.is_empty();
         let unix_ms =
             SystemTime::now().duration_since(UNIX_EPOCH).map_or(0, |since| since.as_millis() as u64);
         let status = core.status();
@@ -412,6 +417,7 @@ impl Shared {
             watch: WatchDesk::new(unix_ms),
             leases: LeaseDesk::new(config),
             records: Desk::new(identity, &machine.reader()),
+            sentinel: Sentinel::new(elders),
             metrics: Metrics::new(),
             reader: RwLock::new(machine.reader()),
             store: RwLock::new(store),

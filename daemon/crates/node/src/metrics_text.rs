@@ -70,6 +70,13 @@ pub(crate) fn render(handle: &Handle) -> String {
         "Quota of the state store in bytes, 0 for none.",
         handle.quota_bytes() as f64,
     );
+    gauge(
+        &mut out,
+        "cairn_quarantined",
+        "Whether this member is silent because a peer says that it has lost history.",
+        flag(shared.sentinel.is_quarantined()),
+    );
+    shared.sentinel.refusals.print(&mut out);
     let _ = writeln!(
         out,
         "# HELP etcd_server_id This member's id.\n# TYPE etcd_server_id gauge\netcd_server_id{{server_id=\"{}\"}} 1",

@@ -9,11 +9,13 @@ use std::{
 
 use api::{error::EtcdError, etcdserverpb as pb, membershippb, raftpb};
 use consensus::io::Input;
+use identity::{Answer, Hello, Session};
 use state_machine::{Reader, membership::Member};
 use storage::state_store::FjallStore;
 use tracing::{info, warn};
 use transport::{
-    Handler, LeaseRefusal, PeerClient, PeerHash, PeerMember, Pending, PromoteRefusal, SnapshotSink, Transport,
+    Handler, LeaseRefusal, Met, PeerClient, PeerHash, PeerMember, Pending, PromoteRefusal, Refused,
+    SnapshotSink, Transport,
 };
 use types::{LeaseId, MemberId, limits};
 use url::Url;
@@ -22,7 +24,7 @@ use crate::{
     announce,
     handle::Handle,
     lessor::{self, Question, Refusal},
-    members,
+    members, sentinel,
     shared::{MESSAGES_QUEUED_MAX, Shared, ToRaft},
     snapshots,
 };
@@ -132,6 +134,36 @@ impl Handler for PeerFace {
     fn accept_remote(&self, member: MemberId, _urls: &[Url]) -> bool {
         // Only somebody whom the log knows: a stranger that knows the cluster id proves nothing.
         self.shared().is_some_and(|shared| shared.reader().member(member).is_some())
+    }
+
+    fn hello(&self) -> Option<Hello> {
+        self.shared().map(|shared| sentinel::hello(&shared))
+    }
+
+    fn meet(&self, met: &Met<'_>) -> Result<(), Refused> {
+        self.shared().map_or(Ok(()), |shared| sentinel::meet(&shared, met))
+    }
+
+    fn began(&self, peer: MemberId, hello: &Hello) {
+        if let Some(shared) = self.shared() {
+            sentinel::began(&shared, peer, hello);
+        }
+    }
+
+    fn welcomed(&self, peer: MemberId) {
+        if let Some(shared) = self.shared() {
+            sentinel::welcomed(&shared, peer);
+        }
+    }
+
+    fn refused(&self, peer: MemberId, refused: &Refused, theirs: Option<&Hello>) {
+        if let Some(shared) = self.shared() {
+            sentinel::refused(&shared, peer, refused, theirs);
+        }
+    }
+
+    fn answer(&self, question: identity::Question, session: Option<Session>) -> Option<Answer> {
+        self.shared().map(|shared| sentinel::answer(&shared, &question, session))
     }
 }
 

@@ -12,7 +12,7 @@ use std::{
 
 use api::{error::EtcdError, raftpb};
 use consensus::{
-    Core,
+    Core, HISTORY_KINDS,
     io::{DropReason, Input, Output, Persist, PersistSeq, Proposal, ProposalId, ReadTicket, Report, Role},
 };
 use tracing::{info, warn};
@@ -80,6 +80,8 @@ pub(crate) struct RaftLoop {
     /// Everything that clients had queued when the leader changed has been taken since.
     drained: bool,
     campaigned: bool,
+    /// As of this turn: the sentinel has silenced this member.
+    silent: bool,
     stop: bool,
 }
 
@@ -115,6 +117,7 @@ pub(crate) fn run(
         changed: None,
         drained: false,
         campaigned: false,
+        silent: false,
         stop: false,
     };
     raft_loop.run();
@@ -142,13 +145,17 @@ impl RaftLoop {
                 break;
             }
             let now = Instant::now();
+            self.keep_silence();
             if self.gather_until.is_some_and(|until| now >= until) {
                 self.gather_until = None;
             }
             self.feed(&mut batch, &mut proposals, now);
             self.drained |= admit;
             if now >= next_tick {
-                self.core.handle(Input::Tick);
+                // A clock that stands still neither campaigns nor beats.
+                if !self.silent {
+                    self.core.handle(Input::Tick);
+                }
                 for ticket in self.retry_reads.drain(..) {
                     self.core.handle(Input::Read(ticket));
                 }
@@ -194,6 +201,10 @@ impl RaftLoop {
                     | Input::SnapshotInstalled { position: LogPosition { index, .. } } = *input
                     {
                         self.told_applied = self.told_applied.max(index);
+                    }
+                    if matches!(*input, Input::Message(_)) && self.shared.sentinel.is_quarantined() {
+                        self.shared.metrics.messages_dropped.add(1);
+                        continue;
                     }
                     self.core.handle(*input);
                 }
@@ -264,7 +275,10 @@ impl RaftLoop {
         let mut proposals = Vec::new();
         for item in decided {
             let ToRaft::Decided(decided) = item else { continue };
-            if status.role != Role::Leader || status.term != decided.term || status.lead_transferee.is_some()
+            if self.silent
+                || status.role != Role::Leader
+                || status.term != decided.term
+                || status.lead_transferee.is_some()
             {
                 self.shared.leases.refused(&decided);
                 continue;
@@ -357,11 +371,15 @@ impl RaftLoop {
                 Output::Send(messages) => self.send(messages),
                 Output::Apply(entries) => self.apply(entries),
                 Output::ReadReady { tickets, index } => {
+                    // A leader has taken this member's question.
+                    self.shared.sentinel.confirm();
                     let began = self.shared.gate.confirm(&tickets, index, || self.shared.applied());
                     self.confirm(began);
                 }
                 Output::ReadRetry { tickets, reason } => self.retry_reads(tickets, reason),
                 Output::ProposalDropped { ids, reason } => self.dropped(ids, reason),
+                // While this member is silent this can only be the end of what it had begun.
+                Output::Leadership { .. } if self.silent => {}
                 Output::Leadership { leader, term, role } => {
                     self.leadership_changed(Leadership { leader, term, role });
                 }
@@ -382,7 +400,26 @@ impl RaftLoop {
         if messages.iter().any(hands_over) {
             self.doubt_leadership();
         }
-        self.transport.send(messages);
+        // Whoever may have forgotten a promise makes no other: neither votes nor acknowledgements leave.
+        if !self.shared.sentinel.is_quarantined() {
+            self.transport.send(messages);
+        }
+    }
+
+    /// Begins or ends what the sentinel has decided. To clients it looks as if nobody led.
+    fn keep_silence(&mut self) {
+        let silent = self.shared.sentinel.is_quarantined();
+        if silent == self.silent {
+            return;
+        }
+        self.silent = silent;
+        let status = self.core.status();
+        let now = match silent {
+            true => Leadership { leader: MemberId::NONE, term: status.term, role: Role::Follower },
+            false => Leadership { leader: status.leader, term: status.term, role: status.role },
+        };
+        self.doubt_leadership();
+        self.leadership_changed(now);
     }
 
     fn doubt_leadership(&mut self) {
@@ -460,6 +497,7 @@ impl RaftLoop {
         self.shared.leader.store(now.leader.0, Ordering::Release);
         self.shared.is_leader.store(now.role == Role::Leader, Ordering::Release);
         self.shared.leadership.send_replace(now);
+        self.shared.sentinel.leader_is(&self.shared, now.leader);
         self.confirmed = None;
         self.shared.leases.leadership_changed(&self.shared);
     }
@@ -504,7 +542,8 @@ impl RaftLoop {
             self.shared.sole_leader.store(true, Ordering::Release);
         }
         // Nobody else can lead a cluster of one, so there is nothing to wait for.
-        let alone = !self.campaigned && status.voter && status.leader.is_none() && is_sole_voter;
+        let alone =
+            !self.silent && !self.campaigned && status.voter && status.leader.is_none() && is_sole_voter;
         *self.shared.raft_status.lock() = status;
         if alone {
             self.campaigned = true;
@@ -524,6 +563,9 @@ impl RaftLoop {
     }
 
     fn report(&mut self, report: Report) {
+        if HISTORY_KINDS.contains(&report.kind) {
+            self.shared.sentinel.doubt();
+        }
         let now = Instant::now();
         if self.reports.len() >= REPORTS_KEPT_MAX {
             self.reports.retain(|_, (last, _)| now.duration_since(*last) < REPORT_INTERVAL);

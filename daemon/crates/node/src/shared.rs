@@ -30,6 +30,7 @@ use crate::{
     metrics::Metrics,
     read_gate::ReadGate,
     records::Desk,
+    sentinel::Sentinel,
     snapshots::Outgoing,
     waiters::Waiters,
     watches::WatchDesk,
@@ -93,6 +94,7 @@ pub(crate) struct Shared {
     pub(crate) watch: WatchDesk,
     pub(crate) leases: LeaseDesk,
     pub(crate) records: Desk,
+    pub(crate) sentinel: Sentinel,
     pub(crate) metrics: Metrics,
     /// Swapped by the apply worker when a snapshot is installed.
     pub(crate) reader: RwLock<Reader<FjallStore>>,

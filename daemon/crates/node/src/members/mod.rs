@@ -32,7 +32,7 @@ use types::{EntryKind, MemberId};
 pub use removal::Removal;
 pub(crate) use {
     auto_promotion::run as promote_learners,
-    removal::{Rumour, note as note_removal, told as told_removed},
+    removal::{Rumour, note as note_removal, told as told_removed, told_of as told_of_removal},
 };
 
 use crate::{

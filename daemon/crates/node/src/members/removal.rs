@@ -20,7 +20,7 @@ use storage::state_store::FjallStore;
 use tokio::sync::watch;
 use tracing::{debug, warn};
 use transport::{LeaseCallError, PeerClient};
-use types::{Entry, EntryKind, LogPosition, MemberId};
+use types::{Entry, EntryKind, LogIndex, LogPosition, MemberId, Term};
 
 use crate::{handle::Handle, peers::parse_urls, shared::Shared};
 
@@ -155,6 +155,22 @@ fn believe(shared: &Shared, said_by: &BTreeSet<MemberId>, why: &str) {
     });
     if told {
         warn!(member = %shared.config.member, said_by = said_by.join(","), why, "the cluster has removed this member");
+    }
+}
+
+/// The leader, or a majority, has named the entry.
+pub(crate) fn told_of(shared: &Shared, index: u64, term: u64, asked_through: Option<&str>) {
+    let asked_through = asked_through.and_then(|text| {
+        shared.reader().members().into_iter().find(|member| text.contains(&member.id.to_string()))
+    });
+    let position = LogPosition { term: Term(term), index: LogIndex(index) };
+    let told = shared.removal.send_if_modified(|removal| {
+        let is_news = removal.is_none();
+        removal.get_or_insert(Removal { position, is_entry: index > 0, asked_through });
+        is_news
+    });
+    if told {
+        warn!(member = %shared.config.member, index, term, "the cluster has removed this member");
     }
 }
 

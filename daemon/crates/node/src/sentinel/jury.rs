@@ -124,7 +124,8 @@ impl Jury {
 
     pub(super) fn decide(&mut self, own: &Oneself, now: Instant) -> Decision {
         self.voices.retain(|_, spoken| now.saturating_duration_since(spoken.at) < VOICE_LIVES);
-        let against = || self.voices.values().map(|spoken| &spoken.heard).filter(|heard| !heard.verdict.is_welcome());
+        let against =
+            || self.voices.values().map(|spoken| &spoken.heard).filter(|heard| !heard.verdict.is_welcome());
         if against().next().is_none() {
             self.against_since = None;
         } else {
@@ -170,10 +171,13 @@ impl Jury {
         };
         if own.is_confirmed {
             // Only what the log itself may have decided. The rest is the speaker's affair.
-            let voices = voices(|verdict| verdict.means_lost_history() || matches!(verdict, Verdict::Removed { .. }));
+            let voices =
+                voices(|verdict| verdict.means_lost_history() || matches!(verdict, Verdict::Removed { .. }));
             return believed(&own.voters, term, &voices).cloned();
         }
-        let waited = |patience| self.against_since.is_some_and(|since| now.saturating_duration_since(since) >= patience);
+        let waited = |patience| {
+            self.against_since.is_some_and(|since| now.saturating_duration_since(since) >= patience)
+        };
         let lasting = voices(|verdict| !verdict.may_pass());
         let all = voices(|_| true);
         believed_at_start(&own.voters, own.me, term, &lasting, waited(PATIENCE))
@@ -226,7 +230,7 @@ mod tests {
     }
 
     fn other_life() -> Verdict {
-        let (yours, ours) = (Unique::for_test(7), Unique::for_test(8));
+        let (yours, ours) = (Unique::for_test(7), Some(Unique::for_test(8)));
         Verdict::OtherLife { yours, ours, came_from_yours: true }
     }
 
@@ -275,7 +279,9 @@ mod tests {
                 [(heard(2, false, 4, verdict.clone()), LIFE), (heard(3, false, 4, verdict.clone()), None)];
             let (decision, _) = after(&own(true), 0, &both);
             assert_eq!(expelled(&decision), Some(verdict.name()));
-            assert!(decision.expel.is_some_and(|expelled| expelled.was_serving && expelled.voices.len() == 2));
+            assert!(
+                decision.expel.is_some_and(|expelled| expelled.was_serving && expelled.voices.len() == 2)
+            );
         }
         for verdict in [Verdict::Stranger, duplicate(), Verdict::Pending] {
             let both = [(heard(2, true, 5, verdict.clone()), LIFE), (heard(3, false, 5, verdict), LIFE)];
@@ -308,7 +314,10 @@ mod tests {
         assert!(after(&own, 0, &voices).0.quarantine.is_some(), "deposed, perhaps, and it does not know");
         let voices = [(heard(2, false, 7, lost()), LIFE), (heard(3, false, 7, Verdict::Welcome), LIFE)];
         let (decision, _) = after(&own, 9, &voices);
-        assert!(decision.quarantine.is_some() && decision.expel.is_none(), "one against one: wait for a leader");
+        assert!(
+            decision.quarantine.is_some() && decision.expel.is_none(),
+            "one against one: wait for a leader"
+        );
     }
 
     #[test]

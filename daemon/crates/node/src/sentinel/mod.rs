@@ -28,11 +28,11 @@ use tracing::{info, warn};
 use transport::{Met, Refused, Via};
 use types::MemberId;
 
-use crate::{handle::Handle, records, shared::Shared};
+use crate::{handle::Handle, members, records, shared::Shared};
 
 pub(crate) use ask::watch;
-use jury::{Jury, Oneself};
 pub use jury::{Expelled, Heard};
+use jury::{Jury, Oneself};
 pub(crate) use refusals::Refusals;
 
 pub(crate) struct Sentinel {
@@ -40,7 +40,7 @@ pub(crate) struct Sentinel {
     /// This member neither hears nor says anything of raft's. Read by the raft loop for each message.
     quarantined: AtomicBool,
     /// This member was taken by a leader in this start, or needs none.
-    confirmed: AtomicBool,
+    confirmed: watch::Sender<bool>,
     /// The leader that is known, and whom it could be asked for a stream since.
     taken_by: Mutex<Vec<MemberId>>,
     expelled: watch::Sender<Option<Expelled>>,
@@ -57,7 +57,7 @@ impl Sentinel {
         Sentinel {
             jury: Mutex::default(),
             quarantined: AtomicBool::new(false),
-            confirmed: AtomicBool::new(false),
+            confirmed: watch::Sender::new(false),
             taken_by: Mutex::default(),
             expelled: watch::Sender::new(None),
             doubted: AtomicBool::new(false),
@@ -72,7 +72,13 @@ impl Sentinel {
     }
 
     pub(crate) fn is_confirmed(&self) -> bool {
-        self.confirmed.load(Ordering::Acquire)
+        *self.confirmed.borrow()
+    }
+
+    /// Waits until clients may be served.
+    pub(crate) async fn until_confirmed(&self) {
+        // The sender lives as long as this does.
+        let _ = self.confirmed.subscribe().wait_for(|is_confirmed| *is_confirmed).await;
     }
 
     /// By the raft loop: a report of the guard that means lost history.
@@ -91,7 +97,10 @@ impl Sentinel {
     }
 
     pub(crate) fn confirm(&self) {
-        if !self.is_quarantined() && !self.confirmed.swap(true, Ordering::AcqRel) {
+        if self.is_quarantined() || self.is_confirmed() {
+            return;
+        }
+        if self.confirmed.send_if_modified(|is_confirmed| !std::mem::replace(is_confirmed, true)) {
             info!("this member is part of its cluster: clients are served");
         }
     }
@@ -179,11 +188,9 @@ pub(crate) fn meet(shared: &Shared, met: &Met<'_>) -> Result<(), Refused> {
             shared.sentinel.refusals.unprotected(met.peer);
             return Ok(());
         }
-        (None, Some(record)) => Verdict::LostData {
-            dir: record.dir,
-            boot_seq: record.boot.seq,
-            home: record.home.clone(),
-        },
+        (None, Some(record)) => {
+            Verdict::LostData { dir: record.dir, boot_seq: record.boot.seq, home: record.home.clone() }
+        }
     };
     // Messages of who is not on the list (yet) are raft's own business: a member that lags must be able to hear a leader that it does not
     // know. And who has no list knows nobody.
@@ -242,7 +249,9 @@ pub(crate) fn conclude(shared: &Shared) -> bool {
     let own = oneself(shared);
     let mut jury = sentinel.jury.lock();
     let decision = jury.decide(&own, Instant::now());
-    let is_over = decision.expel.is_some() || sentinel.expelled.borrow().is_some();
+    // A removed member goes on voting until the others know: who does not may need it.
+    let is_expelled = |expelled: &Expelled| !matches!(expelled.verdict, Verdict::Removed { .. });
+    let is_over = decision.expel.as_ref().is_some_and(is_expelled) || sentinel.expelled.borrow().is_some();
     let silent = decision.quarantine.is_some() || is_over;
     if sentinel.quarantined.swap(silent, Ordering::AcqRel) != silent {
         match &decision.quarantine {
@@ -254,6 +263,11 @@ pub(crate) fn conclude(shared: &Shared) -> bool {
             None if silent => {}
             None => warn!("the leader takes this member's side: it goes on"),
         }
+    }
+    if let Some(Expelled { verdict: Verdict::Removed { index, term, asked_through }, .. }) = &decision.expel {
+        drop(jury);
+        members::told_of_removal(shared, *index, *term, asked_through.as_deref());
+        return decision.ask;
     }
     if let Some(expelled) = decision.expel.filter(|_| sentinel.expelled.borrow().is_none()) {
         warn!(
@@ -296,7 +310,9 @@ pub(crate) fn answer(shared: &Shared, question: &Question, session: Option<Sessi
         Verdict::Stranger
     } else {
         let members_known = !shared.reader().members().is_empty();
-        Some(judge(asker, &known)).filter(|verdict| members_known || *verdict != Verdict::Stranger).unwrap_or(Verdict::Welcome)
+        Some(judge(asker, &known))
+            .filter(|verdict| members_known || *verdict != Verdict::Stranger)
+            .unwrap_or(Verdict::Welcome)
     };
     let config = shared.records.own.config.clone().filter(|_| known.cluster_uuid.is_none());
     let members = shared.reader().members().into_iter().map(|member| Named {
@@ -317,7 +333,9 @@ fn judge_again(shared: &Arc<Shared>) {
         // The log has grown since that hello was made.
         known.watermark = None;
         let verdict = judge(&hello, &known);
-        if !verdict.is_welcome() && verdict != Verdict::Stranger {
+        // Who was removed shall still hear that it is committed; its streams end with its peer.
+        let may_stay = matches!(verdict, Verdict::Welcome | Verdict::Stranger | Verdict::Removed { .. });
+        if !may_stay {
             shared.sentinel.refusals.refused(&shared.reader(), hello.member, &verdict);
             transport.end_session(hello.member, hello.boot.nonce);
         }

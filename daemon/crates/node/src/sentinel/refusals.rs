@@ -88,6 +88,7 @@ impl Refusals {
         if counts.len() < ROWS_MAX || counts.contains_key(&(peer, verdict.name(), by)) {
             *counts.entry((peer, verdict.name(), by)).or_default() += 1;
         }
+        let is_full = told.len() >= ROWS_MAX;
         match told.get_mut(&(peer, by)) {
             Some(last) if now.saturating_duration_since(last.at) < TOLD_EVERY => {
                 last.kept_back += 1;
@@ -97,7 +98,7 @@ impl Refusals {
                 last.at = now;
                 Some(std::mem::take(&mut last.kept_back))
             }
-            None if told.len() >= ROWS_MAX => None,
+            None if is_full => None,
             None => {
                 told.insert((peer, by), Told { at: now, kept_back: 0 });
                 Some(0)
@@ -125,8 +126,11 @@ pub(super) fn sentence(verdict: &Verdict) -> String {
     match verdict {
         Verdict::Welcome => "it is welcome".to_owned(),
         Verdict::OtherLife { yours, ours, came_from_yours } => {
-            let relation = if *came_from_yours { ", which was restored or forced out of it," } else { "" };
-            format!("its directory is of life {yours} of the cluster; this one is life {ours}{relation} and they never mix")
+            let ours = ours.map_or("without a name yet".to_owned(), |ours| ours.to_string());
+            let relation = if *came_from_yours { ", which came out of it by restore or force," } else { "" };
+            format!(
+                "its directory is of life {yours} of the cluster; this one is life {ours}{relation} and they never mix"
+            )
         }
         Verdict::Stranger => "the cluster has no such member".to_owned(),
         Verdict::Pending => {
@@ -152,7 +156,8 @@ pub(super) fn sentence(verdict: &Verdict) -> String {
 }
 
 fn seen(boot_seq: u64, home: &Home) -> String {
-    let place = if home.path.is_empty() { String::new() } else { format!(", {} on {}", home.path, home.host) };
+    let place =
+        if home.path.is_empty() { String::new() } else { format!(", {} on {}", home.path, home.host) };
     format!(" (start {boot_seq}{place})")
 }
 
@@ -174,7 +179,10 @@ mod tests {
         assert_eq!(note(1, &Verdict::Stranger, 60), Some(2));
         let mut text = String::new();
         refusals.print(&mut text);
-        assert!(text.contains("cairn_peer_refused_total{peer=\"1\",verdict=\"stranger\",by=\"peer\"} 3\n"), "{text}");
+        assert!(
+            text.contains("cairn_peer_refused_total{peer=\"1\",verdict=\"stranger\",by=\"peer\"} 3\n"),
+            "{text}"
+        );
         assert!(text.contains("{peer=\"1\",verdict=\"pending\",by=\"peer\"} 1\n"), "{text}");
     }
 
@@ -187,6 +195,9 @@ mod tests {
             refusals.unprotected(MemberId(peer));
         }
         let inner = refusals.0.lock();
-        assert_eq!((inner.counts.len(), inner.told.len(), inner.unprotected.len()), (ROWS_MAX, ROWS_MAX, ROWS_MAX));
+        assert_eq!(
+            (inner.counts.len(), inner.told.len(), inner.unprotected.len()),
+            (ROWS_MAX, ROWS_MAX, ROWS_MAX)
+        );
     }
 }

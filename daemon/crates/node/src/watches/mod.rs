@@ -156,6 +156,9 @@ impl WatchRequests {
         let Some(union) = request.request_union else { return Ok(()) };
         let (request, key_bytes) = match union {
             RequestUnion::CreateRequest(create) => {
+                // What this member has kept may be another life's, or older than what it promised: it shows nothing before it is known
+                // to belong.
+                self.shared.sentinel.until_confirmed().await;
                 let key_bytes = create.key.len() + create.range_end.len();
                 (Request::Create(create), key_bytes)
             }
