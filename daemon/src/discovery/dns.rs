@@ -41,7 +41,7 @@ pub async fn find(
 ) -> Result<Found, Refusal> {
     let resolver = resolver(settings.nameserver)?;
     let began = Instant::now();
-    let mut told: Option<Instant> = None;
+    let mut told: Option<(Instant, String)> = None;
     loop {
         // What was not there a second ago may be there now.
         resolver.clear_cache();
@@ -57,8 +57,8 @@ pub async fn find(
         if left.is_zero() {
             return Err(refusal.remedy("to wait longer: --discovery-timeout=10m"));
         }
-        if told.is_none_or(|told| told.elapsed() >= TOLD_EVERY) {
-            told = Some(Instant::now());
+        if told.as_ref().is_none_or(|(at, cause)| at.elapsed() >= TOLD_EVERY || cause != refusal.cause()) {
+            told = Some((Instant::now(), refusal.cause().to_owned()));
             progress(format!(
                 "waiting for DNS: {} ({} s); trying for {} s more",
                 refusal.cause(),

@@ -237,10 +237,8 @@ fn absent(settings: &SrvSettings, own: &Own, facts: &Facts, members: &str) -> Ve
         refusal = refusal
             .evidence(url.host.clone(), if list.is_empty() { "no address".into() } else { list.join(", ") });
     }
-    let listed: Vec<&str> =
-        members.split(',').filter_map(|item| item.split_once('=')).map(|(_, url)| url).collect();
-    let nearest =
-        own.peer_urls.first().and_then(|url| suggest::nearest(url.as_str(), listed.iter().copied()));
+    let listed = members.split(',').filter_map(|item| item.split_once('=')).map(|(_, url)| url);
+    let nearest = own.peer_urls.first().and_then(|own| most_alike(own, facts, listed));
     let refusal = refusal
         .remedy(format!(
             "announce the URL of this member's record: --initial-advertise-peer-urls={}",
@@ -248,6 +246,15 @@ fn absent(settings: &SrvSettings, own: &Own, facts: &Facts, members: &str) -> Ve
         ))
         .remedy("or publish a record with this member's host and port");
     if complete { Verdict::Refuse(refusal) } else { Verdict::Wait(refusal) }
+}
+
+/// The listed URL with the own host, or else the nearest text.
+fn most_alike<'a>(own: &Url, facts: &Facts, listed: impl Iterator<Item = &'a str> + Clone) -> Option<&'a str> {
+    let here = addresses(facts, own);
+    let mut same_host = listed
+        .clone()
+        .filter(|text| Url::parse(text).is_ok_and(|url| !here.is_disjoint(&addresses(facts, &url))));
+    same_host.next().or_else(|| suggest::nearest(own.as_str(), listed))
 }
 
 fn twice(own: &Own, refuse: &dyn Fn(String) -> Refusal, mine: &[&String]) -> Verdict {
