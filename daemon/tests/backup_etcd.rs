@@ -116,6 +116,87 @@ fn a_backup_goes_from_etcd_to_cairn_and_back() {
     }
 }
 
+/// OP06 beside etcd: the same file, moved on by as much, by etcdutl and by cairnd. What clients then find is the same.
+#[test]
+fn a_bumped_backup_is_the_same_from_etcdutl_and_from_cairnd() {
+    let tools = std::env::var_os("CAIRN_REAL_ETCD").map(PathBuf::from);
+    let Some(tools) = tools.filter(|dir| dir.join("etcdutl").exists()) else {
+        let line = b"SKIPPED a_bumped_backup_is_the_same_from_etcdutl_and_from_cairnd: CAIRN_REAL_ETCD does not name a directory with etcdutl\n";
+        std::io::stderr().write_all(line).unwrap();
+        return;
+    };
+    let dir = tempfile::tempdir().unwrap();
+    let path = |name: &str| dir.path().join(name).to_str().unwrap().to_owned();
+    let start = |program: &Path, data: &str, urls: &(String, String)| {
+        let cluster = format!("m={}", urls.1);
+        let member = Member::start(program, &tools, Path::new(&path(data)), "m", urls, &cluster);
+        member.ready();
+        member
+    };
+    let urls = (url(), url());
+    let etcd = start(&tools.join("etcd"), "old", &urls);
+    for n in 0..9 {
+        etcd.ctl(&["put", &format!("key{}", n % 4), &format!("value{n}")]);
+    }
+    etcd.ctl(&["del", "key2"]);
+    let lease = format!("{:x}", etcd.json(&["lease", "grant", "5000"])["ID"].as_i64().unwrap());
+    etcd.ctl(&["put", "leased", "x", "--lease", &lease]);
+    etcd.ctl(&["compaction", "4", "--physical"]);
+    etcd.ctl(&["snapshot", "save", &path("saved.db")]);
+    drop(etcd);
+
+    const BUMP: &str = "1000";
+    let cairnd = Path::new(env!("CARGO_BIN_EXE_cairnd"));
+    let newest = 12 + 1000;
+    let told = |program: &Path, restore: &[&str], data: &str| {
+        // The same URLs one after the other: ids are the same then.
+        let run = Command::new(program)
+            .args(restore)
+            .args([&path("saved.db"), "--bump-revision", BUMP, "--mark-compacted", "--data-dir", &path(data)])
+            .args(["--name", "m", "--initial-cluster", &format!("m={}", urls.1)])
+            .args(["--initial-advertise-peer-urls", &urls.1])
+            .output()
+            .unwrap();
+        assert!(run.status.success(), "{}", String::from_utf8_lossy(&run.stderr));
+        let server = if program == cairnd { cairnd.to_owned() } else { tools.join("etcd") };
+        let member = start(&server, data, &urls);
+        let asked = |args: &[&str]| {
+            member.tried(args).map_err(|error| {
+                let last = error.lines().rfind(|line| line.starts_with("Error: ")).unwrap_or_default();
+                last.to_owned()
+            })
+        };
+        let mut told = vec![member.json(&["get", "", "--from-key"])["header"]["revision"].to_string()];
+        for revision in [3, 4, 5, 12, 13, newest - 1, newest, newest + 1] {
+            let revision = revision.to_string();
+            told.push(format!(
+                "{revision}: {:?}",
+                asked(&["get", "", "--from-key", "--rev", &revision, "-w", "fields"]).map(|text| text
+                    .lines()
+                    .filter(|line| !line.contains("MemberID") && !line.contains("RaftTerm"))
+                    .collect::<String>())
+            ));
+            told.push(format!("{revision}: {:?}", asked(&["endpoint", "hashkv", "--rev", &revision])));
+        }
+        told.push(format!("{:?}", asked(&["compaction", &newest.to_string()])));
+        told.push(format!("{:?}", asked(&["put", "key0", "after"])));
+        told.push(member.json(&["get", "", "--from-key"])["kvs"].to_string());
+        // The mark of the bump is a row of its own, which stays.
+        told.push(format!("{:?}", asked(&["compaction", &(newest + 1).to_string(), "--physical"])));
+        told.push(format!("{:?}", asked(&["endpoint", "hashkv"])));
+        told.push(format!(
+            "{:?}",
+            asked(&["lease", "timetolive", &lease, "--keys", "-w", "fields"])
+                .map(|text| text.contains("leased"))
+        ));
+        told
+    };
+    let theirs = told(&tools.join("etcdutl"), &["snapshot", "restore"], "etcd");
+    let ours = told(cairnd, &["snapshot", "restore"], "cairn");
+    assert_eq!(ours, theirs);
+    assert_eq!(ours[0], newest.to_string());
+}
+
 fn circle(tools: &Path, source: &Path) {
     let dir = tempfile::tempdir().unwrap();
     let at = |name: &str| dir.path().join(name);

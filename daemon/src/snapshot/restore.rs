@@ -7,10 +7,9 @@
 use std::{
     fs, io,
     path::{Path, PathBuf},
-    sync::Arc,
 };
 
-use state_machine::{Options, StateMachine, membership::Member};
+use state_machine::membership::Member;
 use storage::{
     data_dir::DataDir,
     snapshot::{self, Restoration, RestoreError, Restored},
@@ -226,8 +225,7 @@ fn build_state(
     let store = FjallStore::open(state, options).map_err(|error| {
         Refusal::new(Id::IoError, "the restored state cannot be opened").evidence("here", chain(&error))
     })?;
-    StateMachine::open(Arc::new(store), Options::default(), None)
-        .map_err(|error| damaged(file, chain(&error)))?;
+    state_machine::check(&store).map_err(|error| damaged(file, chain(&error)))?;
     Ok(restored)
 }
 

@@ -43,7 +43,7 @@ pub use hash::HashKv;
 pub use history::{History, HistoryError, HistoryRequest};
 pub use index::IndexSize;
 pub use leases::{LEASE_TTL_MAX, LEASE_TTL_MIN, LeaseChange, LeaseFacts};
-pub use machine::{OpenError, StateMachine};
+pub use machine::{OpenError, StateMachine, check};
 pub use memory::Memory;
 pub use read::{Reader, is_read_only, is_serializable};
 pub use state::{

@@ -179,6 +179,19 @@ pub(crate) fn scan_rows<S: Store>(
     failed.map_or(Ok(()), Err)
 }
 
+/// Whether [`StateMachine::open`] would take the store: reads all of it once and keeps nothing, so that it takes the memory of no state.
+///
+/// # Errors
+/// As `open`.
+pub fn check<S: Store>(store: &S) -> Result<(), OpenError> {
+    let marks = Marks::load(store)?;
+    load_membership(store, marks.conf_state)?;
+    load_alarms(store)?;
+    load_leases(store)?;
+    ClusterFacts::load(&store.table(Table::Cluster)?);
+    scan_rows(store, 0, &mut |_| {})
+}
+
 impl<S: Store> StateMachine<S> {
     /// Rebuilds the index from the store. With `checkpoint`, the bytes of a former [`Reader::checkpoint`], only rows above it are
     /// scanned; a checkpoint that does not fit is reported by [`StateMachine::checkpoint_ignored`] and the whole store is scanned.
