@@ -1,7 +1,9 @@
 //! What peers say of this member, and what follows from it. Pure: a clock's reading comes in with each question.
 //!
 //! A voice alone stops nobody who serves. One that says "you have less history than you promised" silences this member at once, which is
-//! always safe; the leader, or a majority, ends the matter one way or the other.
+//! always safe. The leader, or a majority, ends the matter one way or the other; so does a voter that takes this member's side and has
+//! applied at least as much as the accuser: what is known of a member is replicated, so one of the two is wrong, and it is not the state
+//! that is further on.
 
 use std::{
     collections::BTreeMap,
@@ -32,6 +34,22 @@ pub struct Heard {
     pub verdict: Verdict,
 }
 
+impl Heard {
+    fn is_of_record(&self) -> bool {
+        match &self.verdict {
+            Verdict::LostData { boot_seq, .. }
+            | Verdict::OlderBoot { boot_seq, .. }
+            | Verdict::ShorterLog { boot_seq, .. } => *boot_seq > 0,
+            _ => false,
+        }
+    }
+}
+
+/// Of two accusations the leader's, then the better informed one is answered.
+fn weight(heard: &&Heard) -> (bool, u64, u64) {
+    (heard.witness.leads, heard.witness.term, heard.witness.commit)
+}
+
 /// This member does not belong to the cluster any more: whoever runs it ends it and remembers why.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Expelled {
@@ -50,6 +68,8 @@ pub(super) struct Oneself {
     pub voters: Vec<MemberId>,
     pub life: Option<Unique>,
     pub log: LogEnd,
+    /// In the present term, as far as this member knows.
+    pub leader: MemberId,
     pub is_confirmed: bool,
 }
 
@@ -77,9 +97,9 @@ pub(super) struct Jury {
     voices: BTreeMap<MemberId, Spoken>,
     /// Since when there has been a voice against this member without a break.
     against_since: Option<Instant>,
-    /// The verdict for which this member is silent.
-    quarantine: Option<Verdict>,
-    /// A leader of this term has taken this member's side: who does not lead and knows no later term is not heard.
+    /// The newest voice for which this member is silent, be it repeated or not.
+    quarantine: Option<Heard>,
+    /// In this term somebody has taken this member's side with reason: who does not lead and knows no later term is not heard.
     cleared_in: Option<u64>,
 }
 
@@ -93,7 +113,9 @@ pub(super) struct Decision {
 
 impl Jury {
     /// `life`: of the speaker's cluster, if it says so.
-    pub(super) fn hear(&mut self, heard: Heard, life: Option<Unique>, own: &Oneself, now: Instant) {
+    pub(super) fn hear(&mut self, mut heard: Heard, life: Option<Unique>, own: &Oneself, now: Instant) {
+        let leads_elsewhere = heard.witness.term == own.log.term && !own.leader.is_none();
+        heard.witness.leads &= !leads_elsewhere || own.leader == heard.witness.member;
         let Heard { witness, verdict } = &heard;
         let is_foreign = own.life.zip(life).is_some_and(|(ours, theirs)| ours != theirs);
         let other_life = matches!(verdict, Verdict::OtherLife { .. });
@@ -119,7 +141,7 @@ impl Jury {
     }
 
     pub(super) fn quarantine(&self) -> Option<&Verdict> {
-        self.quarantine.as_ref()
+        self.quarantine.as_ref().map(|heard| &heard.verdict)
     }
 
     pub(super) fn decide(&mut self, own: &Oneself, now: Instant) -> Decision {
@@ -131,20 +153,18 @@ impl Jury {
         } else {
             self.against_since.get_or_insert(now);
         }
-        let newest_term = against().map(|heard| heard.witness.term).max().unwrap_or(0).max(own.log.term);
-        let friend = self.voices.values().map(|spoken| &spoken.heard).find(|heard| {
-            heard.verdict.is_welcome() && heard.witness.leads && heard.witness.term >= newest_term
-        });
-        let cleared = friend.map(|heard| heard.witness.term);
-        if let Some(term) = cleared {
+        if let Some(heard) = against().filter(|heard| heard.verdict.means_lost_history()).max_by_key(weight) {
+            let is_newer = self.quarantine.as_ref().is_none_or(|known| weight(&known) <= weight(&heard));
+            if is_newer {
+                self.quarantine = Some(heard.clone());
+            }
+        }
+        if let Some(term) = self.friendly_term(own) {
             if self.quarantine.take().is_some() {
                 self.cleared_in = self.cleared_in.max(Some(term));
             }
-            return Decision { quarantine: None, expel: None, ask: against().next().is_some() };
-        }
-        let lost = against().find(|heard| heard.verdict.means_lost_history());
-        if let Some(heard) = lost {
-            self.quarantine.get_or_insert(heard.verdict.clone());
+            let ask = self.against_since.is_some();
+            return Decision { quarantine: None, expel: None, ask };
         }
         let expel = self.guilty(own, now).map(|verdict| Expelled {
             verdict,
@@ -152,7 +172,24 @@ impl Jury {
             was_serving: own.is_confirmed,
         });
         let ask = self.quarantine.is_some() || self.against_since.is_some();
-        Decision { quarantine: self.quarantine.clone(), expel, ask }
+        Decision { quarantine: self.quarantine().cloned(), expel, ask }
+    }
+
+    /// Somebody who is entitled to it takes this member's side, as of this term.
+    fn friendly_term(&self, own: &Oneself) -> Option<u64> {
+        let voices = || self.voices.values().map(|spoken| &spoken.heard);
+        let against = || voices().filter(|heard| !heard.verdict.is_welcome()).chain(&self.quarantine);
+        let newest_term = against().map(|heard| heard.witness.term).max().unwrap_or(0).max(own.log.term);
+        let mut friends = voices().filter(|heard| heard.verdict.is_welcome());
+        let leads = |friend: &Heard| friend.witness.leads && friend.witness.term >= newest_term;
+        // Only against what is replicated: who attended the founding, and what a leader has seen in its term, is known to some alone.
+        let accused = self.quarantine.as_ref().filter(|heard| !heard.witness.leads && heard.is_of_record());
+        let knows_better = |friend: &Heard| {
+            own.voters.contains(&friend.witness.member)
+                && accused.is_some_and(|accused| friend.witness.commit >= accused.witness.commit)
+                && !voices().any(|heard| heard.witness.leads && !heard.verdict.is_welcome())
+        };
+        friends.any(|friend| leads(friend) || knows_better(friend)).then_some(newest_term)
     }
 
     fn guilty(&self, own: &Oneself, now: Instant) -> Option<Verdict> {
@@ -205,12 +242,15 @@ mod tests {
             voters: vec![ME, MemberId(2), MemberId(3)],
             life: LIFE,
             log: LogEnd { last_index: 44, last_term: 5, term: 5, commit: 44 },
+            leader: MemberId::NONE,
             is_confirmed,
         }
     }
 
     fn heard(from: u64, leads: bool, term: u64, verdict: Verdict) -> Heard {
-        Heard { witness: Witness { member: MemberId(from), leads, term, commit: 9 }, verdict }
+        // Who welcomes is a little behind, unless a test says otherwise.
+        let commit = if verdict.is_welcome() { 8 } else { 9 };
+        Heard { witness: Witness { member: MemberId(from), leads, term, commit }, verdict }
     }
 
     fn lost() -> Verdict {

@@ -174,6 +174,7 @@ fn oneself(shared: &Shared) -> Oneself {
         voters,
         life: life(shared),
         log: log_end(shared),
+        leader: MemberId(shared.leader.load(Ordering::Acquire)),
         is_confirmed: shared.sentinel.is_confirmed(),
     }
 }
@@ -261,7 +262,7 @@ pub(crate) fn conclude(shared: &Shared) -> bool {
                 refusals::sentence(verdict)
             ),
             None if silent => {}
-            None => warn!("the leader takes this member's side: it goes on"),
+            None => warn!("somebody who must know takes this member's side: it goes on"),
         }
     }
     if let Some(Expelled { verdict: Verdict::Removed { index, term, asked_through }, .. }) = &decision.expel {
@@ -291,6 +292,8 @@ fn known(shared: &Shared, member: MemberId, session: Option<Session>) -> Known {
     // What a leader knows counts once it has applied what its predecessors left.
     known.witness.leads &= !shared.sentinel.is_quarantined()
         && shared.applied_term.load(Ordering::Acquire) >= known.witness.term;
+    // What it says comes from what it has applied.
+    known.witness.commit = shared.applied().0;
     known
 }
 
