@@ -4,8 +4,7 @@ use std::collections::BTreeMap;
 
 use consensus::Status;
 use identity::{Private, Record, Watermark};
-use state_machine::Reader;
-use storage::state_store::FjallStore;
+use state_machine::{Reader, store::Store};
 use types::{LogIndex, MemberId};
 
 use super::OwnIdentity;
@@ -14,11 +13,11 @@ use super::OwnIdentity;
 const RECORDS_MAX: usize = 8;
 
 /// The life of the cluster and the starts that are not written yet. None when all are.
-pub(super) fn records(
+pub(super) fn records<S: Store>(
     me: MemberId,
     own: &OwnIdentity,
     admitted: &BTreeMap<MemberId, Record>,
-    reader: &Reader<FjallStore>,
+    reader: &Reader<S>,
 ) -> Option<Private> {
     let is_due = |id: MemberId, record: &Record| {
         reader.member(id).is_some()
@@ -42,7 +41,7 @@ pub(super) fn records(
 }
 
 /// How far every member has been, where that is more than is written; empty while nothing has happened but notes.
-pub(super) fn marks(status: &Status, reader: &Reader<FjallStore>) -> BTreeMap<String, Watermark> {
+pub(super) fn marks<S: Store>(status: &Status, reader: &Reader<S>) -> BTreeMap<String, Watermark> {
     let notes = reader.newest_notes();
     let mut moved = false;
     let mut raised = BTreeMap::new();
@@ -67,15 +66,175 @@ fn only_notes(notes: Option<(LogIndex, LogIndex)>, before: u64, now: u64) -> boo
 
 #[cfg(test)]
 mod tests {
+    use std::sync::Arc;
+
+    use api::raftpb::{ConfChange, ConfChangeType, ConfChangeV2};
+    use consensus::{Peer, PeerState, io::Role};
+    use identity::{Boot, Home, Unique};
+    use prost::Message;
+    use state_machine::{Memory, Options, Outcome, Sink, StateMachine, membership::Member};
+    use types::{Entry, EntryKind, Revision, Term};
+
     use super::*;
 
+    const ME: MemberId = MemberId(1);
+
+    struct Deaf;
+
+    impl Sink for Deaf {
+        fn outcome(&mut self, _: LogIndex, _: u64, outcome: Result<Outcome, api::error::EtcdError>) {
+            outcome.expect("every entry of this test is good");
+        }
+        fn events(&mut self, _: Revision, _: Vec<api::mvccpb::Event>) {}
+        fn conf_change(&mut self, _: LogIndex, _: Option<ConfChangeV2>) {}
+    }
+
+    /// A leader of a cluster of two, whose log is what is applied.
+    struct Leader {
+        machine: StateMachine<Memory>,
+        term: u64,
+    }
+
+    impl Leader {
+        fn new() -> Leader {
+            let machine = StateMachine::open(Arc::new(Memory::new()), Options::default(), None);
+            let mut leader = Leader { machine: machine.expect("an empty state"), term: 2 };
+            for id in [ME, MemberId(2)] {
+                let member = Member {
+                    id,
+                    name: "m".into(),
+                    peer_urls: vec![format!("http://{id}:1")],
+                    ..Member::default()
+                };
+                leader.change(ConfChangeType::ConfChangeAddNode, id, member.bootstrap_context());
+            }
+            leader
+        }
+
+        fn change(&mut self, kind: ConfChangeType, id: MemberId, context: Vec<u8>) {
+            let change = ConfChange {
+                id: Some(0),
+                r#type: Some(kind as i32),
+                node_id: Some(id.0),
+                context: Some(context.into()),
+            };
+            self.apply(EntryKind::ConfChange, change.encode_to_vec());
+        }
+
+        fn apply(&mut self, kind: EntryKind, data: Vec<u8>) {
+            let index = self.machine.applied().index.next();
+            let entry = Entry { term: Term(self.term), index, kind, data: data.into() };
+            self.machine.apply(&[entry], &mut Deaf);
+        }
+
+        /// Something of a client's, or the first entry of a term.
+        fn work(&mut self) {
+            self.apply(EntryKind::Normal, Vec::new());
+        }
+
+        fn note(&mut self, notes: Private) {
+            let own = self.machine.reader().member(ME).expect("it is a member");
+            self.change(ConfChangeType::ConfChangeUpdateNode, ME, own.note_context(notes));
+        }
+
+        /// The other one has everything up to `matched`.
+        fn marks(&self, matched: u64) -> BTreeMap<String, Watermark> {
+            let last = self.machine.applied().index;
+            let peer = |id, matched| Peer {
+                id,
+                learner: false,
+                matched,
+                next: matched,
+                state: PeerState::Replicate,
+                recent_active: true,
+            };
+            let status = Status {
+                id: ME,
+                role: Role::Leader,
+                term: Term(self.term),
+                leader: ME,
+                voter: true,
+                committed: last,
+                persisted: last,
+                applied: last,
+                first_index: LogIndex(1),
+                last_index: last,
+                log_tail_bytes: 0,
+                lead_transferee: None,
+                peers: vec![peer(ME, last), peer(MemberId(2), LogIndex(matched))],
+            };
+            marks(&status, &self.machine.reader())
+        }
+
+        fn last(&self) -> u64 {
+            self.machine.applied().index.0
+        }
+    }
+
     #[test]
-    fn the_desks_own_notes_are_no_progress() {
-        let notes = Some((LogIndex(11), LogIndex(13)));
-        assert!(only_notes(notes, 10, 13));
-        assert!(only_notes(notes, 12, 12));
-        assert!(!only_notes(notes, 9, 13), "entry 10 is a client's");
-        assert!(!only_notes(notes, 10, 14), "and so is entry 14");
-        assert!(!only_notes(None, 0, 1));
+    fn marks_follow_what_happens_and_rest_when_nothing_does() {
+        let mut leader = Leader::new();
+        leader.work();
+        let first = leader.marks(leader.last());
+        assert_eq!(first.len(), 2);
+        assert!(first.values().all(|mark| *mark == Watermark { last_index: 3, term: 2 }));
+        leader.note(Private { watermarks: first, ..Private::default() });
+        assert!(leader.marks(leader.last()).is_empty(), "its own note is no progress");
+        leader.note(Private::default());
+        assert!(leader.marks(leader.last()).is_empty(), "nor is another");
+        assert!(leader.marks(leader.last() - 1).is_empty());
+
+        leader.work();
+        assert_eq!(leader.marks(leader.last()).len(), 2);
+        let behind = leader.marks(4);
+        assert_eq!(behind["1"].last_index, leader.last(), "who has moved is written");
+        assert_eq!(behind["2"], Watermark { last_index: 4, term: 2 }, "and so is everybody else");
+        leader.note(Private { watermarks: leader.marks(leader.last()), ..Private::default() });
+        assert!(leader.marks(leader.last()).is_empty());
+
+        leader.term = 3;
+        leader.work();
+        assert_eq!(leader.marks(0).len(), 1, "who has not answered this leader may have another term");
+        assert!(leader.marks(leader.last()).values().all(|mark| mark.term == 3));
+    }
+
+    #[test]
+    fn what_is_not_written_is_due_and_older_starts_never_are() {
+        let mut leader = Leader::new();
+        let start = |seq: u64, nonce: u128| Record {
+            dir: Unique::for_test(7),
+            boot: Boot { seq, nonce: Unique::for_test(nonce), previous: None },
+            home: Home::default(),
+            version: "0.1.0".to_owned(),
+        };
+        let own = OwnIdentity {
+            record: start(1, 1),
+            cluster_uuid: None,
+            parent_uuid: None,
+            attendees: BTreeMap::new(),
+            config: None,
+            fresh_uuid: Unique::for_test(99),
+        };
+        let due = |leader: &Leader, own: &OwnIdentity, other: Option<Record>| {
+            let admitted =
+                other.into_iter().flat_map(|record| [(MemberId(2), record.clone()), (MemberId(77), record)]);
+            records(ME, own, &admitted.collect(), &leader.machine.reader())
+        };
+        let first = due(&leader, &own, None).expect("its own start, and the first life");
+        assert_eq!((first.cluster_uuid, first.records.len()), (Some(own.fresh_uuid), 1));
+        let known = OwnIdentity { cluster_uuid: Some(Unique::for_test(5)), ..own.clone() };
+        let told = due(&leader, &known, None).expect("the same");
+        assert_eq!(told.cluster_uuid, known.cluster_uuid, "a life that is known is not made anew");
+
+        leader.note(first);
+        assert_eq!(due(&leader, &own, None), None);
+        let second = due(&leader, &own, Some(start(4, 4))).expect("the other's start");
+        assert_eq!(second.records.keys().collect::<Vec<_>>(), ["2"], "not the stranger's");
+        leader.note(second);
+        assert_eq!(due(&leader, &own, Some(start(4, 4))), None);
+        for stale in [start(3, 3), start(4, 5), Record { dir: Unique::for_test(8), ..start(9, 9) }] {
+            assert_eq!(due(&leader, &own, Some(stale)), None);
+        }
+        assert!(due(&leader, &own, Some(start(6, 6))).is_some(), "starts in between may not have been seen");
     }
 }
