@@ -2,7 +2,13 @@
 
 mod support;
 
-use std::{net::TcpListener, path::Path, time::Duration};
+use std::{
+    collections::BTreeSet,
+    net::TcpListener,
+    path::Path,
+    sync::{Arc, Mutex},
+    time::Duration,
+};
 
 use api::{error::EtcdError, etcdserverpb as pb};
 use node::{Handle, Node, NodeConfig, Parts};
@@ -69,11 +75,17 @@ impl Group {
 
     /// Stops it and starts it again from what is on disk.
     fn restart(&mut self, at: usize, adjust: impl Fn(&mut NodeConfig)) {
+        self.restart_with(at, adjust, |_| ());
+    }
+
+    /// As [`Group::restart`], with something done to its directory between.
+    fn restart_with(&mut self, at: usize, adjust: impl Fn(&mut NodeConfig), change: impl FnOnce(&Path)) {
         let (running, listener) = self.nodes.remove(at);
         let Running { member, node } = running;
         stop_apart(node);
         let again = listener.try_clone().expect("the same port once more");
         let path = self.directory.path().join(&member.name);
+        change(&path);
         let running = boot_with(&path, &member, &self.founders, listener, adjust);
         self.nodes.insert(at, (running, again));
     }
@@ -166,6 +178,19 @@ async fn promote_when_ready(handle: &Handle, id: MemberId) -> Vec<pb::Member> {
     }
 }
 
+/// A write of "x" during which a leader may go; it may be done twice.
+async fn put_over_elections(handle: &Handle, key: &str) {
+    use EtcdError::{NoLeader, Timeout, TimeoutDueToLeaderFail};
+    let deadline = tokio::time::Instant::now() + Duration::from_secs(60);
+    loop {
+        match put(handle, key, "x").await {
+            Ok(_) => return,
+            Err(NoLeader | Timeout | TimeoutDueToLeaderFail) if tokio::time::Instant::now() < deadline => {}
+            Err(error) => panic!("{key} is written once there is a leader: {error}"),
+        }
+    }
+}
+
 /// ME01 promotion_persisted_everywhere: the table, raft's configuration and the member itself agree, also after a restart of all.
 #[test]
 fn promotion_persisted_everywhere() {
@@ -173,7 +198,7 @@ fn promotion_persisted_everywhere() {
     block_on(async {
         let first = group.handle(0);
         for i in 0..50 {
-            put(&first, &format!("k{i}"), "v").await.expect("a put");
+            put_over_elections(&first, &format!("k{i}")).await;
         }
         let (listener, url) = free_port();
         let learner = add(&first, &url, true).await.expect("a learner");
@@ -188,7 +213,7 @@ fn promotion_persisted_everywhere() {
         let members = promote_when_ready(&first, id).await;
         assert!(members.iter().all(|member| !member.is_learner));
         wait("the promotion there", || !second.node_status().is_learner).await;
-        put(&second, "x", "1").await.expect("a put through the new voter");
+        put_over_elections(&second, "x").await;
         assert_eq!(promote(&second, id).await, Err(EtcdError::MemberNotLearner), "asked of a follower");
         drop((first, second));
         group.restart(1, at_once);
@@ -199,7 +224,8 @@ fn promotion_persisted_everywhere() {
             assert!(!known.is_learner && !known.name.is_empty(), "{known:?}");
             assert_eq!(handle.reader().conf_state().learners, []);
             assert!(handle.reader().conf_state().voters.contains(&id));
-            put(&handle, "after", "2").await.expect("a put needs both of them");
+            // Both of them are needed for it.
+            put_over_elections(&handle, "after").await;
         }
     });
 }
@@ -242,7 +268,7 @@ fn no_zombies() {
         }
         for at in 0..2 {
             let handle = group.handle(at);
-            put(&handle, "k", "v").await.expect("two of two serve");
+            put_over_elections(&handle, "k").await;
             assert!(handle.reader().is_removed(id) && handle.members().len() == 2);
         }
     });
@@ -337,11 +363,11 @@ fn add_with_one_down() {
         let at = group.join(learner, "joined", listener);
         promote_when_ready(&handle, id).await;
         assert_eq!(remove(&handle, dead.id).await.expect("the dead one goes").len(), 3);
-        put(&group.handle(at), "k", "v").await.expect("the cluster is whole again");
+        put_over_elections(&group.handle(at), "k").await;
     });
 }
 
-/// The leader is asked, itself or through a follower, to go: another one leads, and nothing acknowledged is lost.
+/// The leader is asked, itself or through a follower, to go: another one leads before it goes, and nothing acknowledged is lost.
 #[test]
 fn a_leader_that_is_removed_hands_over() {
     let mut group = Group::found(3, at_once);
@@ -350,18 +376,197 @@ fn a_leader_that_is_removed_hands_over() {
         for left in [3, 2] {
             let leader = group.leader().await;
             let handle = group.handle(leader);
-            put(&handle, "k", &left.to_string()).await.expect("a put");
+            put_over_elections(&handle, "before").await;
+            let led = handle.node_status().term;
             let asked = if left == 3 { leader } else { (leader + 1) % left };
+            // Entries behind its removal would be known to nobody but the one that goes.
+            let written = Arc::new(Mutex::new(BTreeSet::new()));
+            let writers: Vec<_> =
+                (0..left).map(|at| tokio::spawn(write_on(group.handle(at), written.clone()))).collect();
             let members = remove(&group.handle(asked), group.id(leader)).await.expect("removed");
             assert_eq!(members.len(), left - 1);
             wait("it to know", || handle.removal().borrow().is_some()).await;
+            let removal = handle.removal().borrow().clone().expect("it knows");
+            assert!(removal.position.term > led, "its successor removed it: {removal:?}, it led in {led}");
             drop(handle);
             group.stop(leader);
+            let acknowledged = || written.lock().expect("no writer panicked").len();
+            let before = acknowledged();
+            wait("writes behind the removal", || acknowledged() > before + 10).await;
+            writers.iter().for_each(tokio::task::JoinHandle::abort);
+            let written = written.lock().expect("no writer panicked").clone();
             for at in 0..group.nodes.len() {
-                assert_eq!(get(&group.handle(at), "k").await, Ok(Some(left.to_string())));
+                assert_eq!(get(&group.handle(at), "before").await, Ok(Some("x".to_owned())));
+                for key in &written {
+                    assert_eq!(get(&group.handle(at), key).await, Ok(Some("x".to_owned())), "{key}");
+                }
             }
         }
-        put(&group.handle(0), "k", "alone").await.expect("the last one serves");
+        put_over_elections(&group.handle(0), "alone").await;
+    });
+}
+
+/// Writes one key after the other, and remembers those that were acknowledged.
+async fn write_on(handle: Handle, written: Arc<Mutex<BTreeSet<String>>>) {
+    let me = handle.node_status().member;
+    for number in 0.. {
+        let key = format!("from {me} {number}");
+        match put(&handle, &key, "x").await {
+            Ok(_) => drop(written.lock().expect("no writer panicked").insert(key)),
+            Err(_) => tokio::time::sleep(Duration::from_millis(5)).await,
+        }
+    }
+}
+
+/// Whom nobody talks to any more: told by a majority of its voters, or by the only one.
+#[test]
+fn a_member_that_was_removed_while_it_was_down_learns_it() {
+    let mut group = Group::found(3, at_once);
+    block_on(async {
+        group.all_named().await;
+        let leader = group.leader().await;
+        let gone = (leader + 1) % 3;
+        let member = group.nodes[gone].0.member.clone();
+        let (running, listener) = group.nodes.remove(gone);
+        stop_apart(running.node);
+        let handle = group.handle(0);
+        assert_eq!(remove(&handle, member.id).await.expect("the dead one goes").len(), 2);
+        for at in 0..2 {
+            let handle = group.handle(at);
+            wait("the others to know", || handle.reader().is_removed(member.id)).await;
+        }
+        drop(handle);
+        // Who was started since has no line to it, by which its log might still tell it.
+        group.restart(0, at_once);
+        group.restart(1, at_once);
+        let path = group.directory.path().join(&member.name);
+        let back = boot_with(&path, &member, &group.founders, listener, at_once);
+        let removal = back.node.handle().removal();
+        wait("it to be told", || removal.borrow().is_some()).await;
+        let told = removal.borrow().clone().expect("it was told");
+        assert!(!told.is_entry && told.asked_through.is_none(), "its log does not say: {told:?}");
+        assert!(!back.node.handle().reader().is_removed(member.id));
+        tokio::time::timeout(Duration::from_secs(60), back.node.handle().removal_is_known())
+            .await
+            .expect("those who stay show that they know");
+        stop_apart(back.node);
+    });
+}
+
+/// ME01 and ME02 once more: a store that lost what was not durable is fed by the log, and promotion and removal are there again.
+#[test]
+fn promotion_and_removal_are_not_undone_by_an_old_state() {
+    let mut group = Group::found(1, at_once);
+    block_on(async {
+        let first = group.handle(0);
+        group.all_named().await;
+        put_over_elections(&first, "k").await;
+        let (listener, url) = free_port();
+        let learner = add(&first, &url, true).await.expect("a learner");
+        let id = learner.id;
+        let at = group.join(learner, "joined", listener);
+        let second = group.handle(at);
+        wait("the learner to catch up", || second.node_status().applied >= first.node_status().applied).await;
+        drop(second);
+        let old = group.directory.path().join("old state");
+        group.restart_with(at, at_once, |path| copy(&path.join("state"), &old));
+        promote_when_ready(&first, id).await;
+        let gone = add(&first, "http://127.0.0.1:9", true).await.expect("a second learner").id;
+        remove(&first, gone).await.expect("which goes again");
+        let second = group.handle(at);
+        wait("it to be applied there", || second.reader().is_removed(gone)).await;
+        drop(second);
+        group.restart_with(at, at_once, |path| {
+            std::fs::remove_dir_all(path.join("state")).expect("the newer state is lost");
+            copy(&old, &path.join("state"));
+        });
+        let second = group.handle(at);
+        wait("the promotion to be there again", || !second.node_status().is_learner).await;
+        wait("the removal to be there again", || second.reader().is_removed(gone)).await;
+        let reader = second.reader();
+        assert_eq!(reader.conf_state(), first.reader().conf_state());
+        assert_eq!(reader.members(), first.reader().members());
+    });
+}
+
+fn copy(from: &Path, to: &Path) {
+    std::fs::create_dir_all(to).expect("a directory");
+    for entry in std::fs::read_dir(from).expect("a directory") {
+        let entry = entry.expect("an entry");
+        let to = to.join(entry.file_name());
+        if entry.file_type().expect("a type").is_dir() {
+            copy(&entry.path(), &to);
+        } else {
+            std::fs::copy(entry.path(), to).expect("a copy");
+        }
+    }
+}
+
+/// A learner answers reads that ask for no more than what it has, and nothing else.
+#[test]
+fn a_learner_serves_only_what_it_has() {
+    let mut group = Group::found(1, at_once);
+    block_on(async {
+        let first = group.handle(0);
+        group.all_named().await;
+        put_over_elections(&first, "k").await;
+        let (listener, url) = free_port();
+        let member = add(&first, &url, true).await.expect("a learner");
+        let at = group.join(member, "joined", listener);
+        let learner = group.handle(at);
+        wait("the learner to catch up", || learner.node_status().applied >= first.node_status().applied)
+            .await;
+        wait("it to know that it learns", || learner.node_status().is_learner).await;
+        let refused = Err(EtcdError::NotSupportedForLearner);
+        let range = |serializable| pb::RangeRequest { key: "k".into(), serializable, ..Default::default() };
+        assert_eq!(learner.range(range(true)).await.expect("a serializable read").count, 1);
+        assert_eq!(learner.range(range(false)).await.map(drop), refused);
+        assert_eq!(put(&learner, "k", "w").await.map(drop), refused);
+        assert_eq!(learner.delete_range(pb::DeleteRangeRequest::default()).await.map(drop), refused);
+        assert_eq!(learner.txn(pb::TxnRequest::default()).await.map(drop), refused);
+        assert_eq!(learner.compact(pb::CompactionRequest::default()).await.map(drop), refused);
+        assert_eq!(learner.lease_grant(pb::LeaseGrantRequest::default()).await.map(drop), refused);
+        assert_eq!(learner.lease_leases().await.map(drop), refused);
+        assert_eq!(learner.alarm(pb::AlarmRequest::default()).await.map(drop), refused);
+        assert_eq!(add(&learner, "http://127.0.0.1:9", true).await.map(drop), refused);
+        assert_eq!(promote(&learner, group.id(0)).await.map(drop), refused);
+        assert_eq!(update(&learner, group.id(0), "http://127.0.0.1:9").await.map(drop), refused);
+        let list = |linearizable| pb::MemberListRequest { linearizable };
+        assert_eq!(learner.member_list(list(true)).await.map(drop), refused);
+        let own = learner.member_list(list(false)).await.expect("what it knows").members;
+        assert_eq!(own.len(), 2);
+        assert!(learner.status().await.expect("a status").is_learner);
+    });
+}
+
+/// A member that is cut off lists what it knows, or, asked for what is true, nothing until it hears the others again.
+#[test]
+fn members_are_listed_as_they_are_or_as_they_are_known_here() {
+    let cluster = Cluster::start_with(3, at_once);
+    block_on(async {
+        let leader = cluster.leader().await;
+        let away = (leader + 1) % 3;
+        let (far, near) = (cluster.handle(away), cluster.handle((leader + 2) % 3));
+        for handle in [&far, &near] {
+            let named = || handle.members().iter().all(|member| !member.name.is_empty());
+            wait("all names", named).await;
+        }
+        cluster.cut_off(away);
+        let (_kept, url) = free_port();
+        let added = add(&near, &url, true).await.expect("two of three are enough").id;
+        let list = |linearizable| pb::MemberListRequest { linearizable };
+        let known = far.member_list(list(false)).await.expect("what it knows").members;
+        assert!(known.len() == 3 && known.iter().all(|member| member.id != added.0), "{known:?}");
+        assert!(far.member_list(list(true)).await.is_err(), "it cannot know");
+        cluster.connect(away);
+        let members = loop {
+            // An election may be under way.
+            match far.member_list(list(true)).await {
+                Ok(answer) => break answer.members,
+                Err(_) => tokio::time::sleep(Duration::from_millis(20)).await,
+            }
+        };
+        assert!(members.len() == 4 && members.iter().any(|member| member.id == added.0), "{members:?}");
     });
 }
 
@@ -402,6 +607,6 @@ fn a_learner_that_keeps_up_is_promoted_by_itself_when_that_is_wanted() {
         let at = group.join(learner, "joined", listener);
         let second = group.handle(at);
         wait("the promotion", || second.reader().conf_state().voters.contains(&id)).await;
-        put(&second, "k", "v").await.expect("a put through the new voter");
+        put_over_elections(&second, "k").await;
     });
 }

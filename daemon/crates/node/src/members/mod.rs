@@ -195,6 +195,11 @@ impl Handle {
 
     /// On the leader, which alone knows how far the learner is; `NotLeader` elsewhere.
     pub(crate) async fn promote_as_leader(&self, id: MemberId) -> Result<Vec<Member>, EtcdError> {
+        if self.shared.raft_status.lock().role != Role::Leader {
+            return Err(EtcdError::NotLeader);
+        }
+        // Others may have applied more, and told clients of it.
+        self.read_barrier().await?;
         let membership = self.reader().membership();
         let status = self.shared.raft_status.lock().clone();
         rules::is_ready(&membership, id, &status)?;

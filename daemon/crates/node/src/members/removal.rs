@@ -33,6 +33,10 @@ const QUESTION_PAUSE: Duration = Duration::from_millis(250);
 /// A peer that said that this member was removed is asked so often whether it leads. It says it again every minute.
 const LEADER_QUESTIONS: usize = 30;
 
+/// How long the log comes first when others said it: it alone says who asked for the removal, and a member that runs hears it from those
+/// who stay, who talk to it for a second more.
+const LOG_COMES_FIRST: Duration = Duration::from_secs(3);
+
 /// A lease that nobody has: the largest id, while ids that members make begin with a member's id and the time.
 const NO_LEASE: i64 = i64::MAX;
 
@@ -108,7 +112,7 @@ pub(crate) fn told(shared: &Arc<Shared>, peer: MemberId, text: &str) {
         (!asked_already, said_by.keys().copied().collect::<BTreeSet<MemberId>>())
     };
     if is_majority(&said_by, &voters) {
-        believe(shared, &said_by, "a majority of the voters says so");
+        shared.runtime.spawn(believe(Arc::downgrade(shared), said_by, "a majority of the voters says so"));
     } else if asks {
         shared.runtime.spawn(ask_whether_it_leads(Arc::downgrade(shared), peer));
     }
@@ -131,7 +135,8 @@ async fn ask_whether_it_leads(shared: Weak<Shared>, peer: MemberId) {
         let request = pb::LeaseTimeToLiveRequest { id: NO_LEASE, keys: false };
         match transport.lease_time_to_live(peer, request, QUESTION_PATIENCE).await {
             Ok(_) | Err(LeaseCallError::NotFound) => {
-                return believe(&shared, &BTreeSet::from([peer]), "the leader says so");
+                let shared = Arc::downgrade(&shared);
+                return believe(shared, BTreeSet::from([peer]), "the leader says so").await;
             }
             Err(LeaseCallError::NoAnswer(why)) => {
                 debug!(peer = %peer, why, "it says that this member was removed, and does not lead");
@@ -145,7 +150,9 @@ async fn ask_whether_it_leads(shared: Weak<Shared>, peer: MemberId) {
     }
 }
 
-fn believe(shared: &Shared, said_by: &BTreeSet<MemberId>, why: &str) {
+async fn believe(shared: Weak<Shared>, said_by: BTreeSet<MemberId>, why: &'static str) {
+    tokio::time::sleep(LOG_COMES_FIRST).await;
+    let Some(shared) = shared.upgrade() else { return };
     let said_by: Vec<String> = said_by.iter().map(MemberId::to_string).collect();
     let position = shared.reader().applied();
     let told = shared.removal.send_if_modified(|removal| {
