@@ -249,7 +249,11 @@ fn absent(settings: &SrvSettings, own: &Own, facts: &Facts, members: &str) -> Ve
 }
 
 /// The listed URL with the own host, or else the nearest text.
-fn most_alike<'a>(own: &Url, facts: &Facts, listed: impl Iterator<Item = &'a str> + Clone) -> Option<&'a str> {
+fn most_alike<'a>(
+    own: &Url,
+    facts: &Facts,
+    listed: impl Iterator<Item = &'a str> + Clone,
+) -> Option<&'a str> {
     let here = addresses(facts, own);
     let mut same_host = listed
         .clone()
