@@ -368,8 +368,9 @@ mod tests {
         part.finish(&target)
     }
 
+    /// OP05.
     #[test]
-    fn only_a_proven_file_gets_its_name() {
+    fn snapshot_saved_with_checksum() {
         let dir = tempfile::tempdir().unwrap();
         let names =
             || fs::read_dir(dir.path()).unwrap().flatten().map(|entry| entry.file_name()).collect::<Vec<_>>();
