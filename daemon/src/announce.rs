@@ -10,6 +10,8 @@ use crate::config::Settings;
 pub const STARTING: &str = "starting cairnd";
 pub const IDENTITY: &str = "identity";
 pub const JOINING: &str = "the running cluster has a place for this member";
+pub const ATTENDANCE: &str = "waiting for the first members";
+pub const LATE: &str = "the cluster was founded without this member, which takes its place in it now";
 pub const LISTENING_FOR_PEERS: &str = "listening for peers";
 pub const LISTENING_FOR_CLIENTS: &str = "listening for client requests";
 pub const LISTENING_FOR_METRICS: &str = "listening for metrics";
@@ -18,6 +20,7 @@ pub const INSECURE: &str =
 /// Exactly these words: etcd's own tests and many scripts wait for them.
 pub const READY: &str = "ready to serve client requests";
 pub const REMOVED: &str = "this member was removed from its cluster and ends for good";
+pub const EXPELLED: &str = "this member does not belong to the running cluster and ends";
 pub const STOPPING: &str = "stopping";
 pub const STOPPED: &str = "stopped";
 

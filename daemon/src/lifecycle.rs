@@ -1,5 +1,7 @@
 //! The running process: sockets, member and client edge put together, waited for, and taken apart in order.
 
+mod standing;
+
 use std::{
     io,
     net::{SocketAddr, TcpListener},
@@ -9,11 +11,12 @@ use std::{
     time::{Duration, Instant},
 };
 
-use ::identity::{Boot, Home, Record};
+use ::identity::Record;
 use nix::sys::resource::{Resource, getrlimit, setrlimit};
-use node::{Fatal, LoadError, Node, NodeConfig, OwnIdentity, Parts, Remote, Removal};
+use node::{Expelled, Fatal, Handle, LoadError, Node, NodeConfig, OwnIdentity, Parts, Remote, Removal};
 use serde_json::{Map, Value, json};
 use server::{Bound, Running, Server, ServerConfig};
+use storage::data_dir::DataDir;
 use tokio::{
     sync::oneshot,
     time::{MissedTickBehavior, interval, sleep},
@@ -23,9 +26,13 @@ use types::{MemberId, limits};
 
 use crate::{
     announce,
-    bootstrap::prepare::{Prepared, VERSION},
+    bootstrap::{
+        found::Ready,
+        hello,
+        prepare::{Opened, VERSION, genesis_config},
+    },
     config::{self, LogLevel, Settings, Surroundings, urls, urls::Url},
-    identity::{self, CleanStop, Identity, Keeper, KnownMember, State},
+    identity::{self, CleanStop, Identity, Keeper, KnownMember, State, Unique},
     logging,
     refusal::{Exit, Id, Refusal},
     signals::{Request, Signals},
@@ -40,6 +47,13 @@ const REMOVED_GRACE: Duration = Duration::from_secs(1);
 
 /// Longest wait of a removed member for the others to know: a hundred heartbeats. When nobody can be asked for so long, it goes all the same.
 const REMOVED_WAIT: Duration = Duration::from_secs(10);
+
+/// How long a member whose cluster has no name for its life yet waits for one. The leader gives it with its first entries, unless it is an
+/// etcd, which knows of none.
+const LIFE_WAIT: Duration = Duration::from_secs(3);
+
+/// How often the identity file is held against what the cluster knows. It is written only where they differ.
+const MIRROR: Duration = Duration::from_secs(1);
 
 /// How often a member that is not ready says what it waits for.
 const WAITING_TOLD: Duration = Duration::from_secs(5);
@@ -109,6 +123,13 @@ pub struct Sockets {
     server: Bound,
 }
 
+impl Sockets {
+    /// What founders ask each other arrives here before the member runs.
+    pub fn peers(&self) -> &[TcpListener] {
+        &self.peer
+    }
+}
+
 pub fn bind(settings: &Settings) -> Result<Sockets, Refusal> {
     let mut peer = Vec::new();
     let mut peer_addresses = Vec::new();
@@ -169,14 +190,15 @@ fn server_config(settings: &Settings) -> ServerConfig {
     }
 }
 
-fn node_config(settings: &Settings, prepared: &Prepared) -> NodeConfig {
-    let identity = prepared.keeper.identity();
+fn node_config(settings: &Settings, dir: &DataDir, opened: &Opened) -> NodeConfig {
+    let identity = opened.keeper.identity();
     NodeConfig {
         member: identity.member_id,
         cluster: identity.cluster_id,
-        name: identity.name.clone(),
+        // A new name reaches the cluster as the member publishes it, and the identity file from there.
+        name: opened.changes.name.clone().unwrap_or_else(|| identity.name.clone()),
         advertise_client_urls: urls::texts(&settings.membership.advertise_client_urls),
-        advertise_peer_urls: identity.peer_urls.clone(),
+        advertise_peer_urls: opened.changes.peer_urls.clone().unwrap_or_else(|| identity.peer_urls.clone()),
         heartbeat: settings.raft.heartbeat,
         election_ticks: settings.raft.election_ticks,
         pre_vote: settings.raft.pre_vote,
@@ -197,8 +219,8 @@ fn node_config(settings: &Settings, prepared: &Prepared) -> NodeConfig {
         watch_progress_interval: settings.requests.watch_progress_interval,
         lease_checkpoint_interval: settings.requests.lease_checkpoint_interval,
         initial_election_tick_advance: settings.raft.initial_election_tick_advance,
-        state_dir: prepared.dir.state(),
-        snap_dir: prepared.dir.snap(),
+        state_dir: dir.state(),
+        snap_dir: dir.snap(),
         fatal,
     }
 }
@@ -210,16 +232,19 @@ pub struct Member {
     server: Running,
     keeper: Keeper,
     /// Its lock is held until the process is done with it.
-    dir: storage::data_dir::DataDir,
+    dir: DataDir,
+    /// Peer URLs that the operator means this member to have from now on.
+    move_to: Option<Vec<String>>,
 }
 
-pub fn start(settings: &Settings, prepared: Prepared, sockets: Sockets) -> Result<Member, Refusal> {
-    let config = node_config(settings, &prepared);
+pub fn start(settings: &Settings, ready: Ready, sockets: Sockets) -> Result<Member, Refusal> {
+    let Ready { dir, opened } = ready;
+    let config = node_config(settings, &dir, &opened);
     let state_dir = config.state_dir.clone();
-    let Prepared { dir, keeper, wal, contents, .. } = prepared;
+    let Opened { keeper, wal, contents, changes } = opened;
     let Sockets { peer, peer_addresses, server } = sockets;
     let boot = keeper.identity().boot_nonce.low_u64();
-    let (remotes, identity) = (remotes(keeper.identity()), own_identity(keeper.identity())?);
+    let (remotes, identity) = (remotes(keeper.identity()), own_identity(keeper.identity(), dir.path())?);
     let parts = Parts { wal, contents, peer_listeners: peer, boot, identity, remotes };
     let node = Node::start(config, parts).map_err(|error| node_refusal(error, &state_dir))?;
     announce::listening(announce::LISTENING_FOR_PEERS, &peer_addresses);
@@ -227,32 +252,26 @@ pub fn start(settings: &Settings, prepared: Prepared, sockets: Sockets) -> Resul
     announce::listening(announce::LISTENING_FOR_CLIENTS, server.client_addresses());
     announce::listening(announce::LISTENING_FOR_CLIENTS, server.client_http_addresses());
     announce::listening(announce::LISTENING_FOR_METRICS, server.metrics_addresses());
-    Ok(Member { id: keeper.identity().member_id, node, server, keeper, dir })
+    Ok(Member { id: keeper.identity().member_id, node, server, keeper, dir, move_to: changes.peer_urls })
 }
 
 /// What the others are told of this start.
-fn own_identity(identity: &Identity) -> Result<OwnIdentity, Refusal> {
-    let boot = Boot {
-        seq: identity.boot_seq,
-        nonce: identity.boot_nonce,
-        previous: identity.prev_boot_nonce,
-    };
-    let home = Home {
-        host: identity.host.name.clone(),
-        path: identity.host.path.clone(),
-        pid: std::process::id(),
-        started: String::new(),
-    };
-    let attendees =
-        remotes_of(identity).filter_map(|member| Some((member.id, member.dir_uuid?))).collect();
-    let fresh_uuid = crate::identity::random()
-        .map_err(|error| Refusal::new(Id::IoError, "no random numbers").evidence("system", error.to_string()))?;
+fn own_identity(identity: &Identity, data_dir: &Path) -> Result<OwnIdentity, Refusal> {
+    let attendees = remotes_of(identity).filter_map(|member| Some((member.id, member.dir_uuid?))).collect();
+    let fresh_uuid = crate::identity::random().map_err(|error| {
+        Refusal::new(Id::IoError, "no random numbers").evidence("system", error.to_string())
+    })?;
     Ok(OwnIdentity {
-        record: Record { dir: identity.dir_uuid, boot, home, version: VERSION.to_owned() },
+        record: Record {
+            dir: identity.dir_uuid,
+            boot: hello::boot(identity),
+            home: hello::home(data_dir),
+            version: VERSION.to_owned(),
+        },
         cluster_uuid: identity.cluster_uuid,
         parent_uuid: identity.parent_uuid,
         attendees,
-        config: None,
+        config: genesis_config(identity),
         fresh_uuid,
     })
 }
@@ -280,11 +299,12 @@ fn node_refusal(error: node::StartError, state_dir: &Path) -> Refusal {
             .remedy("else replace this member: cairnctl member remove, then member add, with an empty data directory")
     };
     match error {
-        error @ node::StartError::OtherLife { .. } => {
-            Refusal::new(Id::WrongDir, "the identity file and the state belong to different lives of the cluster")
-                .evidence(dir.to_string(), error.to_string())
-                .remedy("put the state and the identity file of one member together again: check the mounts")
-        }
+        error @ node::StartError::OtherLife { .. } => Refusal::new(
+            Id::WrongDir,
+            "the identity file and the state belong to different lives of the cluster",
+        )
+        .evidence(dir.to_string(), error.to_string())
+        .remedy("put the state and the identity file of one member together again: check the mounts"),
         node::StartError::Store(OpenError::Io { operation, path, source }) => {
             Refusal::io(operation, &path, &source)
         }
@@ -339,6 +359,8 @@ pub enum Ended {
     Asked(&'static str),
     /// The log says that this member does not belong to the cluster any more.
     Removed(Removal),
+    /// The others have shown that this directory, this start or this life is not what they know.
+    Expelled(Box<Expelled>),
 }
 
 /// Waits for the cluster, says when clients are welcome, and goes on until somebody asks to stop.
@@ -346,6 +368,11 @@ pub async fn serve(member: &mut Member, signals: &mut Signals, surroundings: &Su
     let handle = member.node.handle();
     let mut leadership = handle.leadership();
     let mut removal = handle.removal();
+    let mut expelled = handle.expelled();
+    let life = handle.cluster_uuid();
+    let mut published: Option<Instant> = None;
+    let mut mirror = interval(MIRROR);
+    mirror.set_missed_tick_behavior(MissedTickBehavior::Delay);
     let mut ready = false;
     let since = Instant::now();
     let mut check = interval(READY_CHECK);
@@ -365,6 +392,12 @@ pub async fn serve(member: &mut Member, signals: &mut Signals, surroundings: &Su
                     return Ended::Removed(removal);
                 }
             }
+            Ok(found) = expelled.wait_for(Option::is_some) => {
+                if let Some(expelled) = found.clone() {
+                    return Ended::Expelled(Box::new(expelled));
+                }
+            }
+            _ = mirror.tick(), if ready => remember(member, &handle, *life.borrow()),
             changed = leadership.changed() => {
                 if changed.is_err() {
                     // The raft thread is gone; its panic is ending the process.
@@ -379,9 +412,13 @@ pub async fn serve(member: &mut Member, signals: &mut Signals, surroundings: &Su
                 });
             }
             _ = check.tick(), if !ready => {
-                ready = !handle.node_status().leader.is_none() && is_published(&handle, member.id);
-                if ready {
-                    become_ready(member);
+                if !handle.node_status().leader.is_none() && handle.is_confirmed() && is_published(&handle, member.id) {
+                    let since = *published.get_or_insert_with(Instant::now);
+                    let uuid = *life.borrow();
+                    ready = uuid.is_some() || since.elapsed() >= LIFE_WAIT;
+                    if ready {
+                        become_ready(member, &handle, uuid);
+                    }
                 }
             }
             _ = waiting.tick(), if !ready && since.elapsed() >= WAITING_TOLD => {
@@ -420,13 +457,22 @@ fn is_published(handle: &node::Handle, id: MemberId) -> bool {
         && handle.members().iter().any(|member| member.id == id && !member.client_urls.is_empty())
 }
 
-fn become_ready(member: &mut Member) {
-    if let Err(error) = member.keeper.born() {
-        fatal(Fatal::Store(format!("write the identity file: {error}")));
+fn become_ready(member: &mut Member, handle: &Handle, life: Option<Unique>) {
+    remember(member, handle, life);
+    if let Some(peer_urls) = member.move_to.take() {
+        tokio::spawn(standing::move_to(handle.clone(), member.id, peer_urls));
     }
     member.server.set_serving(true);
     info!("{}", announce::READY);
     info!("{}", announce::INSECURE);
+}
+
+/// The identity file follows what the cluster has settled, before anybody is told that it has.
+fn remember(member: &mut Member, handle: &Handle, life: Option<Unique>) {
+    let born = member.keeper.born(life, handle.parent_uuid());
+    if let Err(error) = born.and_then(|()| standing::mirror(&mut member.keeper, handle)) {
+        fatal(Fatal::Store(format!("write the identity file: {error}")));
+    }
 }
 
 /// Only the log's level may change while running.
@@ -473,9 +519,24 @@ pub async fn stop(
             systemd::status(refusal.cause());
             Err(refusal)
         }
+        Ended::Expelled(expelled) => {
+            let handle = member.node.handle();
+            let refusal = standing::expelled(&mut member.keeper, &handle, &expelled, member.dir.path());
+            drop(handle);
+            warn!(member = %member.id, verdict = expelled.verdict.name(), "{}", announce::EXPELLED);
+            systemd::status(refusal.cause());
+            Err(refusal)
+        }
     };
     end(member, signals, limit).await;
     outcome
+}
+
+/// Asked to stop while it waited for others.
+pub fn stopped_early(signal: &'static str) {
+    systemd::stopping();
+    info!(signal, "{}", announce::STOPPING);
+    info!("{}", announce::STOPPED);
 }
 
 fn note_removal(keeper: &mut Keeper, removal: &Removal, data_dir: &Path) -> Refusal {

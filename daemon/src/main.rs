@@ -17,7 +17,10 @@ mod verbs;
 
 use std::{io::Write as _, process::ExitCode};
 
-use bootstrap::prepare;
+use bootstrap::{
+    found::{self, Settled},
+    prepare,
+};
 use cli::Verb;
 use config::{Note, Settings, Surroundings};
 use refusal::{Exit, Refusal};
@@ -64,8 +67,8 @@ fn member(surroundings: &Surroundings) -> Result<(), Refusal> {
     resolved.notes.iter().for_each(Note::log);
     lifecycle::raise_descriptor_limit();
 
-    // The data directory: lock, compare, found or return. Sockets open only once the local identity is sound.
-    let mut prepared = prepare::prepare(&settings)?;
+    // The data directory: lock, compare, ask whom it concerns. Sockets open only once the local identity is sound.
+    let prepared = prepare::prepare(&settings)?;
     let sockets = match lifecycle::bind(&settings) {
         Ok(sockets) => sockets,
         Err(refusal) => {
@@ -73,16 +76,28 @@ fn member(surroundings: &Surroundings) -> Result<(), Refusal> {
             return Err(refusal);
         }
     };
-    prepared.settle()?;
 
-    // Signals are caught before there is anything to stop.
+    // Signals are caught before there is anything to wait for.
     let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build();
     let runtime = runtime.map_err(|error| Refusal::io("start", "the main runtime".as_ref(), &error))?;
     let within = runtime.enter();
     let mut signals =
         signals::Signals::listen().map_err(|error| Refusal::io("listen for", "signals".as_ref(), &error))?;
+    drop(within);
+    systemd::ready();
+
+    // A new cluster begins when its first members are there.
+    let ready = match runtime.block_on(found::settle(prepared, sockets.peers(), &settings, &mut signals))? {
+        Settled::Ready(ready) => ready,
+        Settled::Stopped(signal) => {
+            lifecycle::stopped_early(signal);
+            return Ok(());
+        }
+    };
+
     // Not in an async function: a start that is refused half-way drops runtimes of its own, which tokio forbids there with a panic.
-    let member = lifecycle::start(&settings, prepared, sockets)?;
+    let within = runtime.enter();
+    let member = lifecycle::start(&settings, *ready, sockets)?;
     drop(within);
     runtime.block_on(run(settings, member, &mut signals, surroundings))
 }
@@ -93,7 +108,6 @@ async fn run(
     signals: &mut signals::Signals,
     surroundings: &Surroundings,
 ) -> Result<(), Refusal> {
-    systemd::ready();
     let ended = lifecycle::serve(&mut member, signals, surroundings).await;
     lifecycle::stop(member, ended, signals, settings.shutdown_timeout).await
 }

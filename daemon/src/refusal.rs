@@ -87,7 +87,6 @@ ids! {
     ForeignDir = "FOREIGN_DIR", Identity;
     NotAMember = "NOT_A_MEMBER", Identity;
     ClustersDiffer = "CLUSTERS_DIFFER", Identity;
-    InitialClusterMismatch = "INITIAL_CLUSTER_MISMATCH", Identity;
     NameInUse = "NAME_IN_USE", Identity;
     VersionConflict = "VERSION_CONFLICT", Identity;
     DiscoveryFull = "DISCOVERY_FULL", Identity;
@@ -96,9 +95,17 @@ ids! {
     DiscoveryRejected = "DISCOVERY_REJECTED", Identity;
     DiscoverySrvAmbiguous = "DISCOVERY_SRV_AMBIGUOUS", Identity;
     DiscoverySrvMismatch = "DISCOVERY_SRV_MISMATCH", Identity;
+    DuplicateInstance = "DUPLICATE_INSTANCE", Identity;
+    GenesisMismatch = "GENESIS_MISMATCH", Identity;
+    ClusterRuns = "CLUSTER_RUNS", Identity;
+    PendingMember = "PENDING_MEMBER", Identity;
+    RestoredElsewhere = "RESTORED_ELSEWHERE", Identity;
+    OtherCluster = "OTHER_CLUSTER", Identity;
+    DataElsewhere = "DATA_ELSEWHERE", Identity;
     LostData = "LOST_DATA", Replace;
     Quarantined = "QUARANTINED", Replace;
     Removed = "REMOVED", Replace;
+    RolledBack = "ROLLED_BACK", Replace;
     RolledBackLocally = "ROLLED_BACK_LOCALLY", Replace;
 }
 

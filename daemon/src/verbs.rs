@@ -33,11 +33,21 @@ pub fn config_check(surroundings: &Surroundings) -> Result<String, Refusal> {
         BootPlan::JoinExisting(joiner) => {
             writeln!(out, "ok: would ask the running cluster for the place of {} in {dir}", joiner.own.name)
         }
-        BootPlan::Restart(identity) => writeln!(
-            out,
-            "ok: would start member {} ({}) of cluster {} again from {dir}",
-            identity.member_id, identity.name, identity.cluster_id
-        ),
+        BootPlan::Restart(returning) => {
+            let identity = &returning.identity;
+            writeln!(
+                out,
+                "ok: would start member {} ({}) of cluster {} again from {dir}",
+                identity.member_id, identity.name, identity.cluster_id
+            )
+        }
+        BootPlan::Discover(discoverer) => {
+            writeln!(
+                out,
+                "ok: would look for the first members of the cluster of {} in {dir}",
+                discoverer.own.name
+            )
+        }
     };
     Ok(out)
 }

@@ -123,11 +123,6 @@ fn who_has_no_place_is_told_the_command_that_makes_one_and_nothing_is_written() 
     refused(dir.path(), &peer, &[], "LOST_DATA", 79).says("member remove b, then");
 
     let peer = Peer::ready();
-    peer.change(|script| script.members.push(json!({ "id": 12, "peerURLs": ["http://h3:1"], "name": "n3" })));
-    let whole = format!("--initial-cluster=n1=http://{},n2={OWN_URL},n3=http://h3:1", peer.address);
-    refused(dir.path(), &peer, &[], "INITIAL_CLUSTER_MISMATCH", 78).says(&whole);
-
-    let peer = Peer::ready();
     peer.change(|script| script.version = "3.9.0");
     refused(dir.path(), &peer, &[], "VERSION_CONFLICT", 78).says("3.9.0");
 

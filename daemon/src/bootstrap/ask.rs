@@ -108,7 +108,7 @@ pub fn again(
     })
 }
 
-fn runtime() -> Result<tokio::runtime::Runtime, Refusal> {
+pub fn runtime() -> Result<tokio::runtime::Runtime, Refusal> {
     let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build();
     runtime.map_err(|error| Refusal::io("start", "the runtime for questions".as_ref(), &error))
 }

@@ -3,20 +3,25 @@
 //!
 //! A crash at any step leaves either nothing that counts or an `unborn` directory, which the next start builds anew.
 
-use std::{fs, io, path::Path};
+use std::{
+    fs, io,
+    path::{Path, PathBuf},
+};
 
 use storage::{
     data_dir::{DataDir, DataDirError, create_dir_private},
     wal::{Wal, WalContents, WalError, WalMetadata, WalOptions},
 };
 use time::{OffsetDateTime, format_description::well_known::Rfc3339};
+use types::{ClusterId, MemberId};
 
 use super::{
     facts::{MEMBER_BUILT_ASIDE, MEMBER_DIR, REPLACED},
-    plan::{self, Beginning, NewMember},
+    plan::{self, Beginning, NewMember, NewOrigin},
 };
 use crate::{
-    config::Settings,
+    config::{Settings, urls},
+    discovery::{Own, Registering, Way},
     identity::{self, Identity, Keeper, KnownMember, Origin, State, Unique, compare, host},
     refusal::{Id, Refusal},
 };
@@ -73,7 +78,7 @@ pub fn found(dir: &DataDir, new: &NewMember, settings: &Settings) -> Result<Keep
     identity::write_into(&aside, &identity).map_err(refuse("write the identity into"))?;
     if member.exists() {
         // Nobody has seen an unborn member, so it may go. What is not even that is not ours to delete.
-        let unborn = matches!(identity::read(&member), Ok(Some(earlier)) if earlier.state == State::Unborn);
+        let unborn = matches!(identity::read(&member), Ok(Some(earlier)) if matches!(earlier.state, State::Unborn | State::Registering));
         let name =
             if unborn { REPLACED.to_owned() } else { format!("member.unknown-{}", identity.boot_nonce) };
         fs::rename(&member, dir.path().join(name)).map_err(refuse("make room for"))?;
@@ -97,20 +102,21 @@ pub fn write_first_log(log_dir: &Path, new: &NewMember, dir_uuid: Unique) -> Res
 }
 
 pub fn first_identity(data_dir: &Path, new: &NewMember, settings: &Settings) -> io::Result<Identity> {
-    let token = &settings.membership.token.value;
     let dir_uuid = match new.dir_uuid {
         Some(kept) => kept,
         None => identity::random()?,
     };
+    let origin = &new.origin;
     Ok(Identity {
         format: identity::FORMAT,
-        state: State::Unborn,
+        // A discovery service has seen a member that it has told of others.
+        state: if origin.discovery_url.is_some() { State::Registering } else { State::Unborn },
         cluster_uuid: None,
         parent_uuid: None,
         cluster_id: new.cluster,
         member_id: new.member,
-        token: host::redacted(token),
-        token_sha256: host::sha256_hex(token),
+        token: host::redacted(&origin.token),
+        token_sha256: host::sha256_hex(&origin.token),
         name: new.name.clone(),
         peer_urls: new.peer_urls.clone(),
         dir_uuid,
@@ -119,13 +125,9 @@ pub fn first_identity(data_dir: &Path, new: &NewMember, settings: &Settings) -> 
         boot_nonce: identity::random()?,
         prev_boot_nonce: None,
         origin: Origin {
-            method: match &new.beginning {
-                Beginning::Founds(_) => "static",
-                Beginning::Joins(_) => "join",
-            }
-            .into(),
-            initial_cluster: settings.membership.initial_cluster.value.canonical(),
-            discovery_url: None,
+            method: origin.method.into(),
+            initial_cluster: origin.initial_cluster.clone(),
+            discovery_url: origin.discovery_url.clone(),
             created_at: OffsetDateTime::now_utc().format(&Rfc3339).unwrap_or_default(),
             version: env!("CARGO_PKG_VERSION").into(),
         },
@@ -135,6 +137,74 @@ pub fn first_identity(data_dir: &Path, new: &NewMember, settings: &Settings) -> 
         min_version: env!("CARGO_PKG_VERSION").into(),
         unknown: Default::default(),
     })
+}
+
+/// Writes down what a discovery service is about to be told, before it is: a start that is cut short resumes by it.
+pub struct Registrar {
+    data_dir: PathBuf,
+    first: Identity,
+}
+
+impl Registrar {
+    pub fn new(
+        dir: &DataDir,
+        dir_uuid: Unique,
+        own: &Own,
+        way: &Way,
+        settings: &Settings,
+    ) -> io::Result<Registrar> {
+        let new = NewMember {
+            member: MemberId::NONE,
+            name: own.name.to_string(),
+            peer_urls: urls::texts(&own.peer_urls),
+            // What the service says decides.
+            cluster: ClusterId(0),
+            beginning: Beginning::Joins(Vec::new()),
+            dir_uuid: Some(dir_uuid),
+            origin: NewOrigin {
+                method: way.method(),
+                token: String::new(),
+                initial_cluster: String::new(),
+                discovery_url: Some(way.shown()),
+            },
+        };
+        Ok(Registrar {
+            data_dir: dir.path().to_path_buf(),
+            first: first_identity(dir.path(), &new, settings)?,
+        })
+    }
+
+    pub fn save(&self, registering: &Registering) -> io::Result<()> {
+        let identity = Identity {
+            member_id: registering.member,
+            token: registering.token.clone(),
+            token_sha256: registering.token_sha256.clone(),
+            origin: Origin { initial_cluster: registering.value.clone(), ..self.first.origin.clone() },
+            ..self.first.clone()
+        };
+        let (member, aside) = (self.data_dir.join(MEMBER_DIR), self.data_dir.join(MEMBER_BUILT_ASIDE));
+        if member.exists() {
+            // Of an earlier attempt: nothing but its identity counts.
+            return identity::write(&member, &identity);
+        }
+        remove_tree(&aside)?;
+        create_dir_private(&aside)?;
+        identity::write_into(&aside, &identity)?;
+        fs::rename(&aside, &member)?;
+        identity::sync_dir(&self.data_dir)
+    }
+}
+
+/// The service does not know this member: the next start begins anew.
+pub fn forget_registration(dir: &DataDir) {
+    let member = dir.path().join(MEMBER_DIR);
+    let early = matches!(identity::read(&member), Ok(Some(found)) if matches!(found.state, State::Unborn | State::Registering));
+    if !early {
+        return;
+    }
+    if let Err(error) = remove_tree(&member) {
+        tracing::warn!(%error, data_dir = %dir.path().display(), "the directory of the refused start could not be removed");
+    }
 }
 
 /// The members of the genesis, or of the cluster that is joined, as the identity file lists them once they are settled.
@@ -155,6 +225,7 @@ fn known(member: &super::genesis::FirstMember) -> KnownMember {
         name: member.name.clone(),
         peer_urls: member.peer_urls.clone(),
         dir_uuid: None,
+        is_learner: false,
     }
 }
 

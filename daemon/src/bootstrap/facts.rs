@@ -1,7 +1,7 @@
 //! What the disk says before anything is decided. Reads only: whatever is refused on these facts has changed nothing.
 
 use std::{
-    collections::BTreeMap,
+    collections::{BTreeMap, BTreeSet},
     fs, io,
     net::{IpAddr, ToSocketAddrs as _},
     path::{Path, PathBuf},
@@ -13,7 +13,7 @@ use types::{ClusterId, MemberId};
 
 use crate::{
     config::{Settings, urls::Url},
-    identity::{self, FileError, Identity, compare::LogOwner},
+    identity::{self, FileError, Identity, State, Unique, compare::LogOwner},
     refusal::Refusal,
 };
 
@@ -52,7 +52,26 @@ pub struct DiskFacts {
     pub etcd_database: bool,
     /// Entries of the data directory that are nobody's.
     pub strangers: Vec<String>,
+    /// Members next door. Only looked for where this directory has none, and unless an empty one is meant.
+    pub neighbours: Vec<Neighbour>,
+    /// The file system, when it forgets everything at the next boot of the machine or of the container.
+    pub fleeting: Option<&'static str>,
 }
+
+/// Another data directory beside this one, or in the current directory.
+#[derive(Clone, Debug)]
+pub struct Neighbour {
+    pub dir: PathBuf,
+    pub identity: Identity,
+}
+
+/// Directories that are looked into for a neighbour. A directory of more is none where data directories are kept.
+const NEIGHBOURS_MAX: usize = 1000;
+
+/// Of statfs(2). Container layers are gone with the container.
+const TMPFS: i64 = 0x0102_1994;
+const RAMFS: i64 = 0x8584_58f6;
+const OVERLAYFS: i64 = 0x794c_7630;
 
 /// Where the log of these settings is.
 pub fn wal_dir(settings: &Settings) -> PathBuf {
@@ -69,6 +88,8 @@ pub fn gather(settings: &Settings) -> Result<DiskFacts, Refusal> {
     };
     let state = member.join("state");
     let known = [MEMBER_DIR, MEMBER_BUILT_ASIDE, REPLACED, "LOCK", "lost+found", ".snapshot", "fixtures"];
+    let counts = matches!(&identity, IdentityFact::Present(found) if !matches!(found.state, State::Unborn | State::Registering));
+    let neighbours = if counts || settings.storage.allow_empty { Vec::new() } else { neighbours(&data_dir) };
     let strangers = names(&data_dir)?.into_iter().filter(|name| !known.contains(&name.as_str()));
     Ok(DiskFacts {
         identity,
@@ -77,8 +98,53 @@ pub fn gather(settings: &Settings) -> Result<DiskFacts, Refusal> {
         state_present: !names(&state)?.is_empty(),
         etcd_database: member.join("snap").join("db").is_file(),
         strangers: strangers.collect(),
+        neighbours,
+        fleeting: fleeting(&data_dir),
         data_dir,
     })
+}
+
+/// What cannot be read is nobody: this is a look around, not a proof.
+fn neighbours(data_dir: &Path) -> Vec<Neighbour> {
+    let own = fs::canonicalize(data_dir).ok();
+    let parent = data_dir.parent().filter(|parent| !parent.as_os_str().is_empty());
+    let mut seen = BTreeSet::new();
+    let mut found = Vec::new();
+    for around in [Some(Path::new(".")), parent].into_iter().flatten() {
+        let Ok(entries) = fs::read_dir(around) else { continue };
+        for dir in entries.take(NEIGHBOURS_MAX).flatten().map(|entry| entry.path()) {
+            let Ok(dir) = fs::canonicalize(&dir) else { continue };
+            if Some(&dir) == own.as_ref() || !seen.insert(dir.clone()) {
+                continue;
+            }
+            // Who left its cluster for good is no data that anybody waits for, and who was never seen holds none.
+            let over = |state: &State| {
+                matches!(
+                    state,
+                    State::Unborn | State::Registering | State::Removed { .. } | State::Quarantined { .. }
+                )
+            };
+            match identity::read(&dir.join(MEMBER_DIR)) {
+                Ok(Some(identity)) if !over(&identity.state) => found.push(Neighbour { dir, identity }),
+                _ => {}
+            }
+        }
+    }
+    found
+}
+
+/// Of the directory, or of the nearest one above it that exists.
+fn fleeting(data_dir: &Path) -> Option<&'static str> {
+    let existing = data_dir.ancestors().find_map(|dir| {
+        let dir = if dir.as_os_str().is_empty() { Path::new(".") } else { dir };
+        nix::sys::statfs::statfs(dir).ok()
+    })?;
+    match existing.filesystem_type().0 as i64 {
+        TMPFS => Some("tmpfs"),
+        RAMFS => Some("ramfs"),
+        OVERLAYFS => Some("overlayfs"),
+        _ => None,
+    }
 }
 
 fn read_identity(dir: &Path) -> Result<IdentityFact, Refusal> {
@@ -158,20 +224,24 @@ fn parse_owner(head: &[u8]) -> Result<LogOwner, String> {
             let (Some(member), Some(cluster)) = (metadata.node_id, metadata.cluster_id) else {
                 return Err("the metadata names no member".into());
             };
-            return Ok(LogOwner { member: MemberId(member), cluster: ClusterId(cluster) });
+            let dir =
+                metadata.dir_uuid.and_then(|uuid| Some(Unique::from_bytes(uuid.as_slice().try_into().ok()?)));
+            return Ok(LogOwner { member: MemberId(member), cluster: ClusterId(cluster), dir });
         }
         rest = tail.get(length + padding..).unwrap_or_default();
     }
     unreachable!("the metadata record is the last one looked at")
 }
 
-/// etcd's metadata of a log.
+/// etcd's metadata of a log, and the directory that it was made with.
 #[derive(Clone, PartialEq, prost::Message)]
 struct Metadata {
     #[prost(uint64, optional, tag = "1")]
     node_id: Option<u64>,
     #[prost(uint64, optional, tag = "2")]
     cluster_id: Option<u64>,
+    #[prost(bytes = "vec", optional, tag = "1000")]
+    dir_uuid: Option<Vec<u8>>,
 }
 
 /// Addresses of the host names in these URLs. A name that does not resolve has none.
@@ -204,11 +274,14 @@ mod tests {
 
     #[test]
     fn the_owner_of_a_log_is_read_and_garbage_is_described() {
-        let metadata = Metadata { node_id: Some(0x8e9e05c52164694d), cluster_id: Some(7) }.encode_to_vec();
+        let dir = Unique::for_test(5);
+        let dir_uuid = Some(dir.to_bytes().to_vec());
+        let metadata =
+            Metadata { node_id: Some(0x8e9e05c52164694d), cluster_id: Some(7), dir_uuid }.encode_to_vec();
         let head = [record(CRC_RECORD, &[]), record(METADATA_RECORD, &metadata)].concat();
         assert_eq!(
             parse_owner(&head),
-            Ok(LogOwner { member: MemberId(0x8e9e05c52164694d), cluster: ClusterId(7) })
+            Ok(LogOwner { member: MemberId(0x8e9e05c52164694d), cluster: ClusterId(7), dir: Some(dir) })
         );
         for end in 0..head.len() - 8 {
             assert!(parse_owner(&head[..end]).is_err(), "cut at {end}");

@@ -1,13 +1,17 @@
 //! The first entries of a new cluster's log, equal on every member: one conf-change per member at term 1, in the order of their ids,
 //! all committed. They are etcd's bytes, so that etcd's log readers and a later mixed cluster agree with them.
 
+use ::identity::GenesisConfig;
 use api::raftpb;
 use prost::Message as _;
 use serde::Serialize;
 use state_machine::membership;
 use types::{ClusterId, Entry, EntryKind, HardState, LogIndex, MemberId, Term};
 
-use crate::config::{cluster::InitialCluster, urls};
+use crate::{
+    config::{cluster::InitialCluster, urls},
+    identity::host,
+};
 
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct FirstMember {
@@ -43,6 +47,20 @@ impl Genesis {
 
     pub fn find(&self, name: &str) -> Option<&FirstMember> {
         self.members.iter().find(|member| member.name == name)
+    }
+
+    /// What the first members compare among each other, by name.
+    pub fn config(&self, token: &str) -> GenesisConfig {
+        let mut members: Vec<::identity::FirstMember> = self
+            .members
+            .iter()
+            .map(|member| ::identity::FirstMember {
+                name: member.name.clone(),
+                peer_urls: member.peer_urls.clone(),
+            })
+            .collect();
+        members.sort();
+        GenesisConfig { members, token: host::redacted(token), token_sha256: host::sha256_hex(token) }
     }
 
     pub fn entries(&self) -> Vec<Entry> {

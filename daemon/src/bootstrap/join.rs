@@ -97,9 +97,7 @@ pub fn decide(question: &Question, answers: &[Answer], notes: &mut Vec<Note>) ->
     if !own.name.is_empty() {
         return Verdict::Refuse(lost_data(&listed, own));
     }
-    if let Some(refusal) = listed.mismatch() {
-        return Verdict::AskAgain(refusal);
-    }
+    listed.note_mismatch(notes);
     if let Err(refusal) = fits(question, &listed, &said) {
         return refusal;
     }
@@ -160,6 +158,7 @@ pub fn again(identity: &Identity, answers: &[Answer], data_dir: &str) -> Again {
             },
             peer_urls,
             dir_uuid: before.and_then(|before| before.dir_uuid),
+            is_learner: member.is_learner,
         }
     };
     Again::With(with_me.members.iter().map(known).collect())
@@ -238,8 +237,8 @@ impl Listed<'_> {
         all.find(|given| self.same(&urls::texts(&given.peer_urls), &member.peer_urls))
     }
 
-    /// Every given member must be known, and every known one given.
-    fn mismatch(&self) -> Option<Refusal> {
+    /// Who is there is for the cluster to say: a list that is behind, or ahead, only names whom to ask.
+    fn note_mismatch(&self, notes: &mut Vec<Note>) {
         let unknown: Vec<String> = self
             .joiner
             .others
@@ -250,20 +249,18 @@ impl Listed<'_> {
         let missing: Vec<&PeerMember> =
             self.members.iter().filter(|member| self.given(member).is_none()).collect();
         if unknown.is_empty() && missing.is_empty() {
-            return None;
+            return;
         }
         let none_or = |list: Vec<String>| if list.is_empty() { "none".into() } else { list.join("; ") };
         let missing = missing.iter().map(|member| one_shown(member)).collect();
-        Some(
-            Refusal::new(
-                Id::InitialClusterMismatch,
-                "initial-cluster is not the list of the running members",
-            )
-            .evidence("given but not running", none_or(unknown))
-            .evidence("running but not given", none_or(missing))
-            .evidence("running", shown(self.members))
-            .remedy(format!("--initial-cluster={}", self.corrected())),
-        )
+        notes.push(Note {
+            message: "initial-cluster is not the list of the running members: theirs counts",
+            fields: vec![
+                ("given but not running", none_or(unknown)),
+                ("running but not given", none_or(missing)),
+                ("as it would be right", format!("--initial-cluster={}", self.corrected())),
+            ],
+        });
     }
 
     /// The text for initial-cluster that would be right. Who has no name yet keeps the given one.
@@ -289,7 +286,7 @@ impl Listed<'_> {
         };
         let mut peer_urls = member.peer_urls.clone();
         peer_urls.sort();
-        KnownMember { id: member.id, name, peer_urls, dir_uuid: None }
+        KnownMember { id: member.id, name, peer_urls, dir_uuid: None, is_learner: member.is_learner }
     }
 
     /// Names are told, never compared: a member may be called otherwise than somebody's list says.

@@ -3,17 +3,18 @@
 use std::{collections::BTreeMap, net::IpAddr};
 
 use super::{
-    facts::{DiskFacts, IdentityFact},
+    facts::{DiskFacts, IdentityFact, Neighbour},
     genesis::Genesis,
     join::{Joiner, Place},
 };
 use crate::{
     config::{
         InitialState, Membership, Note,
-        cluster::InitialMember,
+        cluster::{InitialCluster, InitialMember},
         suggest,
         urls::{self, Url},
     },
+    discovery::{self, Registering},
     identity::{Identity, KnownMember, State, Unique, compare},
     refusal::{Id, Refusal},
 };
@@ -27,9 +28,27 @@ pub enum BootPlan {
     /// Found the cluster: no data yet, or data that nobody has seen.
     NewStatic(NewMember),
     /// The stored member again.
-    Restart(Box<Identity>),
+    Restart(Box<Returning>),
     /// Ask a running cluster for the place that it has prepared.
     JoinExisting(Joiner),
+    /// Find the first members through a service or DNS, then found the cluster with them.
+    Discover(Discoverer),
+}
+
+/// A member with data, and what its operator means to change about it.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Returning {
+    pub identity: Identity,
+    pub changes: compare::Changes,
+}
+
+/// A member that has to find those it founds its cluster with.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Discoverer {
+    pub own: discovery::Own,
+    pub dir_uuid: Option<Unique>,
+    /// What an earlier start of this directory was about to register, or has.
+    pub registered: Option<Registering>,
 }
 
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -41,6 +60,17 @@ pub struct NewMember {
     pub beginning: Beginning,
     /// The mark of a directory that an earlier start made and nobody has seen.
     pub dir_uuid: Option<Unique>,
+    pub origin: NewOrigin,
+}
+
+/// How the settings of a new member came about, as its identity file tells.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct NewOrigin {
+    pub method: &'static str,
+    /// Whole; it enters the ids.
+    pub token: String,
+    pub initial_cluster: String,
+    pub discovery_url: Option<String>,
 }
 
 /// What a new member's log begins with.
@@ -54,7 +84,7 @@ pub enum Beginning {
 
 impl NewMember {
     /// The joiner in its place.
-    pub fn joined(joiner: Joiner, place: Place) -> NewMember {
+    pub fn joined(joiner: Joiner, place: Place, asked: &Membership) -> NewMember {
         NewMember {
             member: place.member,
             name: joiner.own.name.as_str().to_owned(),
@@ -62,7 +92,37 @@ impl NewMember {
             cluster: place.cluster,
             beginning: Beginning::Joins(place.members),
             dir_uuid: joiner.dir_uuid,
+            origin: NewOrigin {
+                method: "join",
+                token: asked.token.value.clone(),
+                initial_cluster: asked.initial_cluster.value.canonical(),
+                discovery_url: None,
+            },
         }
+    }
+
+    /// One of the first members, `own`, of a cluster that was listed or found.
+    pub fn founding(
+        own: &str,
+        initial: &InitialCluster,
+        origin: NewOrigin,
+        dir_uuid: Option<Unique>,
+    ) -> Result<NewMember, Refusal> {
+        let genesis = Genesis::new(initial, &origin.token).map_err(|(left, right)| {
+            Refusal::new(Id::AdvertiseMismatch, "two members of initial-cluster have the same id")
+                .evidence("--initial-cluster", format!("{left} and {right}"))
+                .remedy("give them peer URLs that differ")
+        })?;
+        let first = genesis.find(own).expect("the own entry is one of the members");
+        Ok(NewMember {
+            member: first.id,
+            name: first.name.clone(),
+            peer_urls: first.peer_urls.clone(),
+            cluster: genesis.cluster,
+            dir_uuid,
+            beginning: Beginning::Founds(genesis),
+            origin,
+        })
     }
 }
 
@@ -78,22 +138,32 @@ pub fn plan(
         let fields = vec![("data-dir", shown.clone()), ("entries", facts.strangers.join(", "))];
         notes.push(Note { message: "unknown entries in the data directory are left alone", fields });
     }
+    if let Some(kind) = facts.fleeting {
+        let fields = vec![("data-dir", shown.clone()), ("file system", kind.to_owned())];
+        notes.push(Note {
+            message: "the data directory is on a file system that does not outlive this machine's or container's next start: \
+                      a member that loses its data must be replaced",
+            fields,
+        });
+    }
     match &facts.identity {
         IdentityFact::Damaged(why) => Err(identity_damaged(facts, why)),
         IdentityFact::None => {
             empty_of_data(facts)?;
-            first_start(asked, addresses, None, notes)
+            first_start(facts, asked, addresses, None, notes)
         }
-        IdentityFact::Present(identity) if identity.state == State::Unborn => {
-            first_start(asked, addresses, Some(identity.dir_uuid), notes)
+        IdentityFact::Present(identity) if matches!(identity.state, State::Unborn | State::Registering) => {
+            first_start(facts, asked, addresses, Some(identity), notes)
         }
         IdentityFact::Present(identity) => {
             let owner = whole_directory(facts, identity)?;
-            for (setting, old, new) in compare::compare(identity, asked, owner, version, &shown)? {
+            let differences = compare::compare(identity, asked, owner, version, &shown)?;
+            for (setting, old, new) in differences.free {
                 let fields = vec![("setting", setting.to_owned()), ("stored", old), ("given", new)];
                 notes.push(Note { message: "setting differs from the first start and is not used", fields });
             }
-            Ok(BootPlan::Restart(identity.clone()))
+            let identity = (**identity).clone();
+            Ok(BootPlan::Restart(Box::new(Returning { identity, changes: differences.changes })))
         }
     }
 }
@@ -199,30 +269,94 @@ pub fn state_missing(identity: &Identity, dir: &str, log_dir: &str, begins: u64)
 }
 
 fn first_start(
+    facts: &DiskFacts,
     asked: &Membership,
     addresses: &Addresses,
-    dir_uuid: Option<Unique>,
+    earlier: Option<&Identity>,
     notes: &mut Vec<Note>,
 ) -> Result<BootPlan, Refusal> {
+    let dir_uuid = earlier.map(|identity| identity.dir_uuid);
+    if let Some(way) = &asked.discovery {
+        let own = discovery::Own {
+            name: asked.name.value.clone(),
+            name_given: asked.name.given,
+            peer_urls: asked.advertise_peer_urls.value.clone(),
+        };
+        if let Some(registering) = discovery::registration(way, &own) {
+            expected_data(
+                facts,
+                registering.member,
+                asked.name.value.as_str(),
+                &urls::texts(&own.peer_urls),
+            )?;
+        }
+        let registered = earlier.filter(|identity| identity.state == State::Registering).map(registered);
+        return Ok(BootPlan::Discover(Discoverer { own, dir_uuid, registered }));
+    }
     let own = own_entry(asked, addresses, notes)?;
     if asked.initial_state == InitialState::Existing {
         return joiner(asked, own, dir_uuid).map(BootPlan::JoinExisting);
     }
-    let genesis =
-        Genesis::new(&asked.initial_cluster.value, &asked.token.value).map_err(|(left, right)| {
-            Refusal::new(Id::AdvertiseMismatch, "two members of initial-cluster have the same id")
-                .evidence("--initial-cluster", format!("{left} and {right}"))
-                .remedy("give them peer URLs that differ")
-        })?;
-    let first = genesis.find(own.name.as_str()).expect("the own entry is one of the members");
-    Ok(BootPlan::NewStatic(NewMember {
-        member: first.id,
-        name: first.name.clone(),
-        peer_urls: first.peer_urls.clone(),
-        cluster: genesis.cluster,
-        dir_uuid,
-        beginning: Beginning::Founds(genesis),
-    }))
+    let initial = &asked.initial_cluster.value;
+    let origin = NewOrigin {
+        method: "static",
+        token: asked.token.value.clone(),
+        initial_cluster: initial.canonical(),
+        discovery_url: None,
+    };
+    let new = NewMember::founding(own.name.as_str(), initial, origin, dir_uuid)?;
+    expected_data(facts, new.member, &new.name, &new.peer_urls)?;
+    Ok(BootPlan::NewStatic(new))
+}
+
+/// What a start that was cut short had told, or was about to tell, the discovery service.
+pub fn registered(identity: &Identity) -> Registering {
+    Registering {
+        token: identity.token.clone(),
+        token_sha256: identity.token_sha256.clone(),
+        member: identity.member_id,
+        value: identity.origin.initial_cluster.clone(),
+    }
+}
+
+/// An empty directory where the member's data may be next door: a data-dir that was forgotten, or that followed a new name.
+fn expected_data(
+    facts: &DiskFacts,
+    member: MemberId,
+    name: &str,
+    peer_urls: &[String],
+) -> Result<(), Refusal> {
+    let same = |neighbour: &&Neighbour| {
+        let identity = &neighbour.identity;
+        identity.member_id == member
+            || identity.name == name
+            || identity.peer_urls.iter().any(|url| peer_urls.contains(url))
+    };
+    let Some(neighbour) = facts.neighbours.iter().find(same) else { return Ok(()) };
+    let (dir, identity) = (neighbour.dir.display(), &neighbour.identity);
+    Err(Refusal::new(
+        Id::DataElsewhere,
+        format!(
+            "this start would found a new cluster, but the data of member {} are in {dir}",
+            identity.name
+        ),
+    )
+    .evidence(
+        dir.to_string(),
+        format!(
+            "member {} ({}) of cluster {}, {}, boot #{}",
+            identity.member_id,
+            identity.name,
+            identity.cluster_id,
+            identity.peer_urls.join(","),
+            identity.boot_seq
+        ),
+    )
+    .evidence(facts.data_dir.display().to_string(), "holds no member")
+    .evidence("to be founded", format!("member {member} ({name}), {}", peer_urls.join(",")))
+    .remedy(format!("if that is this member: --data-dir={dir} --name={}", identity.name))
+    .remedy("if a new, empty cluster is meant: --allow-empty-data-dir")
+    .never("do not delete the other directory to get past this message: it may be all there is of the data"))
 }
 
 /// Ids and everything else come from the cluster, so there must be somebody to ask.
@@ -343,228 +477,4 @@ pub fn to_resolve(asked: &Membership) -> Vec<&Url> {
 }
 
 #[cfg(test)]
-mod tests {
-    use std::{ffi::OsString, path::PathBuf};
-
-    use super::*;
-    use crate::{
-        bootstrap::facts::LogFact,
-        config::{self, Surroundings},
-        identity::compare::LogOwner,
-    };
-
-    fn asked(flags: &[&str]) -> Membership {
-        let flags = crate::cli::parse(flags.iter().map(OsString::from)).unwrap().flags;
-        let surroundings = Surroundings { flags, variables: vec![], default_file: "/nonexistent".into() };
-        config::load(&surroundings).unwrap().0.membership
-    }
-
-    fn nothing() -> DiskFacts {
-        DiskFacts {
-            data_dir: PathBuf::from("/d"),
-            identity: IdentityFact::None,
-            wal_identity: IdentityFact::None,
-            log: LogFact { dir: "/d/member/wal".into(), first_index: None, owner: None },
-            state_present: false,
-            etcd_database: false,
-            strangers: vec![],
-        }
-    }
-
-    fn stored(state: State) -> Identity {
-        let mut identity = crate::identity::sample();
-        identity.state = state;
-        identity
-    }
-
-    fn whole(state: State) -> DiskFacts {
-        let identity = stored(state);
-        let owner = LogOwner { member: identity.member_id, cluster: identity.cluster_id };
-        DiskFacts {
-            identity: IdentityFact::Present(Box::new(identity)),
-            log: LogFact { dir: "/d/member/wal".into(), first_index: Some(0), owner: Some(Ok(owner)) },
-            state_present: true,
-            ..nothing()
-        }
-    }
-
-    fn outcome(facts: &DiskFacts, flags: &[&str], addresses: &Addresses) -> &'static str {
-        match plan(facts, &asked(flags), addresses, "0.1.0", &mut Vec::new()) {
-            Ok(BootPlan::NewStatic(_)) => "new",
-            Ok(BootPlan::Restart(_)) => "restart",
-            Ok(BootPlan::JoinExisting(_)) => "join",
-            Err(refusal) => refusal.id.name(),
-        }
-    }
-
-    const THREE: &str = "--initial-cluster=n1=http://h1:1,n2=http://h2:1,n3=http://h3:1";
-
-    #[test]
-    fn every_case_of_a_start() {
-        let addresses =
-            Addresses::from([("h1".into(), vec!["10.0.0.1".parse().unwrap()]), ("h2".into(), vec![])]);
-        let mut cases: Vec<(&str, DiskFacts, Vec<&str>, &str)> = vec![
-            ("A1 a new member alone", nothing(), vec![], "new"),
-            ("A1 a new member of three", nothing(), vec!["--name=n1", THREE], "new"),
-            (
-                "a new member whose URLs agree",
-                nothing(),
-                vec!["--name=n1", THREE, "--initial-advertise-peer-urls=http://h1:1"],
-                "new",
-            ),
-            (
-                "the same address spelled differently",
-                nothing(),
-                vec!["--name=n1", THREE, "--initial-advertise-peer-urls=http://10.0.0.1:1"],
-                "new",
-            ),
-            ("A2 a name that is not listed", nothing(), vec!["--name=n4", THREE], "NOT_IN_INITIAL_CLUSTER"),
-            (
-                "A3 another URL than listed",
-                nothing(),
-                vec!["--name=n1", THREE, "--initial-advertise-peer-urls=http://h2:1"],
-                "ADVERTISE_MISMATCH",
-            ),
-            (
-                "A3 one URL of two",
-                nothing(),
-                vec![
-                    "--name=n1",
-                    "--initial-cluster=n1=http://h1:1,n1=http://h1:2",
-                    "--initial-advertise-peer-urls=http://h1:1",
-                ],
-                "ADVERTISE_MISMATCH",
-            ),
-            ("joining", nothing(), vec!["--name=n1", THREE, "--initial-cluster-state=existing"], "join"),
-            (
-                "A7 joining without anybody",
-                nothing(),
-                vec!["--initial-cluster-state=existing"],
-                "NOBODY_TO_ASK",
-            ),
-            (
-                "A15 joining under another's name",
-                nothing(),
-                vec![
-                    "--name=n2",
-                    THREE,
-                    "--initial-cluster-state=existing",
-                    "--initial-advertise-peer-urls=http://h1:1",
-                ],
-                "ADVERTISE_MISMATCH",
-            ),
-            ("B1 all the same", whole(State::Born), vec!["--name=n1"], "restart"),
-            ("formed but not born", whole(State::Formed), vec!["--name=n1"], "restart"),
-            ("an unborn directory binds nothing", whole(State::Unborn), vec!["--name=other"], "new"),
-            ("B2", whole(State::Born), vec!["--name=n2"], "NAME_MISMATCH"),
-            (
-                "B4",
-                whole(State::Born),
-                vec!["--name=n1", "--initial-advertise-peer-urls=http://h9:1"],
-                "PEER_URL_MISMATCH",
-            ),
-            ("B6", whole(State::Born), vec!["--name=n1", "--initial-cluster-token=t"], "TOKEN_CONFLICT"),
-            (
-                "B7 the state flag is not used any more",
-                whole(State::Born),
-                vec!["--name=n1", "--initial-cluster-state=existing"],
-                "restart",
-            ),
-            (
-                "B8",
-                whole(State::Born),
-                vec!["--name=n2", "--initial-cluster=n1=http://127.0.0.1:1,n2=http://h2:1"],
-                "WRONG_DIR",
-            ),
-            ("B18", whole(State::Removed { index: 1, term: 1, asked_through: None }), vec![], "REMOVED"),
-        ];
-        let with = |change: &dyn Fn(&mut DiskFacts)| {
-            let mut facts = whole(State::Born);
-            change(&mut facts);
-            facts
-        };
-        cases.extend([
-            (
-                "B13 the log is gone",
-                with(&|f| (f.log.first_index, f.log.owner) = (None, None)),
-                vec![],
-                "WAL_MISSING",
-            ),
-            (
-                "B14 the state is gone, the log is whole",
-                with(&|f| f.state_present = false),
-                vec![],
-                "restart",
-            ),
-            (
-                "B14 the state is gone, the log is cut",
-                with(&|f| (f.state_present, f.log.first_index) = (false, Some(9))),
-                vec![],
-                "STATE_MISSING",
-            ),
-            (
-                "the log's head is garbage",
-                with(&|f| f.log.owner = Some(Err("x".into()))),
-                vec![],
-                "LOG_DAMAGED",
-            ),
-            (
-                "the log of another member",
-                with(&|f| {
-                    f.log.owner = Some(Ok(LogOwner { member: MemberId(1), cluster: types::ClusterId(2) }))
-                }),
-                vec![],
-                "WRONG_DIR",
-            ),
-            (
-                "the identity is garbage",
-                with(&|f| f.identity = IdentityFact::Damaged("x".into())),
-                vec![],
-                "IDENTITY_DAMAGED",
-            ),
-            ("data without identity", with(&|f| f.identity = IdentityFact::None), vec![], "IDENTITY_MISSING"),
-            (
-                "an etcd member's directory",
-                with(&|f| (f.identity, f.etcd_database) = (IdentityFact::None, true)),
-                vec![],
-                "FOREIGN_DIR",
-            ),
-            (
-                "another directory's wal-dir",
-                with(&|f| {
-                    let mut copy = stored(State::Born);
-                    copy.dir_uuid = Unique::for_test(99);
-                    f.wal_identity = IdentityFact::Present(Box::new(copy));
-                }),
-                vec![],
-                "WRONG_DIR",
-            ),
-        ]);
-        for (case, facts, flags, expected) in cases {
-            assert_eq!(outcome(&facts, &flags, &addresses), expected, "{case}");
-        }
-    }
-
-    #[test]
-    fn an_unlisted_name_is_helped() {
-        let refusal = plan(
-            &nothing(),
-            &asked(&["--name=nn", THREE, "--initial-advertise-peer-urls=http://h2:1"]),
-            &Addresses::new(),
-            "0.1.0",
-            &mut vec![],
-        )
-        .unwrap_err();
-        assert!(refusal.text().contains("--name=n2"), "{}", refusal.text());
-    }
-
-    #[test]
-    fn an_unborn_directory_keeps_its_mark_and_follows_the_flags() {
-        let Ok(BootPlan::NewStatic(new)) =
-            plan(&whole(State::Unborn), &asked(&["--name=other"]), &Addresses::new(), "0.1.0", &mut vec![])
-        else {
-            panic!("expected a new member");
-        };
-        assert_eq!((new.name.as_str(), new.dir_uuid), ("other", Some(Unique::for_test(1))));
-    }
-}
+mod tests;

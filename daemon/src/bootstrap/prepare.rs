@@ -1,38 +1,67 @@
-//! From settings to a member that may open its sockets: lock, facts, plan, execution, in this order.
+//! From settings to a member whose local identity is sound: lock, facts, plan, execution, in this order. What a member that joins or comes
+//! back must hear from others is asked here, before any socket opens; what founders ask each other comes after (`found`).
 
+use std::{
+    collections::BTreeSet,
+    path::Path,
+    time::{Duration, Instant},
+};
+
+use ::identity::{Boot, GenesisConfig, Hello, Question, Verdict};
 use storage::{
     data_dir::DataDir,
     wal::{Wal, WalContents},
 };
 use tracing::{info, warn};
+use types::{LogIndex, LogPosition, MemberId, Term};
 
 use super::{
-    ask, execute, facts,
+    again, ask,
+    attend::{Heard, Reply},
+    execute, facts,
+    hello::{self, Target},
     join::{Joiner, Place},
-    plan::{self, Beginning, BootPlan, NewMember},
+    plan::{self, BootPlan, Discoverer, NewMember, Returning},
+    verdict::Me,
 };
 use crate::{
     announce,
     config::{Note, Settings},
-    identity::{self, Identity, Keeper, State, host},
+    identity::{self, Identity, Keeper, State, compare::Changes, host},
     refusal::Refusal,
 };
 
 /// This build's version, as directories remember it.
 pub const VERSION: &str = env!("CARGO_PKG_VERSION");
 
+/// Between two rounds of questions of a member that comes back.
+const PAUSE: Duration = Duration::from_millis(300);
+
 /// A member whose local identity is sound and whose log is open.
-pub struct Prepared {
-    /// Holds the lock of the data directory.
-    pub dir: DataDir,
+pub struct Opened {
     pub keeper: Keeper,
     pub wal: Wal,
     pub contents: WalContents,
-    /// On the first start, until [`Prepared::settle`].
-    founding: Option<NewMember>,
+    /// What the operator means to change about a member with data.
+    pub changes: Changes,
 }
 
-/// What a start would do now, without doing it.
+/// A data directory whose lock is held, and what is still to be done before raft may start.
+pub struct Prepared {
+    pub dir: DataDir,
+    pub stage: Stage,
+}
+
+#[expect(clippy::large_enum_variant, reason = "there is one of it in a process")]
+pub enum Stage {
+    Whole(Opened),
+    /// The others must be there, or the running cluster must have given a place.
+    New(Opened, NewMember),
+    /// The others must be found first.
+    Discovers(Discoverer),
+}
+
+/// What a start would do now as far as this machine can tell, without doing it and without asking anybody.
 pub fn look(settings: &Settings, notes: &mut Vec<Note>) -> Result<BootPlan, Refusal> {
     let facts = facts::gather(settings)?;
     let addresses = facts::addresses(plan::to_resolve(&settings.membership).into_iter());
@@ -51,45 +80,29 @@ pub fn prepare(settings: &Settings) -> Result<Prepared, Refusal> {
     let dir = execute::lock(settings)?;
     let plan = look(settings, &mut notes)?;
     notes.drain(..).for_each(|note| note.log());
-    let prepared = match plan {
-        BootPlan::NewStatic(new) => found(dir, new, settings)?,
+    let stage = match plan {
+        BootPlan::NewStatic(new) => Stage::New(open_new(&dir, &new, settings)?, new),
+        BootPlan::Discover(discoverer) => Stage::Discovers(discoverer),
         BootPlan::JoinExisting(joiner) => {
             let place = match place {
                 Some(place) => place,
                 None => ask_for_place(&joiner, settings, &mut notes)?,
             };
             notes.drain(..).for_each(|note| note.log());
-            found(dir, NewMember::joined(joiner, place), settings)?
+            let new = NewMember::joined(joiner, place, &settings.membership);
+            Stage::New(open_new(&dir, &new, settings)?, new)
         }
-        BootPlan::Restart(identity) => {
-            let (wal, contents) = execute::open_log(&dir, &identity, settings)?;
-            say_if_moved(&identity, &dir);
-            // Joining was cut short before anything of the log arrived: the cluster may have changed since it was asked.
-            let has_nothing = contents.entries.is_empty() && contents.snapshot.index.0 == 0;
-            let members = if identity.state == State::Joining && has_nothing {
-                let data_dir = dir.path().display().to_string();
-                ask::again(&identity, &settings.membership.initial_cluster.value, &data_dir)?
-            } else {
-                None
-            };
-            let member = dir.member();
-            let refuse = |error: std::io::Error| Refusal::io("write the identity into", &member, &error);
-            let mut keeper = Keeper::new(member.clone(), settings.storage.wal_dir.clone(), *identity);
-            keeper.booted(identity::random().map_err(refuse)?).map_err(refuse)?;
-            if let Some(members) = members {
-                keeper.joining(members).map_err(refuse)?;
-            }
-            Prepared { dir, keeper, wal, contents, founding: None }
-        }
+        BootPlan::Restart(returning) => Stage::Whole(come_back(&dir, *returning, settings)?),
     };
-    say_who(prepared.keeper.identity(), &prepared.dir);
-    Ok(prepared)
+    Ok(Prepared { dir, stage })
 }
 
-fn found(dir: DataDir, new: NewMember, settings: &Settings) -> Result<Prepared, Refusal> {
-    let keeper = execute::found(&dir, &new, settings)?;
-    let (wal, contents) = execute::open_log(&dir, keeper.identity(), settings)?;
-    Ok(Prepared { dir, keeper, wal, contents, founding: Some(new) })
+/// Builds the directory of a new member and opens it.
+pub fn open_new(dir: &DataDir, new: &NewMember, settings: &Settings) -> Result<Opened, Refusal> {
+    let keeper = execute::found(dir, new, settings)?;
+    let (wal, contents) = execute::open_log(dir, keeper.identity(), settings)?;
+    say_who(keeper.identity(), dir);
+    Ok(Opened { keeper, wal, contents, changes: Changes::default() })
 }
 
 fn ask_for_place(joiner: &Joiner, settings: &Settings, notes: &mut Vec<Note>) -> Result<Place, Refusal> {
@@ -105,15 +118,171 @@ fn ask_for_place(joiner: &Joiner, settings: &Settings, notes: &mut Vec<Note>) ->
     Ok(place)
 }
 
+fn come_back(dir: &DataDir, returning: Returning, settings: &Settings) -> Result<Opened, Refusal> {
+    let Returning { identity, changes } = returning;
+    let (wal, contents) = execute::open_log(dir, &identity, settings)?;
+    say_if_moved(&identity, dir, settings);
+    // Joining was cut short before anything of the log arrived: the cluster may have changed since it was asked.
+    let has_nothing = contents.entries.is_empty() && contents.snapshot.index.0 == 0;
+    let members = if identity.state == State::Joining && has_nothing {
+        let data_dir = dir.path().display().to_string();
+        ask::again(&identity, &settings.membership.initial_cluster.value, &data_dir)?
+    } else {
+        None
+    };
+    let member = dir.member();
+    let refuse = |error: std::io::Error| Refusal::io("write the identity into", &member, &error);
+    let nonce = identity::random().map_err(refuse)?;
+    let boot = Boot { seq: identity.boot_seq + 1, nonce, previous: Some(identity.boot_nonce) };
+    let hello = hello::of(&identity, boot, hello::log_end(&contents), dir.path());
+    let heard = ask_peers(&identity, &hello, settings);
+    let mut keeper = Keeper::new(member.clone(), settings.storage.wal_dir.clone(), identity);
+    // Only now is the boot counted on disk: an older copy that is refused must not climb over its successor by being tried again.
+    match heard {
+        Ok(()) => keeper.booted(nonce).map_err(refuse)?,
+        Err((refusal, verdict)) => {
+            if let Some(Verdict::Removed { index, term, asked_through }) = verdict {
+                let at = LogPosition { term: Term(term), index: LogIndex(index) };
+                keeper.removed(at, asked_through).map_err(refuse)?;
+            }
+            return Err(refusal);
+        }
+    }
+    if let Some(members) = members {
+        keeper.joining(members).map_err(refuse)?;
+    }
+    say_who(keeper.identity(), dir);
+    Ok(Opened { keeper, wal, contents, changes })
+}
+
+/// The peers that a member with data knows, and those that its settings name.
+pub fn peers(identity: &Identity, settings: &Settings) -> Vec<Target> {
+    let mut seen = BTreeSet::new();
+    let mut targets = Vec::new();
+    let stored = identity.members.iter().filter(|member| member.id != identity.member_id);
+    for member in stored {
+        for url in member.peer_urls.iter().filter(|url| seen.insert((*url).clone())) {
+            targets.push(Target { member: member.id, name: member.name.clone(), url: url.clone() });
+        }
+    }
+    let given = settings.membership.initial_cluster.value.members().iter();
+    for member in given.filter(|member| member.name.as_str() != identity.name) {
+        for url in member.peer_urls.iter().map(|url| url.as_str().to_owned()) {
+            if !identity.peer_urls.contains(&url) && seen.insert(url.clone()) {
+                targets.push(Target { member: MemberId::NONE, name: member.name.to_string(), url });
+            }
+        }
+    }
+    targets
+}
+
+/// The last known voters, this member included.
+pub fn voters(identity: &Identity) -> Vec<MemberId> {
+    let mut voters: Vec<MemberId> =
+        identity.members.iter().filter(|member| !member.is_learner).map(|member| member.id).collect();
+    if !identity.members.iter().any(|member| member.id == identity.member_id) {
+        voters.push(identity.member_id);
+    }
+    voters
+}
+
+/// As messages about a member with data name it.
+pub fn me<'a>(identity: &'a Identity, hello: &'a Hello) -> Me<'a> {
+    Me {
+        hello,
+        peer_urls: &identity.peer_urls,
+        method: &identity.origin.method,
+        parent: identity.parent_uuid,
+        exists: &|path| Path::new(path).join(facts::MEMBER_DIR).is_dir(),
+    }
+}
+
+/// What the peers know of this directory. Nobody has to be there.
+fn ask_peers(
+    identity: &Identity,
+    hello: &Hello,
+    settings: &Settings,
+) -> Result<(), (Refusal, Option<Verdict>)> {
+    let targets = peers(identity, settings);
+    if targets.is_empty() {
+        return Ok(());
+    }
+    let (me, voters) = (me(identity, hello), voters(identity));
+    let question = Question { hello: hello.clone(), config: None };
+    let runtime = ask::runtime().map_err(|refusal| (refusal, None))?;
+    runtime.block_on(async {
+        let began = Instant::now();
+        loop {
+            let replies = hello::round(&targets, &question).await;
+            match again::decide(&me, &voters, &replies, began.elapsed()) {
+                again::Step::Start(doubted) => {
+                    say_heard(&replies, doubted.as_ref());
+                    return Ok(());
+                }
+                again::Step::Refuse(refusal, verdict) => return Err((refusal, verdict)),
+                again::Step::AskAgain(_) => tokio::time::sleep(PAUSE).await,
+            }
+        }
+    })
+}
+
+fn say_heard(replies: &[Reply], doubted: Option<&Refusal>) {
+    for reply in replies {
+        if let Heard::Etcd(version) = &reply.heard {
+            warn!(
+                peer = reply.name,
+                url = reply.url,
+                version,
+                "this peer is etcd: it does not protect the cluster against lost, older or copied data directories"
+            );
+        }
+    }
+    if let Some(refusal) = doubted {
+        warn!(
+            code = refusal.id.name(),
+            cause = refusal.cause(),
+            "a peer speaks against this member, and a majority does not: starting"
+        );
+    }
+}
+
+/// The settings of a cluster that is not born yet, as they were settled.
+pub fn genesis_config(identity: &Identity) -> Option<GenesisConfig> {
+    if identity.cluster_uuid.is_some() || identity.state != State::Formed {
+        return None;
+    }
+    let members = identity.members.iter();
+    let mut members: Vec<::identity::FirstMember> = members
+        .map(|member| ::identity::FirstMember {
+            name: member.name.clone(),
+            peer_urls: member.peer_urls.clone(),
+        })
+        .collect();
+    members.sort();
+    Some(GenesisConfig {
+        members,
+        token: identity.token.clone(),
+        token_sha256: identity.token_sha256.clone(),
+    })
+}
+
 /// A directory may be moved, but whoever did not move it should know that it was.
-fn say_if_moved(identity: &Identity, dir: &DataDir) {
+fn say_if_moved(identity: &Identity, dir: &DataDir, settings: &Settings) {
     let (before, now) = (&identity.host, host::here(dir.path()));
     if before.machine_id_sha256.is_some() && before.machine_id_sha256 != now.machine_id_sha256 {
+        if settings.membership.accept.host {
+            info!(
+                before = before.name,
+                now = now.name,
+                "this data directory has moved to this machine, as it was meant to"
+            );
+            return;
+        }
         warn!(
             before = before.name,
             now = now.name,
             path_before = before.path,
-            "this data directory was last used on another machine"
+            "this data directory was last used on another machine (if that is meant: --accept-identity-change=host)"
         );
     } else if before.path != now.path {
         info!(before = before.path, now = now.path, "this data directory has moved");
@@ -135,23 +304,21 @@ fn say_who(identity: &Identity, dir: &DataDir) {
 }
 
 impl Prepared {
-    /// The listeners are up: from here on the first members are settled, and raft may start.
-    pub fn settle(&mut self) -> Result<(), Refusal> {
-        let Some(new) = self.founding.take() else { return Ok(()) };
-        let members = execute::known_members(&new, self.keeper.identity().dir_uuid);
-        let settled = match &new.beginning {
-            Beginning::Founds(_) => self.keeper.formed(members),
-            Beginning::Joins(_) => self.keeper.joining(members),
-        };
-        settled.map_err(|error| Refusal::io("write the identity into", &self.dir.member(), &error))
-    }
-
     /// The start is refused: a member that nobody has seen leaves nothing behind.
     pub fn abandon(self) {
-        let Prepared { dir, keeper, wal, contents, founding: _ } = self;
+        let Prepared { dir, stage } = self;
+        if let Stage::Whole(opened) | Stage::New(opened, _) = stage {
+            opened.abandon(&dir);
+        }
+    }
+}
+
+impl Opened {
+    pub fn abandon(self, dir: &DataDir) {
+        let Opened { keeper, wal, contents, .. } = self;
         drop((wal, contents));
         if let Err(error) = keeper.abandon() {
-            tracing::warn!(%error, data_dir = %dir.path().display(), "the directory of the refused start could not be removed");
+            warn!(%error, data_dir = %dir.path().display(), "the directory of the refused start could not be removed");
         }
     }
 }

@@ -25,7 +25,7 @@ use std::{
     path::{Path, PathBuf},
 };
 
-pub use settings::{InitialState, Log, LogFormat, LogLevel, LogOutput, Membership, Settings};
+pub use settings::{Attendance, InitialState, Log, LogFormat, LogLevel, LogOutput, Membership, Settings};
 use source::{Source, Value, Values};
 use table::{Setting, Status};
 use value::Kind;

@@ -36,6 +36,21 @@ pub enum InitialState {
     Existing,
 }
 
+/// How many first members must be there before a cluster is founded.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Attendance {
+    All,
+    Majority,
+}
+
+/// Which differences between directory and settings the operator means.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct AcceptChange {
+    pub name: bool,
+    pub peer_urls: bool,
+    pub host: bool,
+}
+
 /// Who this member is and which cluster it founds.
 #[derive(Clone, Debug)]
 pub struct Membership {
@@ -46,6 +61,8 @@ pub struct Membership {
     pub initial_cluster: Asked<InitialCluster>,
     pub discovery: Option<Way>,
     pub initial_state: InitialState,
+    pub attendance: Attendance,
+    pub accept: AcceptChange,
     pub join_timeout: Duration,
     pub token: Asked<String>,
     pub max_learners: usize,
@@ -80,6 +97,8 @@ pub struct Storage {
     /// None: `<data-dir>/member/wal`.
     pub wal_dir: Option<PathBuf>,
     pub lock_wait: Duration,
+    /// An empty directory is meant, whatever lies beside it.
+    pub allow_empty: bool,
     /// 0: all are kept.
     pub max_wals: u32,
     /// As given: 0 is the default of 2 GiB, negative is no quota.
@@ -275,6 +294,11 @@ impl Builder<'_> {
             advertise_client_urls: client_urls,
             initial_cluster: self.asked("initial-cluster", cluster),
             initial_state,
+            attendance: match values.text("initial-cluster-attendance") {
+                "majority" => Attendance::Majority,
+                _ => Attendance::All,
+            },
+            accept: self.accept_change(),
             join_timeout: values.duration("join-timeout"),
             token: match &discovery {
                 // Not asked for as initial-cluster-token, so that it contradicts nothing on disk.
@@ -288,6 +312,24 @@ impl Builder<'_> {
             strict_reconfig_check: values.bool("strict-reconfig-check"),
             auto_promote_learner: values.bool("auto-promote-learner"),
         })
+    }
+
+    fn accept_change(&mut self) -> AcceptChange {
+        let mut accept = AcceptChange::default();
+        for what in self.values.list("accept-identity-change") {
+            match what.as_str() {
+                "name" => accept.name = true,
+                "peer-urls" => accept.peer_urls = true,
+                "host" => accept.host = true,
+                _ => self.problem(
+                    Id::BadValue,
+                    "accept-identity-change",
+                    format!("{what:?} is not one of name, peer-urls, host"),
+                    "a member's id, its cluster and its directory never change: replace the member instead",
+                ),
+            }
+        }
+        accept
     }
 
     fn advertised(&mut self, setting: &'static str) -> Vec<Url> {
@@ -475,6 +517,7 @@ impl Builder<'_> {
             data_dir,
             wal_dir,
             lock_wait: values.duration("data-dir-lock-wait"),
+            allow_empty: values.bool("allow-empty-data-dir"),
             max_wals: values.count("max-wals"),
             quota_backend_bytes: quota,
             inline_value_bytes_max: values.bytes("inline-value-bytes-max").unsigned_abs(),
@@ -631,6 +674,7 @@ mod tests {
             (&["--log-outputs=default,stdout"], Id::SettingsConflict, "default"),
             (&["--wal-dir=x", "--data-dir=x"], Id::SettingsConflict, "wal-dir"),
             (&["--max-request-bytes=0"], Id::BadValue, "max-request-bytes"),
+            (&["--accept-identity-change=member-id"], Id::BadValue, "is not one of name, peer-urls, host"),
             (&["--initial-cluster-state=maybe"], Id::BadValue, "is not one of new, existing"),
         ] {
             let refusal = load(flags).expect_err(&format!("{flags:?} was accepted"));

@@ -5,7 +5,7 @@
 
 use types::{ClusterId, MemberId};
 
-use super::{Identity, State, host};
+use super::{Identity, State, Unique, host};
 use crate::{
     config::{Membership, urls},
     refusal::{Id, Refusal},
@@ -16,6 +16,24 @@ use crate::{
 pub struct LogOwner {
     pub member: MemberId,
     pub cluster: ClusterId,
+    /// The directory it was made with. None: by an earlier version.
+    pub dir: Option<Unique>,
+}
+
+/// What differs and may: for the log, and what the operator means to change.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct Differences {
+    /// Setting, stored, given.
+    pub free: Vec<(&'static str, String, String)>,
+    pub changes: Changes,
+}
+
+/// Differences that the operator has confirmed. They go through the cluster's log first and into the identity file then.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct Changes {
+    pub name: Option<String>,
+    /// Sorted.
+    pub peer_urls: Option<Vec<String>>,
 }
 
 /// Refuses on contradiction; on agreement tells the free differences worth a line, old and new.
@@ -25,7 +43,7 @@ pub fn compare(
     log: LogOwner,
     version: &str,
     data_dir: &str,
-) -> Result<Vec<(&'static str, String, String)>, Refusal> {
+) -> Result<Differences, Refusal> {
     usable_by(identity, version)?;
     match &identity.state {
         State::Removed { .. } => return Err(removed(identity, data_dir)),
@@ -33,6 +51,21 @@ pub fn compare(
             return Err(quarantined(identity, reason, evidence, data_dir));
         }
         _ => {}
+    }
+    let other_dir = log.dir.filter(|dir| *dir != identity.dir_uuid);
+    if let Some(dir) =
+        other_dir.filter(|_| (log.member, log.cluster) == (identity.member_id, identity.cluster_id))
+    {
+        return Err(Refusal::new(
+            Id::WrongDir,
+            "the write-ahead log and the identity file are of two directories of this member",
+        )
+        .evidence("identity file", format!("directory {}", identity.dir_uuid))
+        .evidence("log", format!("directory {dir}"))
+        .remedy(
+            "put the log and the data directory that belong together back: check --wal-dir and the mounts",
+        )
+        .never("do not delete either of them: one of the two is this member's memory"));
     }
     if (log.member, log.cluster) != (identity.member_id, identity.cluster_id) {
         return Err(Refusal::new(
@@ -49,13 +82,13 @@ pub fn compare(
         )
         .never("do not delete either of them: one of the two is this member's memory"));
     }
-    same_member(identity, asked, data_dir)?;
+    let changes = same_member(identity, asked, data_dir)?;
     let given_cluster = asked.initial_cluster.value.canonical();
     let mut free = Vec::new();
     if asked.initial_cluster.given && given_cluster != identity.origin.initial_cluster {
         free.push(("initial-cluster", identity.origin.initial_cluster.clone(), given_cluster));
     }
-    Ok(free)
+    Ok(Differences { free, changes })
 }
 
 fn usable_by(identity: &Identity, version: &str) -> Result<(), Refusal> {
@@ -76,7 +109,7 @@ fn numbers(version: &str) -> Option<[u64; 3]> {
     parts.next().is_none().then_some(three)
 }
 
-fn same_member(identity: &Identity, asked: &Membership, data_dir: &str) -> Result<(), Refusal> {
+fn same_member(identity: &Identity, asked: &Membership, data_dir: &str) -> Result<Changes, Refusal> {
     let name = asked.name.value.as_str();
     let other_name = asked.name.given && name != identity.name;
     let mut wanted = urls::texts(&asked.advertise_peer_urls.value);
@@ -93,7 +126,9 @@ fn same_member(identity: &Identity, asked: &Membership, data_dir: &str) -> Resul
     let shown_urls = stored.join(",");
     let keep =
         format!("--name={} --initial-advertise-peer-urls={shown_urls} --data-dir={data_dir}", identity.name);
-    if neighbour || (other_name && other_urls) {
+    let accept = asked.accept;
+    let both_meant = accept.name && accept.peer_urls;
+    if (neighbour && !accept.name) || (other_name && other_urls && !both_meant) {
         return Err(Refusal::new(
             Id::WrongDir,
             format!("this data directory belongs to member {}, not to {name}", identity.name),
@@ -107,7 +142,16 @@ fn same_member(identity: &Identity, asked: &Membership, data_dir: &str) -> Resul
         .remedy(format!("or be the stored member: {keep}"))
         .never("do not start a second copy of a member that runs elsewhere"));
     }
-    if other_name {
+    let held = identity.members.iter().find(|other| other.id != identity.member_id && other.name == name);
+    if let (true, Some(other)) = (other_name && accept.name, held) {
+        return Err(name_in_use(
+            name,
+            &format!("{} {}", other.id, other.peer_urls.join(",")),
+            "identity file",
+        )
+        .remedy(format!("keep the name: --name={}", identity.name)));
+    }
+    if other_name && !accept.name {
         return Err(Refusal::new(
             Id::NameMismatch,
             format!("this data directory belongs to {}, but --name is {name}", identity.name),
@@ -115,9 +159,10 @@ fn same_member(identity: &Identity, asked: &Membership, data_dir: &str) -> Resul
         .evidence("stored", format!("name {} ({data_dir})", identity.name))
         .evidence("given", format!("name {name}"))
         .remedy(format!("keep the name: --name={}", identity.name))
-        .remedy(format!("or, if {name} is another member: --data-dir=<the directory of {name}>")));
+        .remedy(format!("or, if {name} is another member: --data-dir=<the directory of {name}>"))
+        .remedy(format!("or, to call this member {name} from now on: --accept-identity-change=name")));
     }
-    if other_urls {
+    if other_urls && !accept.peer_urls {
         return Err(Refusal::new(
             Id::PeerUrlMismatch,
             "this member's peer URLs are others than the cluster knows",
@@ -129,7 +174,8 @@ fn same_member(identity: &Identity, asked: &Membership, data_dir: &str) -> Resul
             "or move the member: cairnctl member update {} --peer-urls={}",
             identity.member_id,
             wanted.join(",")
-        )));
+        ))
+        .remedy("or have it moved once it is up: --accept-identity-change=peer-urls"));
     }
     if other_token {
         return Err(Refusal::new(
@@ -142,7 +188,14 @@ fn same_member(identity: &Identity, asked: &Membership, data_dir: &str) -> Resul
         .remedy("or, for a new cluster: --data-dir=<an empty directory>")
         .never("do not delete this directory to get past this message: it is a member's memory"));
     }
-    Ok(())
+    Ok(Changes { name: other_name.then(|| name.to_owned()), peer_urls: other_urls.then_some(wanted) })
+}
+
+/// Two members of one name cannot be told apart in any list.
+pub fn name_in_use(name: &str, holder: &str, place: &str) -> Refusal {
+    Refusal::new(Id::NameInUse, format!("another member of the cluster is called {name}"))
+        .evidence(place, holder)
+        .evidence("--name", name)
 }
 
 /// The same words when the member ends and whenever its directory is started again.
@@ -214,9 +267,9 @@ mod tests {
     }
 
     fn outcome(identity: &Identity, flags: &[&str]) -> Result<usize, Id> {
-        let log = LogOwner { member: identity.member_id, cluster: identity.cluster_id };
+        let log = LogOwner { member: identity.member_id, cluster: identity.cluster_id, dir: None };
         compare(identity, &asked(flags), log, "0.1.0", "/d")
-            .map(|free| free.len())
+            .map(|differences| differences.free.len())
             .map_err(|refusal| refusal.id)
     }
 
@@ -248,9 +301,44 @@ mod tests {
     #[test]
     fn a_log_of_another_member_is_refused() {
         let identity = sample();
-        let log = LogOwner { member: MemberId(1), cluster: identity.cluster_id };
-        let refusal = compare(&identity, &asked(&[]), log, "0.1.0", "/d").unwrap_err();
-        assert_eq!(refusal.id, Id::WrongDir);
+        let refused = |log| compare(&identity, &asked(&[]), log, "0.1.0", "/d").unwrap_err().id;
+        let own = LogOwner { member: identity.member_id, cluster: identity.cluster_id, dir: None };
+        assert_eq!(refused(LogOwner { member: MemberId(1), ..own }), Id::WrongDir);
+        assert_eq!(refused(LogOwner { dir: Some(Unique::for_test(99)), ..own }), Id::WrongDir);
+    }
+
+    #[test]
+    fn what_the_operator_means_to_change_may_change() {
+        let mut identity = sample();
+        let own = LogOwner {
+            member: identity.member_id,
+            cluster: identity.cluster_id,
+            dir: Some(identity.dir_uuid),
+        };
+        identity.members = vec![super::super::KnownMember {
+            id: MemberId(2),
+            name: "n2".into(),
+            peer_urls: vec!["http://h:1".into()],
+            dir_uuid: None,
+            is_learner: false,
+        }];
+        let changes = |flags: &[&str]| {
+            compare(&identity, &asked(flags), own, "0.1.0", "/d")
+                .map(|differences| differences.changes)
+                .map_err(|refusal| refusal.id)
+        };
+        let (name, urls) = ("--accept-identity-change=name", "--accept-identity-change=peer-urls");
+        let renamed = Changes { name: Some("n9".into()), peer_urls: None };
+        let moved = Changes { name: None, peer_urls: Some(vec!["http://127.0.0.1:2".into()]) };
+        assert_eq!(changes(&["--name=n9", name]), Ok(renamed));
+        assert_eq!(changes(&["--name=n1", OTHER_URL, urls]), Ok(moved));
+        assert_eq!(changes(&["--name=n9", urls]), Err(Id::NameMismatch), "another change was meant");
+        assert_eq!(changes(&["--name=n9", OTHER_URL, name]), Err(Id::WrongDir), "only half of it was meant");
+        assert_eq!(changes(&["--name=n2", name]), Err(Id::NameInUse));
+        assert_eq!(
+            changes(&["--name=n1", name, "--accept-identity-change=name,peer-urls"]),
+            Ok(Changes::default())
+        );
     }
 
     #[test]

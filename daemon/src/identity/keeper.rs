@@ -59,12 +59,54 @@ impl Keeper {
         })
     }
 
-    /// The cluster has answered.
-    pub fn born(&mut self) -> io::Result<()> {
-        if self.identity.state == State::Born {
+    /// The running cluster was founded without this member, which was on the list and has never been part of it.
+    pub fn formed_late(
+        &mut self,
+        members: Vec<KnownMember>,
+        cluster_uuid: Unique,
+        parent_uuid: Option<Unique>,
+    ) -> io::Result<()> {
+        self.identity.cluster_uuid = Some(cluster_uuid);
+        self.identity.parent_uuid = parent_uuid;
+        self.settled(State::Formed, members)
+    }
+
+    /// The cluster has answered, and has a life of its own unless its leader is an etcd that knows of none.
+    pub fn born(&mut self, cluster_uuid: Option<Unique>, parent_uuid: Option<Unique>) -> io::Result<()> {
+        let same_life = cluster_uuid.is_none() || cluster_uuid == self.identity.cluster_uuid;
+        if self.identity.state == State::Born && same_life {
             return Ok(());
         }
-        self.change(|identity| identity.state = State::Born)
+        self.change(|identity| {
+            identity.state = State::Born;
+            if cluster_uuid.is_some() {
+                identity.cluster_uuid = cluster_uuid;
+                identity.parent_uuid = parent_uuid;
+            }
+        })
+    }
+
+    /// The members as the log has them now, and this member's own name and URLs among them.
+    pub fn members_are(&mut self, members: Vec<KnownMember>) -> io::Result<()> {
+        let own = members.iter().find(|member| member.id == self.identity.member_id).cloned();
+        let mut next = self.identity.clone();
+        next.members = members;
+        if let Some(own) = own {
+            // Before it has said its name, a member that joins stands in the list without one.
+            if !own.name.is_empty() {
+                next.name = own.name;
+            }
+            next.peer_urls = own.peer_urls;
+        }
+        if next == self.identity {
+            return Ok(());
+        }
+        self.change(|identity| *identity = next)
+    }
+
+    /// Peers have shown that this directory has less than the member once promised.
+    pub fn quarantined(&mut self, reason: String, evidence: String) -> io::Result<()> {
+        self.change(|identity| identity.state = State::Quarantined { reason, evidence })
     }
 
     /// The log says that this member was removed, here or (seen in the state only) before.
@@ -138,7 +180,8 @@ mod tests {
         let stored = || super::super::read(&member).unwrap().unwrap();
         keeper.formed(vec![]).unwrap();
         assert_eq!(stored().state, State::Formed);
-        keeper.born().unwrap();
+        keeper.born(Some(Unique::for_test(5)), None).unwrap();
+        assert_eq!(stored().cluster_uuid, Some(Unique::for_test(5)));
         assert_eq!(stored().state, State::Born);
         keeper.stopped(CleanStop { last_index: 5, last_term: 1, hard_state_term: 1, commit: 5 }).unwrap();
         assert!(stored().clean_stop.is_some());

@@ -66,6 +66,9 @@ pub struct KnownMember {
     pub name: String,
     pub peer_urls: Vec<String>,
     pub dir_uuid: Option<Unique>,
+    /// It has no vote.
+    #[serde(default, skip_serializing_if = "std::ops::Not::not")]
+    pub is_learner: bool,
 }
 
 /// What the log held at an orderly stop. A log that ends before it was rolled back.

@@ -32,7 +32,9 @@ use crate::{
 };
 
 pub fn restore(surroundings: &Surroundings, file: &Path, how: &How) -> Result<String, Refusal> {
-    let (settings, _) = config::load(surroundings)?;
+    let (mut settings, _) = config::load(surroundings)?;
+    // The old directory beside the restored one is the normal case.
+    settings.storage.allow_empty = true;
     let backup = open(file)?;
     free(&settings)?;
     let mut traces = Traces::of(&settings);

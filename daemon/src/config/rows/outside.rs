@@ -203,15 +203,4 @@ pub static ROWS: &[Setting] = &[
         Active,
         "Acknowledge before the disk has it: fast, and a crash of the machine loses acknowledged writes.",
     ),
-    row(
-        "accept-identity-change",
-        Kind::List,
-        "",
-        Unsafe,
-        Refused {
-            harmless: &[],
-            instead: "start with the recorded name and URLs: changing them is not supported by this version",
-        },
-        "Accept a changed name or peer URL.",
-    ),
 ];

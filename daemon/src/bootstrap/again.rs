@@ -1,0 +1,114 @@
+//! A member with data comes back: what its peers say of its directory in, a start, patience or a refusal out. Pure; `hello` puts the
+//! questions.
+//!
+//! With nobody there it starts: the cold start of a whole cluster needs nobody's leave. What is said against it is believed from a
+//! leader or from a majority, or after some patience when those who do not say so are, with this member, no majority.
+
+use std::time::Duration;
+
+use ::identity::{Answer, Life, Verdict, believe};
+use types::MemberId;
+
+use super::{
+    attend::{Heard, Reply},
+    verdict::{self, Me, Said},
+};
+use crate::refusal::{Id, Refusal};
+
+/// After this a contradiction that nobody outweighs counts.
+pub const PATIENCE: Duration = Duration::from_secs(3);
+
+/// A predecessor's session ends within 4 s of its last sign of life.
+pub const TWIN_PATIENCE: Duration = Duration::from_secs(5);
+
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum Step {
+    /// What was said against this member and not believed.
+    Start(Option<Refusal>),
+    /// It stands when it is still said later.
+    AskAgain(Refusal),
+    /// With what is believed, which the identity file may have to remember.
+    Refuse(Refusal, Option<Verdict>),
+}
+
+/// `voters`: the last known ones, this member included.
+pub fn decide(me: &Me, voters: &[MemberId], replies: &[Reply], waited: Duration) -> Step {
+    let answers: Vec<(&Reply, &Answer, Verdict)> = replies
+        .iter()
+        .filter_map(|reply| match &reply.heard {
+            Heard::Answer(answer) if answer.hello.boot.nonce == me.hello.boot.nonce => None,
+            Heard::Answer(answer) => Some((reply, &**answer, said_of(me, answer))),
+            _ => None,
+        })
+        .collect();
+    let voices: Vec<believe::Voice> = answers
+        .iter()
+        .map(|(reply, answer, verdict)| believe::Voice {
+            from: if is_foreign(me, answer) { reply.member } else { answer.known.witness.member },
+            // Who leads another life of the cluster, or another cluster, proves no quorum of ours.
+            leads: answer.known.witness.leads && !is_foreign(me, answer),
+            term: answer.known.witness.term,
+            verdict,
+        })
+        .collect();
+    let over = waited >= PATIENCE;
+    let (own, term) = (me.hello.member, me.hello.log.term);
+    let refusal_of = |wanted: &Verdict| {
+        let (reply, answer, verdict) = answers.iter().find(|(_, _, verdict)| verdict == wanted)?;
+        let said = Said { url: &reply.url, answer };
+        Some(match is_another_cluster(me, answer) {
+            true => another_cluster(me, &said),
+            false => verdict::refusal(me, verdict, &said)?,
+        })
+    };
+    let believed = believe::believed_at_start(voters, own, term, &voices, over);
+    if let Some((verdict, refusal)) = believed.and_then(|verdict| Some((verdict, refusal_of(verdict)?))) {
+        let limit = match verdict {
+            Verdict::Duplicate { .. } => TWIN_PATIENCE,
+            verdict if verdict.may_pass() => PATIENCE,
+            _ => Duration::ZERO,
+        };
+        return match waited >= limit {
+            true => Step::Refuse(refusal, Some(verdict.clone())),
+            false => Step::AskAgain(refusal),
+        };
+    }
+    let against = voices.iter().find(|voice| !voice.verdict.is_welcome());
+    match against.and_then(|voice| refusal_of(voice.verdict)) {
+        Some(refusal) if !over => Step::AskAgain(refusal),
+        doubted => Step::Start(doubted),
+    }
+}
+
+/// Two clusters that differ in their ids share nothing, whatever the other one makes of a stranger.
+fn said_of(me: &Me, answer: &Answer) -> Verdict {
+    if is_another_cluster(me, answer) { Verdict::Stranger } else { answer.verdict.clone() }
+}
+
+fn is_another_cluster(me: &Me, answer: &Answer) -> bool {
+    answer.hello.cluster_id != me.hello.cluster_id
+}
+
+fn is_foreign(me: &Me, answer: &Answer) -> bool {
+    let other_life = match (me.hello.life, answer.known.cluster_uuid) {
+        (Life::Born(ours), Some(theirs)) => ours != theirs,
+        _ => false,
+    };
+    other_life || is_another_cluster(me, answer)
+}
+
+fn another_cluster(me: &Me, said: &Said) -> Refusal {
+    let theirs = &said.answer.hello;
+    Refusal::new(
+        Id::OtherCluster,
+        "this data directory belongs to another cluster than the members that it calls its own",
+    )
+    .evidence("here", format!("cluster {} ({})", me.hello.cluster_id, me.hello.home.path))
+    .evidence(
+        format!("at peer {} ({})", theirs.name, said.url),
+        format!("cluster {} of {} members", theirs.cluster_id, said.answer.members.len()),
+    )
+    .remedy("start with the data directory of the cluster that these members are: --data-dir=<that directory>")
+    .remedy("or, if this directory is right: its own members are elsewhere; correct --initial-cluster and start them")
+    .never("do not delete either cluster's directories before it is clear which one is wanted")
+}

@@ -1,0 +1,212 @@
+use std::{ffi::OsString, path::PathBuf};
+
+use super::*;
+use crate::{
+    bootstrap::facts::LogFact,
+    config::{self, Surroundings},
+    identity::compare::LogOwner,
+};
+
+fn asked(flags: &[&str]) -> Membership {
+    let flags = crate::cli::parse(flags.iter().map(OsString::from)).unwrap().flags;
+    let surroundings = Surroundings { flags, variables: vec![], default_file: "/nonexistent".into() };
+    config::load(&surroundings).unwrap().0.membership
+}
+
+fn nothing() -> DiskFacts {
+    DiskFacts {
+        data_dir: PathBuf::from("/d"),
+        identity: IdentityFact::None,
+        wal_identity: IdentityFact::None,
+        log: LogFact { dir: "/d/member/wal".into(), first_index: None, owner: None },
+        state_present: false,
+        etcd_database: false,
+        strangers: vec![],
+        neighbours: vec![],
+        fleeting: None,
+    }
+}
+
+fn stored(state: State) -> Identity {
+    let mut identity = crate::identity::sample();
+    identity.state = state;
+    identity
+}
+
+fn whole(state: State) -> DiskFacts {
+    let identity = stored(state);
+    let owner = LogOwner { member: identity.member_id, cluster: identity.cluster_id, dir: None };
+    DiskFacts {
+        identity: IdentityFact::Present(Box::new(identity)),
+        log: LogFact { dir: "/d/member/wal".into(), first_index: Some(0), owner: Some(Ok(owner)) },
+        state_present: true,
+        ..nothing()
+    }
+}
+
+fn outcome(facts: &DiskFacts, flags: &[&str], addresses: &Addresses) -> &'static str {
+    match plan(facts, &asked(flags), addresses, "0.1.0", &mut Vec::new()) {
+        Ok(BootPlan::NewStatic(_)) => "new",
+        Ok(BootPlan::Restart(_)) => "restart",
+        Ok(BootPlan::JoinExisting(_)) => "join",
+        Ok(BootPlan::Discover(_)) => "discover",
+        Err(refusal) => refusal.id.name(),
+    }
+}
+
+const THREE: &str = "--initial-cluster=n1=http://h1:1,n2=http://h2:1,n3=http://h3:1";
+
+#[test]
+fn every_case_of_a_start() {
+    let addresses =
+        Addresses::from([("h1".into(), vec!["10.0.0.1".parse().unwrap()]), ("h2".into(), vec![])]);
+    let mut cases: Vec<(&str, DiskFacts, Vec<&str>, &str)> = vec![
+        ("A1 a new member alone", nothing(), vec![], "new"),
+        ("A1 a new member of three", nothing(), vec!["--name=n1", THREE], "new"),
+        (
+            "a new member whose URLs agree",
+            nothing(),
+            vec!["--name=n1", THREE, "--initial-advertise-peer-urls=http://h1:1"],
+            "new",
+        ),
+        (
+            "the same address spelled differently",
+            nothing(),
+            vec!["--name=n1", THREE, "--initial-advertise-peer-urls=http://10.0.0.1:1"],
+            "new",
+        ),
+        ("A2 a name that is not listed", nothing(), vec!["--name=n4", THREE], "NOT_IN_INITIAL_CLUSTER"),
+        (
+            "A3 another URL than listed",
+            nothing(),
+            vec!["--name=n1", THREE, "--initial-advertise-peer-urls=http://h2:1"],
+            "ADVERTISE_MISMATCH",
+        ),
+        (
+            "A3 one URL of two",
+            nothing(),
+            vec![
+                "--name=n1",
+                "--initial-cluster=n1=http://h1:1,n1=http://h1:2",
+                "--initial-advertise-peer-urls=http://h1:1",
+            ],
+            "ADVERTISE_MISMATCH",
+        ),
+        ("joining", nothing(), vec!["--name=n1", THREE, "--initial-cluster-state=existing"], "join"),
+        ("A7 joining without anybody", nothing(), vec!["--initial-cluster-state=existing"], "NOBODY_TO_ASK"),
+        (
+            "A15 joining under another's name",
+            nothing(),
+            vec![
+                "--name=n2",
+                THREE,
+                "--initial-cluster-state=existing",
+                "--initial-advertise-peer-urls=http://h1:1",
+            ],
+            "ADVERTISE_MISMATCH",
+        ),
+        ("B1 all the same", whole(State::Born), vec!["--name=n1"], "restart"),
+        ("formed but not born", whole(State::Formed), vec!["--name=n1"], "restart"),
+        ("an unborn directory binds nothing", whole(State::Unborn), vec!["--name=other"], "new"),
+        ("B2", whole(State::Born), vec!["--name=n2"], "NAME_MISMATCH"),
+        (
+            "B4",
+            whole(State::Born),
+            vec!["--name=n1", "--initial-advertise-peer-urls=http://h9:1"],
+            "PEER_URL_MISMATCH",
+        ),
+        ("B6", whole(State::Born), vec!["--name=n1", "--initial-cluster-token=t"], "TOKEN_CONFLICT"),
+        (
+            "B7 the state flag is not used any more",
+            whole(State::Born),
+            vec!["--name=n1", "--initial-cluster-state=existing"],
+            "restart",
+        ),
+        (
+            "B8",
+            whole(State::Born),
+            vec!["--name=n2", "--initial-cluster=n1=http://127.0.0.1:1,n2=http://h2:1"],
+            "WRONG_DIR",
+        ),
+        ("B18", whole(State::Removed { index: 1, term: 1, asked_through: None }), vec![], "REMOVED"),
+    ];
+    let with = |change: &dyn Fn(&mut DiskFacts)| {
+        let mut facts = whole(State::Born);
+        change(&mut facts);
+        facts
+    };
+    cases.extend([
+        (
+            "B13 the log is gone",
+            with(&|f| (f.log.first_index, f.log.owner) = (None, None)),
+            vec![],
+            "WAL_MISSING",
+        ),
+        ("B14 the state is gone, the log is whole", with(&|f| f.state_present = false), vec![], "restart"),
+        (
+            "B14 the state is gone, the log is cut",
+            with(&|f| (f.state_present, f.log.first_index) = (false, Some(9))),
+            vec![],
+            "STATE_MISSING",
+        ),
+        ("the log's head is garbage", with(&|f| f.log.owner = Some(Err("x".into()))), vec![], "LOG_DAMAGED"),
+        (
+            "the log of another member",
+            with(&|f| {
+                f.log.owner =
+                    Some(Ok(LogOwner { member: MemberId(1), cluster: types::ClusterId(2), dir: None }))
+            }),
+            vec![],
+            "WRONG_DIR",
+        ),
+        (
+            "the identity is garbage",
+            with(&|f| f.identity = IdentityFact::Damaged("x".into())),
+            vec![],
+            "IDENTITY_DAMAGED",
+        ),
+        ("data without identity", with(&|f| f.identity = IdentityFact::None), vec![], "IDENTITY_MISSING"),
+        (
+            "an etcd member's directory",
+            with(&|f| (f.identity, f.etcd_database) = (IdentityFact::None, true)),
+            vec![],
+            "FOREIGN_DIR",
+        ),
+        (
+            "another directory's wal-dir",
+            with(&|f| {
+                let mut copy = stored(State::Born);
+                copy.dir_uuid = Unique::for_test(99);
+                f.wal_identity = IdentityFact::Present(Box::new(copy));
+            }),
+            vec![],
+            "WRONG_DIR",
+        ),
+    ]);
+    for (case, facts, flags, expected) in cases {
+        assert_eq!(outcome(&facts, &flags, &addresses), expected, "{case}");
+    }
+}
+
+#[test]
+fn an_unlisted_name_is_helped() {
+    let refusal = plan(
+        &nothing(),
+        &asked(&["--name=nn", THREE, "--initial-advertise-peer-urls=http://h2:1"]),
+        &Addresses::new(),
+        "0.1.0",
+        &mut vec![],
+    )
+    .unwrap_err();
+    assert!(refusal.text().contains("--name=n2"), "{}", refusal.text());
+}
+
+#[test]
+fn an_unborn_directory_keeps_its_mark_and_follows_the_flags() {
+    let Ok(BootPlan::NewStatic(new)) =
+        plan(&whole(State::Unborn), &asked(&["--name=other"]), &Addresses::new(), "0.1.0", &mut vec![])
+    else {
+        panic!("expected a new member");
+    };
+    assert_eq!((new.name.as_str(), new.dir_uuid), ("other", Some(Unique::for_test(1))));
+}
