@@ -27,7 +27,7 @@ use parking_lot::Mutex;
 use sha1::{Digest, Sha1};
 use support::*;
 use tokio::runtime::Runtime;
-use transport::{LeaseCallError, PeerClient, PeerMember};
+use transport::{LeaseCallError, PeerClient, PeerClientError, PeerMember};
 use types::{ClusterId, MemberId};
 
 const TOKEN: &str = "etcd-cluster";
@@ -102,6 +102,8 @@ impl Couple {
         let settings =
             Settings { cluster, version: types::limits::ETCD_VERSION.into(), ..Settings::default() };
         let us = Arc::new(Member::start_with(runtime, us.0, ours, settings));
+        // It says who it is, and etcd takes no notice.
+        *us.seen.hello.lock() = Some(hello(us.id.0, 1));
         let member = |id, port| PeerMember {
             id,
             peer_urls: vec![url(port)],
@@ -315,6 +317,9 @@ fn a_real_etcd_votes_leads_and_follows() {
         expected.sort_unstable();
         assert_eq!(ids, expected);
         assert!(members.members.iter().any(|member| member.name == "n1"));
+        let question = identity::Question { hello: hello(us.id.0, 1), config: None };
+        let error = client.hello(&peer_url, &question).await.expect_err("etcd knows no hello");
+        assert!(matches!(error, PeerClientError::NotCairn { .. }), "{error}");
         let version = client.version(&peer_url).await.expect("an answer");
         assert!(version.server.starts_with("3."), "{version:?}");
         match client.hash_kv(&peer_url, couple.cluster, 0).await {

@@ -2,7 +2,7 @@
 #![allow(dead_code, reason = "each test file uses its own part")]
 
 use std::{
-    collections::HashSet,
+    collections::{HashMap, HashSet},
     io::{self, Read, Write},
     net::{SocketAddr, TcpListener, TcpStream},
     sync::{
@@ -18,11 +18,15 @@ use api::{
     raftpb::{Entry, Message, MessageType, Snapshot, SnapshotMetadata},
 };
 use bytes::Bytes;
+use identity::{
+    Boot, Hello, Home, Known, Life, LogEnd, Question, Session, Standing, Unique, Verdict, Witness,
+    judge::judge,
+};
 use parking_lot::{Condvar, Mutex};
 use tokio::runtime::{Builder, Runtime};
 use transport::{
-    Handler, LeaseRefusal, Limits, PeerHash, PeerMember, Pending, PromoteRefusal, Report, SnapshotSink,
-    Timeouts, Topic, Transport, TransportConfig,
+    Handler, LeaseRefusal, Limits, Met, PeerHash, PeerMember, Pending, PromoteRefusal, Refused, Report,
+    SnapshotSink, Timeouts, Topic, Transport, TransportConfig,
 };
 use types::{ClusterId, MemberId};
 use url::Url;
@@ -43,6 +47,11 @@ pub enum Event {
     SnapshotDropped,
     ToldRemoved(MemberId, String),
     Report(Report),
+    /// This start of a peer is heard.
+    Began(MemberId, Unique),
+    Welcomed(MemberId),
+    /// A peer does not take us.
+    NotWelcome(MemberId, Box<Refused>, bool),
 }
 
 #[derive(Default)]
@@ -55,6 +64,9 @@ pub struct Recorder {
     pub fail_snapshot_finish: AtomicBool,
     /// First bytes of the last snapshot.
     pub snapshot_head: Mutex<Vec<u8>>,
+    /// Without it the member says nothing of itself, like one of etcd.
+    pub hello: Mutex<Option<Hello>>,
+    pub known: Mutex<HashMap<MemberId, Known>>,
 }
 
 impl Recorder {
@@ -222,6 +234,64 @@ impl Handler for Noting {
     fn report(&self, report: &Report) {
         self.0.note(Event::Report(report.clone()));
     }
+    fn hello(&self) -> Option<Hello> {
+        self.0.hello.lock().clone()
+    }
+    /// As the node does it, in short.
+    fn meet(&self, met: &Met<'_>) -> Result<(), Refused> {
+        let Some(mut known) = self.0.known.lock().get(&met.peer).cloned() else { return Ok(()) };
+        known.session = met.session.clone();
+        let verdict = match (met.hello, &known.record) {
+            (Some(hello), _) => judge(hello, &known),
+            (None, None) => Verdict::Welcome,
+            (None, Some(record)) => Verdict::LostData { dir: record.dir, boot_seq: 1, home: Home::default() },
+        };
+        if verdict.is_welcome() { Ok(()) } else { Err(Refused { verdict, witness: known.witness }) }
+    }
+    fn began(&self, peer: MemberId, hello: &Hello) {
+        self.0.note(Event::Began(peer, hello.boot.nonce));
+    }
+    fn welcomed(&self, peer: MemberId) {
+        self.0.note(Event::Welcomed(peer));
+    }
+    fn refused(&self, peer: MemberId, refused: &Refused, theirs: Option<&Hello>) {
+        self.0.note(Event::NotWelcome(peer, Box::new(refused.clone()), theirs.is_some()));
+    }
+    fn answer(&self, question: Question, session: Option<Session>) -> Option<identity::Answer> {
+        let hello = self.0.hello.lock().clone()?;
+        let known = self.0.known.lock().get(&question.hello.member).cloned();
+        let known = Known { session, ..known.unwrap_or_else(|| knows_nothing_against(hello.member)) };
+        let verdict = judge(&question.hello, &known);
+        Some(identity::Answer { hello, known, verdict, config: question.config, members: vec![] })
+    }
+}
+
+pub fn knows_nothing_against(me: MemberId) -> Known {
+    Known {
+        cluster_uuid: None,
+        parent_uuid: None,
+        standing: Standing::Member { is_learner: false, is_new: false },
+        record: None,
+        attendee: None,
+        watermark: None,
+        session: None,
+        witness: Witness { member: me, leads: false, term: 1, commit: 1 },
+    }
+}
+
+/// A start of a member, told from others by its number.
+pub fn hello(member: u64, nonce: u128) -> Hello {
+    Hello {
+        cluster_id: CLUSTER,
+        member: MemberId(member),
+        name: format!("n{member:x}"),
+        life: Life::Formed,
+        dir: Unique::for_test(u128::from(member)),
+        boot: Boot { seq: 1, nonce: Unique::for_test(nonce), previous: None },
+        log: LogEnd::default(),
+        home: Home { host: "db1".into(), path: "/var/lib/cairn".into(), ..Home::default() },
+        version: "0.1.0".into(),
+    }
 }
 
 /// The lease that everybody has is 7: granted 42 s, 17 left. The others show how one refuses, and about 13 there is never an answer.
@@ -274,9 +344,25 @@ impl Member {
         Member::start_with(runtime, id, listener(), Settings::default())
     }
 
+    /// A member of cairn: this start of it.
+    pub fn start_as(runtime: &Runtime, hello: Hello, settings: Settings) -> Member {
+        let id = hello.member.0;
+        let seen = Recorder { hello: Mutex::new(Some(hello)), ..Recorder::default() };
+        Member::start_seen(runtime, id, listener(), settings, Arc::new(seen))
+    }
+
     pub fn start_with(runtime: &Runtime, id: u64, listener: TcpListener, settings: Settings) -> Member {
+        Member::start_seen(runtime, id, listener, settings, Arc::new(Recorder::default()))
+    }
+
+    fn start_seen(
+        runtime: &Runtime,
+        id: u64,
+        listener: TcpListener,
+        settings: Settings,
+        seen: Arc<Recorder>,
+    ) -> Member {
         let address = listener.local_addr().expect("bound");
-        let seen = Arc::new(Recorder::default());
         let config = TransportConfig {
             runtime: runtime.handle().clone(),
             listeners: vec![listener],
