@@ -62,8 +62,7 @@ pub fn config_explain(surroundings: &Surroundings, key: Option<&str>) -> (String
             let file = resolved.file.as_deref().map_or("none".to_owned(), |file| file.display().to_string());
             let _ = writeln!(out, "file: {file}");
             for setting in table::settings().filter(|setting| resolved.values.is_given(setting.name)) {
-                let text =
-                    if setting.is_secret() { "(not shown)" } else { resolved.values.text(setting.name) };
+                let text = setting.shown(resolved.values.text(setting.name));
                 let _ = writeln!(out, "{} = {text}  ({})", setting.name, resolved.values.place(setting.name));
             }
         }
@@ -80,7 +79,7 @@ pub fn config_explain(surroundings: &Surroundings, key: Option<&str>) -> (String
                 return (out, Err(refusal));
             };
             let value = resolved.values.get(setting.name);
-            let text = if setting.is_secret() { "(not shown)" } else { &value.text };
+            let text = setting.shown(&value.text);
             let from = match &value.source {
                 Source::Default => "default".to_owned(),
                 _ => resolved.values.place(setting.name),

@@ -166,8 +166,8 @@ pub fn resolve(surroundings: &Surroundings) -> Resolved {
                 message: "flag and variable differ: the flag counts",
                 fields: vec![
                     ("setting", given.setting.name.into()),
-                    ("flag", shown(given.setting, &given.text)),
-                    ("variable", shown(given.setting, &earlier.text)),
+                    ("flag", given.setting.shown(&given.text)),
+                    ("variable", given.setting.shown(&earlier.text)),
                 ],
             });
         }
@@ -176,10 +176,6 @@ pub fn resolve(surroundings: &Surroundings) -> Resolved {
     judge(&chosen, &mut notes, &mut problems);
     fill_defaults(&mut chosen);
     Resolved { values: Values(chosen), notes, problems, file }
-}
-
-fn shown(setting: &Setting, text: &str) -> String {
-    if setting.is_secret() { "(not shown)".into() } else { text.into() }
 }
 
 /// Variables of etcd that are no settings: read by its tests and tools, or by the service manager.

@@ -2,6 +2,7 @@
 //! off it, so none of them can know a setting that another does not.
 
 use super::{rows, suggest, value::Kind};
+use crate::identity::host;
 
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
 pub enum Group {
@@ -129,9 +130,15 @@ impl Setting {
         Some((self.group.toml_table(), key))
     }
 
-    /// Not to be shown in logs or by `config explain`.
-    pub fn is_secret(&self) -> bool {
-        self.name == "discovery-password"
+    /// A value of it as logs and `config explain` may show it: without passwords.
+    pub fn shown(&self, value: &str) -> String {
+        const HIDDEN: &str = "(not shown)";
+        match (self.name, value.split_once(':')) {
+            ("discovery-password", _) if !value.is_empty() => HIDDEN.into(),
+            ("discovery-user", Some((user, _))) => format!("{user}:{HIDDEN}"),
+            ("discovery" | "discovery-proxy", _) => host::redacted(value),
+            _ => value.into(),
+        }
     }
 
     /// As written in messages: `key` or `[table] key`.
@@ -232,6 +239,20 @@ mod tests {
         assert!(names.len() > 150, "the list is whole");
         for name in names {
             assert!(find(name).is_some(), "etcd's flag {name} has no row");
+        }
+    }
+
+    #[test]
+    fn passwords_are_not_shown() {
+        for (name, value, shown) in [
+            ("discovery-password", "secret", "(not shown)"),
+            ("discovery-user", "root:secret", "root:(not shown)"),
+            ("discovery-user", "root", "root"),
+            ("discovery", "https://u:secret@h:1/t", "https://…@h:1/t"),
+            ("discovery-proxy", "http://u:secret@h:1", "http://…@h:1"),
+            ("name", "a:b", "a:b"),
+        ] {
+            assert_eq!(find(name).unwrap().shown(value), shown);
         }
     }
 

@@ -318,6 +318,12 @@ impl Reader<'_> {
                 format!("set {missing} too"),
             );
         }
+        for setting in ["discovery-dial-timeout", "discovery-request-timeout"] {
+            if values.duration(setting).is_zero() {
+                let what = format!("{setting} is 0, and nothing answers in no time");
+                self.problem(Id::BadValue, setting, what, format!("give it some seconds: --{setting}=5s"));
+            }
+        }
         let only_tls = !values.bool("discovery-insecure-transport");
         let by_default = only_tls || tls.cert.is_some() || tls.cacert.is_some() || tls.skip_verify;
         let mut endpoints = Vec::new();
@@ -436,7 +442,7 @@ fn token_url(text: &str) -> Result<TokenUrl, BadValue> {
 fn proxy(text: &str) -> Result<Url, BadValue> {
     let shown = host::redacted(text);
     let url = Url::parse(text).map_err(|why| BadValue(format!("{shown:?} is not a URL: {why}")))?;
-    if url.scheme() != "http" || url.host().is_none() || url.path().trim_matches('/') != "" {
+    if url.scheme() != "http" || url.host().is_none() || !url.path().trim_matches('/').is_empty() {
         return Err(BadValue(format!("{shown:?} is no http proxy")));
     }
     Ok(url)
@@ -612,6 +618,11 @@ mod tests {
                 &["--discovery-password=p", "--discovery-endpoints=h:1", "--discovery-token=t"],
                 Id::SettingsConflict,
                 "discovery-user is not",
+            ),
+            (
+                &["--discovery-request-timeout=0", "--discovery-endpoints=h:1", "--discovery-token=t"],
+                Id::BadValue,
+                "in no time",
             ),
             (&["--discovery-srv=http://example.com"], Id::BadValue, "no domain"),
             (&["--discovery-srv-nameserver=ns", "--discovery-srv=a.b"], Id::BadValue, "IP address"),
