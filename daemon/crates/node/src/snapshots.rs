@@ -23,7 +23,7 @@ use state_machine::{
     store::{StoreError, Table},
 };
 use storage::{
-    snapshot::{self, DbFile, View},
+    snapshot::{self, DbFile, Room, View},
     state_store::{FjallStore, TABLE_KEY_BYTES_MAX},
 };
 use tracing::{info, warn};
@@ -148,9 +148,10 @@ pub(crate) fn receive(shared: &Arc<Shared>, message: raftpb::Message) -> io::Res
             shared.applied()
         )));
     }
+    let room = Room::of(&shared.config.snap_dir)?;
     let partial = tempfile::Builder::new().prefix("tmp-").tempfile_in(&shared.config.snap_dir)?;
     let path = snapshot_path(&shared.config, LogIndex(index));
-    Ok(Box::new(Incoming { shared: shared.clone(), message, partial, path, unsynced: 0 }))
+    Ok(Box::new(Incoming { shared: shared.clone(), message, partial, path, room, unsynced: 0 }))
 }
 
 struct Incoming {
@@ -159,11 +160,13 @@ struct Incoming {
     /// Removed on drop unless it got its name.
     partial: tempfile::NamedTempFile,
     path: PathBuf,
+    room: Room<'static>,
     unsynced: u64,
 }
 
 impl SnapshotSink for Incoming {
     fn write(&mut self, chunk: Bytes) -> io::Result<()> {
+        self.room.take(chunk.len() as u64)?;
         self.partial.write_all(&chunk)?;
         self.unsynced += chunk.len() as u64;
         if self.unsynced >= SYNC_EVERY_BYTES {
@@ -174,8 +177,10 @@ impl SnapshotSink for Incoming {
     }
 
     fn finish(self: Box<Self>) -> io::Result<()> {
-        let Incoming { shared, message, partial, path, .. } = *self;
+        let Incoming { shared, message, partial, path, room, .. } = *self;
         partial.as_file().sync_all()?;
+        // The state that is built from it stands beside the old one for a while. Later there is no way to refuse it.
+        room.needs(partial.as_file().metadata()?.len())?;
         // Before raft hears of it: once it is noted in the log there is no way back, and a file that cannot be installed would end this
         // member at every start. Whatever a peer sends must not.
         let metadata = message.snapshot.as_ref().and_then(|snapshot| snapshot.metadata.as_ref());

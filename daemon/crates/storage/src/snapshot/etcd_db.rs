@@ -15,6 +15,7 @@ use types::{LogIndex, LogPosition, Revision, RowId, Term};
 
 use super::View;
 use super::bolt_write::{BoltWriter, BucketWriter};
+use super::room::{Careful, Room};
 use crate::state_store::{SUB_MAX, etcd_row_key, parse_etcd_row_key};
 
 /// One write call for this much of the file.
@@ -22,7 +23,7 @@ const BUFFER_BYTES: usize = 1024 * 1024;
 
 #[derive(Debug, thiserror::Error)]
 pub enum WriteError {
-    #[error("write the database file")]
+    #[error("write the database file: {0}")]
     Io(#[from] io::Error),
     #[error("read the state")]
     Store(#[from] StoreError),
@@ -41,9 +42,10 @@ pub struct SnapshotFile {
 }
 
 /// Writes the view as a database file. `dir` is where the temporary file lives, on the data directory's file system, which has room
-/// for it by the same reckoning that a state has. Memory does not grow with the state.
+/// for it by the same reckoning that a state has; where it has not, this stops before the log runs out of it. Memory does not grow with the
+/// state.
 pub fn write(view: &impl View, dir: &Path) -> Result<SnapshotFile, WriteError> {
-    let file = tempfile::tempfile_in(dir)?;
+    let file = Careful { inner: tempfile::tempfile_in(dir)?, room: Room::of(dir)? };
     let mut bolt = BoltWriter::new(BufWriter::with_capacity(BUFFER_BYTES, file))?;
     let mut rows = 0;
     for table in Table::ALL {
@@ -58,7 +60,7 @@ pub fn write(view: &impl View, dir: &Path) -> Result<SnapshotFile, WriteError> {
         bucket.finish()?;
     }
     let (out, bytes) = bolt.finish()?;
-    let mut file = out.into_inner().map_err(io::IntoInnerError::into_error)?;
+    let mut file = out.into_inner().map_err(io::IntoInnerError::into_error)?.inner;
     file.seek(SeekFrom::Start(0))?;
     Ok(SnapshotFile { file, bytes, position: view.position(), rows })
 }

@@ -8,6 +8,7 @@ mod bolt_write;
 mod etcd_db;
 mod install;
 mod restore;
+mod room;
 
 use std::ops::{ControlFlow, RangeInclusive};
 
@@ -23,6 +24,7 @@ pub use dbfile::{
 pub use etcd_db::{DbFile, EachRow, ReadError, SnapshotFile, WriteError, write};
 pub use install::{InstallError, Installed, install};
 pub use restore::{Restoration, RestoreError, Restored, restore};
+pub use room::Room;
 
 /// A consistent, unchanging state at one applied position.
 pub trait View {
