@@ -140,7 +140,7 @@ impl Handler for PeerFace {
         self.shared().map(|shared| sentinel::hello(&shared))
     }
 
-    fn meet(&self, met: &Met<'_>) -> Result<(), Refused> {
+    fn meet(&self, met: &Met<'_>) -> Result<(), Box<Refused>> {
         self.shared().map_or(Ok(()), |shared| sentinel::meet(&shared, met))
     }
 

@@ -73,7 +73,7 @@ fn a_backup_is_the_state_of_its_moment_while_writing_goes_on() {
         writer.await.unwrap();
         let db = opened(dir.path(), &bytes);
         let status = db.status().unwrap();
-        assert!(status.revision >= revision, "everything acknowledged before is in it");
+        assert!(status.revision >= revision.0, "everything acknowledged before is in it");
         assert!(db.position().index.0 > 0);
         assert_eq!(db.table(Table::Members).unwrap().len(), 1);
     });

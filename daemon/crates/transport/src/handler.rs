@@ -84,7 +84,7 @@ pub trait Handler: Send + Sync + 'static {
     }
 
     /// Judges who is at the other end, before anything of it is taken or given. Asked for every connection.
-    fn meet(&self, _met: &Met<'_>) -> Result<(), Refused> {
+    fn meet(&self, _met: &Met<'_>) -> Result<(), Box<Refused>> {
         Ok(())
     }
 

@@ -180,7 +180,7 @@ fn oneself(shared: &Shared) -> Oneself {
 }
 
 /// The transport: somebody is at the other end of a connection.
-pub(crate) fn meet(shared: &Shared, met: &Met<'_>) -> Result<(), Refused> {
+pub(crate) fn meet(shared: &Shared, met: &Met<'_>) -> Result<(), Box<Refused>> {
     let known = known(shared, met.peer, met.session.clone());
     let verdict = match (met.hello, &known.record) {
         (Some(hello), _) => judge(hello, &known),
@@ -201,7 +201,7 @@ pub(crate) fn meet(shared: &Shared, met: &Met<'_>) -> Result<(), Refused> {
         return Ok(());
     }
     shared.sentinel.refusals.refused(&shared.reader(), met.peer, &verdict);
-    Err(Refused { verdict, witness: known.witness })
+    Err(Box::new(Refused { verdict, witness: known.witness }))
 }
 
 /// The transport: a welcome start of a peer is heard.

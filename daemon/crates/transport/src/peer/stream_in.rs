@@ -195,7 +195,7 @@ async fn dial(shared: &Shared, peer: &Arc<Peer>, kind: StreamKind, url: &Url) ->
 
 /// Judges who has answered.
 fn greet(shared: &Shared, peer: &Arc<Peer>, hello: Option<Hello>) -> Result<Option<SessionLink>, Ended> {
-    let unwelcome = |refused: Refused| Ended::Unwelcome(Box::new(refused.verdict));
+    let unwelcome = |refused: Box<Refused>| Ended::Unwelcome(Box::new(refused.verdict));
     let judged = |session| {
         let met = Met { peer: peer.id, hello: hello.as_ref(), session, via: Via::Answer };
         shared.handler.meet(&met).map_err(unwelcome)

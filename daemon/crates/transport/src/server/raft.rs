@@ -50,14 +50,14 @@ fn open_stream(shared: &Arc<Shared>, headers: &HeaderMap, path: &str) -> Respons
     };
     let hello = match hello_of(shared, headers, Some(from)) {
         Ok(hello) => hello,
-        Err(refusal) => return refusal,
+        Err(refusal) => return *refusal,
     };
     // etcd's members know no other word for it; ours are told by which entry.
     if hello.is_none() && shared.handler.is_removed(from) {
         return reply::text(StatusCode::GONE, REMOVED);
     }
     if let Err(refusal) = meet(shared, from, hello.as_ref(), Via::Stream) {
-        return refusal;
+        return *refusal;
     }
     let Some(peer) = shared.peer(from).filter(|peer| peer.standing == Standing::Member) else {
         remember(shared, from, caller);
@@ -68,7 +68,7 @@ fn open_stream(shared: &Arc<Shared>, headers: &HeaderMap, path: &str) -> Respons
     }
     let session = match hello.map(|hello| begin(shared, &peer, &hello)).transpose() {
         Ok(session) => session,
-        Err(refusal) => return refusal,
+        Err(refusal) => return *refusal,
     };
     match peer.attach(shared, kind, session) {
         Some(body) => reply::stream(body),
@@ -76,31 +76,33 @@ fn open_stream(shared: &Arc<Shared>, headers: &HeaderMap, path: &str) -> Respons
     }
 }
 
+/// Boxed: who is welcome carries it along for nothing.
+type Refusing = Box<Response<ReplyBody>>;
+
 /// What the caller says of itself. An unreadable hello is refused: whoever has one must not pass for a member of etcd, who has none.
-fn hello_of(
-    shared: &Shared,
-    headers: &HeaderMap,
-    from: Option<MemberId>,
-) -> Result<Option<Hello>, Response<ReplyBody>> {
+fn hello_of(shared: &Shared, headers: &HeaderMap, from: Option<MemberId>) -> Result<Option<Hello>, Refusing> {
     let hello = hello::read(headers).map_err(|unreadable| {
         shared.report(None, Topic::Garbage, format_args!("request with an {unreadable}"));
-        reply::text(StatusCode::BAD_REQUEST, unreadable)
+        Box::new(reply::text(StatusCode::BAD_REQUEST, unreadable))
     })?;
     match &hello {
         Some(hello) if from.is_some_and(|from| from != hello.member) => {
-            Err(reply::text(StatusCode::BAD_REQUEST, "hello of another member"))
+            Err(Box::new(reply::text(StatusCode::BAD_REQUEST, "hello of another member")))
         }
         _ => Ok(hello),
     }
 }
 
-fn meet(shared: &Shared, from: MemberId, hello: Option<&Hello>, via: Via) -> Result<(), Response<ReplyBody>> {
+fn meet(shared: &Shared, from: MemberId, hello: Option<&Hello>, via: Via) -> Result<(), Refusing> {
     let session = shared.peer(from).and_then(|peer| peer.sessions.current());
-    shared.handler.meet(&Met { peer: from, hello, session, via }).map_err(|refused| reply::refused(&refused))
+    shared
+        .handler
+        .meet(&Met { peer: from, hello, session, via })
+        .map_err(|refused| Box::new(reply::refused(&refused)))
 }
 
 /// A welcome caller's stream begins.
-fn begin(shared: &Shared, peer: &Arc<Peer>, hello: &Hello) -> Result<SessionLink, Response<ReplyBody>> {
+fn begin(shared: &Shared, peer: &Arc<Peer>, hello: &Hello) -> Result<SessionLink, Refusing> {
     match SessionLink::begin(peer, hello) {
         Some((link, is_first)) => {
             if is_first {
@@ -111,19 +113,21 @@ fn begin(shared: &Shared, peer: &Arc<Peer>, hello: &Hello) -> Result<SessionLink
         None => {
             // Another start of it came between, and is its twin now.
             meet(shared, peer.id, Some(hello), Via::Stream)?;
-            Err(reply::text(StatusCode::SERVICE_UNAVAILABLE, "another start of this member is heard"))
+            let text = "another start of this member is heard";
+            Err(Box::new(reply::text(StatusCode::SERVICE_UNAVAILABLE, text)))
         }
     }
 }
 
 /// The checks of whoever brings a message or a snapshot: version, cluster, who it is.
-pub(super) fn bringer(shared: &Shared, headers: &HeaderMap) -> Result<Caller, Response<ReplyBody>> {
-    let caller = check(shared, headers).map_err(|mismatch| reply::text(Mismatch::STATUS, mismatch))?;
+pub(super) fn bringer(shared: &Shared, headers: &HeaderMap) -> Result<Caller, Refusing> {
+    let caller =
+        check(shared, headers).map_err(|mismatch| Box::new(reply::text(Mismatch::STATUS, mismatch)))?;
     let hello = hello_of(shared, headers, caller.member)?;
     // A member of etcd that does not even say its id is judged by its message.
     let Some(from) = caller.member.or(hello.as_ref().map(|hello| hello.member)) else { return Ok(caller) };
     if hello.is_none() && shared.handler.is_removed(from) {
-        return Err(removed_sender());
+        return Err(Box::new(removed_sender()));
     }
     meet(shared, from, hello.as_ref(), Via::Message)?;
     if let (Some(hello), Some(peer)) = (hello, shared.peer(from)) {
@@ -146,7 +150,7 @@ pub(super) async fn message(shared: &Arc<Shared>, request: Request<Incoming>) ->
 async fn accept_message(shared: &Arc<Shared>, request: Request<Incoming>) -> Response<ReplyBody> {
     let caller = match bringer(shared, request.headers()) {
         Ok(caller) => caller,
-        Err(refusal) => return reply::closing(refusal),
+        Err(refusal) => return reply::closing(*refusal),
     };
     let from = caller.member;
     if let Some(from) = from {

@@ -38,7 +38,7 @@ pub(super) async fn receive(shared: &Arc<Shared>, request: Request<Incoming>) ->
     }
     let caller = match raft::bringer(shared, request.headers()) {
         Ok(caller) => caller,
-        Err(refusal) => return raft::with_identity(shared, reply::closing(refusal)),
+        Err(refusal) => return raft::with_identity(shared, reply::closing(*refusal)),
     };
     let peer = caller.member.and_then(|from| shared.peer(from));
     let started = Instant::now();

@@ -238,7 +238,7 @@ impl Handler for Noting {
         self.0.hello.lock().clone()
     }
     /// As the node does it, in short.
-    fn meet(&self, met: &Met<'_>) -> Result<(), Refused> {
+    fn meet(&self, met: &Met<'_>) -> Result<(), Box<Refused>> {
         let Some(mut known) = self.0.known.lock().get(&met.peer).cloned() else { return Ok(()) };
         known.session = met.session.clone();
         let verdict = match (met.hello, &known.record) {
@@ -246,7 +246,7 @@ impl Handler for Noting {
             (None, None) => Verdict::Welcome,
             (None, Some(record)) => Verdict::LostData { dir: record.dir, boot_seq: 1, home: Home::default() },
         };
-        if verdict.is_welcome() { Ok(()) } else { Err(Refused { verdict, witness: known.witness }) }
+        if verdict.is_welcome() { Ok(()) } else { Err(Box::new(Refused { verdict, witness: known.witness })) }
     }
     fn began(&self, peer: MemberId, hello: &Hello) {
         self.0.note(Event::Began(peer, hello.boot.nonce));
