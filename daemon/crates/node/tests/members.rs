@@ -610,3 +610,27 @@ fn a_learner_that_keeps_up_is_promoted_by_itself_when_that_is_wanted() {
         put_over_elections(&second, "k").await;
     });
 }
+
+/// A follower may have applied a change before the leader has; the next one, passed on by another follower, then meets one that is pending.
+#[test]
+fn changes_that_followers_pass_on_at_once_are_all_made() {
+    block_on(async {
+        let cluster = Cluster::start_with(3, at_once);
+        let leader = cluster.leader().await;
+        let (first, second) = ((leader + 1) % 3, (leader + 2) % 3);
+        let (one, two) = (cluster.handle(first), cluster.handle(second));
+        put(&one, "k", "v").await.expect("there is a leader");
+        put(&two, "k", "v").await.expect("there is a leader");
+        let ask = |at: usize| pb::MemberUpdateRequest {
+            id: cluster.member(at).id.0,
+            peer_ur_ls: cluster.member(at).peer_urls.clone(),
+        };
+        for round in 0..20 {
+            let both = async { tokio::join!(one.member_update(ask(first)), two.member_update(ask(second))) };
+            let ended = tokio::time::timeout(Duration::from_secs(50), both).await;
+            let (a, b) = ended.unwrap_or_else(|_| panic!("round {round}: one of two was lost at the leader"));
+            a.expect("made");
+            b.expect("made");
+        }
+    });
+}

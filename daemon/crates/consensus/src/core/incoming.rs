@@ -3,7 +3,7 @@
 use api::raftpb::{self, MessageType};
 use bytes::Bytes;
 use prost::Message as _;
-use raft::{StateRole, eraftpb};
+use raft::{GetEntriesContext, StateRole, eraftpb};
 use types::{EntryKind, LogIndex, LogPosition, MemberId, Term};
 
 use super::Core;
@@ -50,6 +50,7 @@ impl Core {
                     || !self.is_to_remove_itself(&entry.data)
             });
             let hands_over = entries.len() < asked;
+            let entries = self.keep_conf_changes_apart(from, entries);
             if !entries.is_empty() && !self.append_as_leader(entries) {
                 self.report("proposal_dropped", from, "a forwarded proposal cannot be taken now");
             }
@@ -60,6 +61,11 @@ impl Core {
         }
         if kind == MessageType::MsgAppResp && !guard::keep_next_above_match(&mut self.node.raft, &mut message)
         {
+            return;
+        }
+        if kind == MessageType::MsgTimeoutNow && self.conf_change_unapplied() {
+            // raft would drop it without a word, and the leader would wait for a successor in vain. Its term tells whether it still counts.
+            self.takes_over_later = Some(message);
             return;
         }
         match self.node.step(message) {
@@ -179,9 +185,79 @@ impl Core {
         }
     }
 
+    /// Forwarded conf changes wait here until the one before is applied. raft would make empty entries of them, and who forwarded them would
+    /// never learn of it: not even a client that makes one change after the other through two followers is safe from that, since a follower
+    /// may have applied the first one before this leader has. Answers what can be appended now.
+    fn keep_conf_changes_apart(
+        &mut self,
+        from: MemberId,
+        entries: Vec<eraftpb::Entry>,
+    ) -> Vec<eraftpb::Entry> {
+        let mut open = self.node.raft.has_pending_conf() || !self.conf_changes_waiting.is_empty();
+        let mut now = Vec::with_capacity(entries.len());
+        for entry in entries {
+            if entry.get_entry_type() == eraftpb::EntryType::EntryNormal {
+                now.push(entry);
+            } else if !open {
+                open = true;
+                now.push(entry);
+            } else if self.conf_changes_waiting.len() < CONF_CHANGES_WAITING_MAX
+                && entry.data.len() <= CONF_CHANGE_WAITING_BYTES_MAX
+            {
+                self.conf_changes_waiting.push_back(entry);
+            } else {
+                self.report("proposal_dropped", from, "too many forwarded changes of members wait");
+            }
+        }
+        now
+    }
+
+    /// After something was applied: the next conf change that waits. One that cannot be appended is lost, as a message may be.
+    pub(super) fn append_waiting_conf_change(&mut self) {
+        if self.conf_changes_waiting.is_empty()
+            || self.node.raft.state != StateRole::Leader
+            || self.node.raft.has_pending_conf()
+        {
+            return;
+        }
+        if let Some(entry) = self.conf_changes_waiting.pop_front()
+            && !self.append_as_leader(vec![entry])
+        {
+            self.report(
+                "proposal_dropped",
+                self.config.id,
+                "a forwarded change of members cannot be taken now",
+            );
+        }
+    }
+
+    /// Whether raft would refuse to campaign: something committed and not applied here may be a change of the voters.
+    fn conf_change_unapplied(&self) -> bool {
+        let log = &self.node.raft.raft_log;
+        let (from, to) = (log.applied + 1, log.committed + 1);
+        let entries = if from < to {
+            log.slice(from, to, None, GetEntriesContext::empty(false))
+        } else {
+            Ok(Vec::new())
+        };
+        let is_conf = |entry: &eraftpb::Entry| entry.get_entry_type() != eraftpb::EntryType::EntryNormal;
+        entries.is_ok_and(|entries| entries.iter().any(is_conf))
+    }
+
+    /// After something was applied: a leader's word to take over that had to wait for it.
+    pub(super) fn take_over_now(&mut self) {
+        if self.takes_over_later.is_some()
+            && !self.conf_change_unapplied()
+            && let Some(message) = self.takes_over_later.take()
+            && let Err(error) = self.node.step(message)
+        {
+            self.report("message", self.config.id, error.to_string());
+        }
+    }
+
     /// What raft does with a MsgPropose on the leader, except that it never looks into a conf change: raft-rs would parse etcd's bytes by
     /// its own schema, where a learner (3) does not exist, and drop it. As in raft, a conf change while another may be unapplied becomes an
-    /// empty entry; ours were sorted out before, so this happens to forwarded ones only. False when nothing was appended.
+    /// empty entry; nobody comes here with one, since ours are refused and forwarded ones wait. False when nothing was appended.
     fn append_as_leader(&mut self, mut entries: Vec<eraftpb::Entry>) -> bool {
         let behind = self.disk_is_behind();
         let raft = &mut self.node.raft;
@@ -280,6 +356,12 @@ impl Core {
         stepped && before != (raft.pending_read_count(), raft.ready_read_count(), raft.msgs.len())
     }
 }
+
+/// Forwarded conf changes that wait for their turn: far more than anybody changes members at a time.
+const CONF_CHANGES_WAITING_MAX: usize = 64;
+
+/// One of them, at most: a few URLs are some hundred bytes, so that all of them are at most 4 MiB.
+const CONF_CHANGE_WAITING_BYTES_MAX: usize = 64 * 1024;
 
 #[derive(Default)]
 struct Batch {

@@ -8,7 +8,7 @@ mod snapshots;
 
 use std::collections::{BTreeMap, BTreeSet, VecDeque};
 
-use raft::{RawNode, StateRole};
+use raft::{RawNode, StateRole, eraftpb};
 use types::{ConfState, Entry, HardState, LogIndex, LogPosition, MemberId, Term};
 
 use crate::codec;
@@ -45,6 +45,10 @@ pub struct Core {
     installing: Option<LogPosition>,
     /// What Compact allows to be forgotten.
     compactable: LogIndex,
+    /// Conf changes that followers passed on while another one was not applied. Forgotten with leadership, like messages that were lost.
+    conf_changes_waiting: VecDeque<eraftpb::Entry>,
+    /// A leader's word to take over, which came while a committed conf change was not applied here.
+    takes_over_later: Option<eraftpb::Message>,
     /// Peers with an unanswered SendSnapshot.
     snapshots_wanted: BTreeSet<MemberId>,
     /// Committed entries that are handed out once this write is on disk, oldest first.
@@ -93,6 +97,8 @@ impl Core {
             conf_index: checked.applied,
             installing: None,
             compactable: LogIndex(0),
+            conf_changes_waiting: VecDeque::new(),
+            takes_over_later: None,
             snapshots_wanted: BTreeSet::new(),
             held_back: VecDeque::new(),
             successor: MemberId::NONE,
@@ -267,6 +273,7 @@ impl Core {
         self.outputs.push_back(Output::Leadership { leader, term, role });
         self.snapshots_wanted.clear();
         self.fed.clear();
+        self.conf_changes_waiting.clear();
         let outputs = &mut self.outputs;
         self.reads.see_leader(term, leader, &mut |output| outputs.push_back(output));
     }

@@ -194,6 +194,8 @@ impl Core {
         if index.0 > self.node.raft.raft_log.applied {
             self.node.advance_apply_to(index.0);
             self.trim();
+            self.append_waiting_conf_change();
+            self.take_over_now();
         }
     }
 
