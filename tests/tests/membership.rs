@@ -380,10 +380,11 @@ fn a_member_that_was_removed_while_it_was_down_learns_it_when_it_comes_back() ->
     cluster.members[leader].signal(Signal::SIGSTOP)?;
     let before = cluster.members[gone].log().len();
     cluster.members[gone].spawn()?;
-    let says = "a peer says that this member was removed from the cluster";
+    let says = "removed from the cluster";
     wait_for("a peer to say that it was removed", || {
         cluster.members[gone].log()[before..].contains(says).then_some(())
-    })?;
+    })
+    .with_context(|| format!("its log ends:\n{}", cluster.members[gone].log_tail()))?;
     let log = cluster.members[gone].log();
     assert!(!log[before..].contains("the cluster has removed this member"), "one peer is not enough:\n{log}");
     assert!(!is_marked_removed(&cluster, gone)?);

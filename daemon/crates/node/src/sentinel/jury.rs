@@ -215,8 +215,13 @@ impl Jury {
         let waited = |patience| {
             self.against_since.is_some_and(|since| now.saturating_duration_since(since) >= patience)
         };
-        let lasting = voices(|verdict| !verdict.may_pass());
-        let all = voices(|_| true);
+        // It is marked in the directory and never taken back: patience alone is not enough for it.
+        let removed = voices(|verdict| matches!(verdict, Verdict::Removed { .. }));
+        if let Some(verdict) = believed(&own.voters, term, &removed) {
+            return Some(verdict.clone());
+        }
+        let lasting = voices(|verdict| !verdict.may_pass() && !matches!(verdict, Verdict::Removed { .. }));
+        let all = voices(|verdict| !matches!(verdict, Verdict::Removed { .. }));
         believed_at_start(&own.voters, own.me, term, &lasting, waited(PATIENCE))
             .or_else(|| {
                 waited(PATIENCE_IF_MAY_PASS)
@@ -306,6 +311,16 @@ mod tests {
         assert_eq!(expelled(&decision), None);
         assert_eq!(decision.quarantine, Some(lost()), "but it promises nothing meanwhile");
         assert!(decision.ask);
+    }
+
+    #[test]
+    fn one_voice_never_removes_a_member_that_was_down() {
+        let (decision, _) = after(&own(false), 60, &[(heard(2, false, 9, removed()), LIFE)]);
+        assert_eq!(expelled(&decision), None);
+        let both = [(heard(2, false, 9, removed()), LIFE), (heard(3, false, 9, removed()), LIFE)];
+        assert_eq!(expelled(&after(&own(false), 0, &both).0), Some(removed().name()));
+        let leader = [(heard(2, true, 9, removed()), LIFE)];
+        assert_eq!(expelled(&after(&own(false), 0, &leader).0), Some(removed().name()));
     }
 
     #[test]
