@@ -23,7 +23,7 @@ const ALLOWED: &[(&str, &[&str])] = &[
     ("cairn-consensus", &["cairn-types", "cairn-api"]),
     ("cairn-watch", &["cairn-types", "cairn-api"]),
     ("cairn-lessor", &["cairn-types", "cairn-api"]),
-    ("cairn-storage", &["cairn-types", "cairn-api", "cairn-identity", "cairn-state-machine"]),
+    ("cairn-storage", &["cairn-types", "cairn-api", "cairn-dbfile", "cairn-identity", "cairn-state-machine"]),
     ("cairn-transport", &["cairn-types", "cairn-api", "cairn-identity"]),
     (
         "cairn-node",
