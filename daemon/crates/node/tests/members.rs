@@ -619,8 +619,8 @@ fn changes_that_followers_pass_on_at_once_are_all_made() {
         let leader = cluster.leader().await;
         let (first, second) = ((leader + 1) % 3, (leader + 2) % 3);
         let (one, two) = (cluster.handle(first), cluster.handle(second));
-        put(&one, "k", "v").await.expect("there is a leader");
-        put(&two, "k", "v").await.expect("there is a leader");
+        put_over_elections(&one, "k").await;
+        put_over_elections(&two, "k").await;
         let ask = |at: usize| pb::MemberUpdateRequest {
             id: cluster.member(at).id.0,
             peer_ur_ls: cluster.member(at).peer_urls.clone(),
