@@ -44,11 +44,20 @@ pub struct Service {
 }
 
 impl Service {
+    /// An https service must be vouched for by the system's authorities, as in etcd.
     pub fn new(settings: &V2Settings, own: &Registering) -> Result<Service, Refusal> {
+        Service::trusting(settings, own, &TlsFiles::default())
+    }
+
+    pub fn trusting(
+        settings: &V2Settings,
+        own: &Registering,
+        authorities: &TlsFiles,
+    ) -> Result<Service, Refusal> {
         Ok(Service {
             token: settings.url.url.clone(),
             proxy: settings.proxy.clone(),
-            tls: tls::connector(&TlsFiles::default(), b"http/1.1")?,
+            tls: tls::connector(authorities, b"http/1.1")?,
             own: own.clone(),
         })
     }

@@ -19,7 +19,9 @@ use super::support::{PATIENCE, Searched, own_at, search, search_until, v2};
 use crate::{
     bootstrap::genesis::Genesis,
     discovery::{
-        Own, Registering,
+        Own, Registering, Service as _,
+        http::Service,
+        register::{Answer, Question},
         settings::{Endpoint, Login, Patience, TlsFiles, V3Settings, Way},
     },
     refusal::Id,
@@ -432,4 +434,65 @@ fn a_service_with_tls_and_logins_knows_its_members() {
     assert_eq!(search(&way(&trusting, member), &owns()[0], None).canonical(), "n1=http://127.0.0.1:1");
     let full = search(&way(&tls, member), &owns()[2], None);
     assert_eq!(full.refused().refusal.id, Id::DiscoveryFull, "{}", full.refused().refusal.text());
+}
+
+/// A proxy that opens tunnels and nothing else.
+fn tunnels() -> url::Url {
+    let listener = TcpListener::bind("127.0.0.1:0").unwrap();
+    let url = format!("http://{}", listener.local_addr().unwrap());
+    // Ends with the test's process: nothing tells it that no more connections come.
+    thread::spawn(move || {
+        for near in listener.incoming().flatten() {
+            let mut near = near;
+            let mut head = Vec::new();
+            let mut byte = [0];
+            while !head.ends_with(b"\r\n\r\n") && near.read(&mut byte).is_ok_and(|count| count == 1) {
+                head.push(byte[0]);
+            }
+            let head = String::from_utf8_lossy(&head).into_owned();
+            let mut words = head.split_whitespace();
+            assert_eq!(words.next(), Some("CONNECT"), "{head}");
+            let mut far = TcpStream::connect(words.next().unwrap()).unwrap();
+            near.write_all(b"HTTP/1.1 200 Connection established\r\n\r\n").unwrap();
+            let (mut back_from, mut back_to) = (far.try_clone().unwrap(), near.try_clone().unwrap());
+            thread::spawn(move || std::io::copy(&mut back_from, &mut back_to));
+            thread::spawn(move || std::io::copy(&mut near, &mut far));
+        }
+    });
+    url.parse().unwrap()
+}
+
+#[test]
+fn a_v2_service_with_tls_is_asked_directly_and_through_a_proxy() {
+    let Some((_, older)) = binaries() else { return };
+    let dir = tempfile::tempdir().unwrap();
+    let tls = certificates(dir.path());
+    let path = |file: &Option<PathBuf>| file.as_ref().unwrap().to_str().unwrap().to_owned();
+    let (ca, cert, key) = (path(&tls.cacert), path(&tls.cert), path(&tls.key));
+    let flags = ["--enable-v2", "--cert-file", &cert, "--key-file", &key];
+    let service = Etcd::start(&older, "https", &flags);
+    let place = format!("https://127.0.0.1:{}", service.port);
+    until("a token", || {
+        let mut command = Command::new(service.tools.join("etcdctl"));
+        command.env("ETCDCTL_API", "2").args(["--endpoints", &place, "--ca-file", &ca]);
+        command.args(["set", "/discovery/T/_config/size", "3"]).stdout(Stdio::null()).stderr(Stdio::null());
+        command.status().unwrap().success().then_some(())
+    });
+    let direct = v2(&format!("{place}/v2/keys/discovery/T"));
+    let through = crate::discovery::settings::V2Settings { proxy: Some(tunnels()), ..direct.clone() };
+    let own = crate::discovery::registration(&Way::V2(direct.clone()), &owns()[0]).unwrap();
+    let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build().unwrap();
+    for settings in [direct, through] {
+        let asked = |authorities: &TlsFiles| {
+            let mut asked = Service::trusting(&settings, &own, authorities).unwrap();
+            runtime.block_on(asked.ask(&Question::Size))
+        };
+        let trusted = TlsFiles { cacert: tls.cacert.clone(), ..TlsFiles::default() };
+        assert_eq!(asked(&trusted), Answer::Size(Some("3".into())), "through {:?}", settings.proxy);
+        let refused = asked(&TlsFiles::default());
+        assert!(
+            matches!(&refused, Answer::Lost(why) if why.contains("invalid peer certificate")),
+            "{refused:?}"
+        );
+    }
 }

@@ -119,6 +119,9 @@ fn the_entry(url: &str, name: &str, peer: &str) -> (String, String) {
     (registering.member.to_string(), registering.value)
 }
 
+/// What `meddle` says to have a registration made and answered with an error.
+const CARRIED_OUT: &str = "carried out";
+
 /// A register for two: `n2` comes as soon as `n1` waits. Keeps what is put, and lets `meddle` answer in its place.
 fn register(
     path: &'static str,
@@ -129,7 +132,9 @@ fn register(
     let (mut entries, mut count): (Vec<(String, String)>, usize) = (Vec::new(), 0);
     let server = serve(move |request| {
         count += 1;
-        if let Some(answer) = meddle(request, count) {
+        let meddled = meddle(request, count);
+        let carried_out = meddled.as_ref().is_some_and(|answer| answer.as_deref() == Some(CARRIED_OUT));
+        if let (Some(answer), false) = (meddled, carried_out) {
             return answer;
         }
         let (path_of, query) = request.target.split_once('?').unwrap_or((&request.target, ""));
@@ -147,6 +152,9 @@ fn register(
                 );
             }
             entries.push((key.clone(), value));
+            if carried_out {
+                return answer("503 Service Unavailable", "", "no leader");
+            }
             return json(
                 "201 Created",
                 5,
@@ -262,10 +270,15 @@ fn a_put_that_was_carried_out_and_answered_with_an_error_is_resumed() {
     let mut lost = false;
     let (_server, token) = register("/T", move |request, _| {
         let now = request.method == "PUT" && !std::mem::replace(&mut lost, request.method == "PUT");
-        now.then(|| answer("503 Service Unavailable", "", "no leader"))
+        now.then(|| Some(CARRIED_OUT.to_owned()))
     });
     let searched = search(&Way::V2(v2_of(&token)), &n1(), None);
     assert_eq!(searched.canonical(), BOTH);
+    assert!(
+        searched.lines.iter().any(|line| line.contains("registration is there already")),
+        "{:?}",
+        searched.lines
+    );
     assert!(
         searched.lines.iter().any(|line| line.contains("503: no leader; trying again")),
         "{:?}",
