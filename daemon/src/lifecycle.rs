@@ -186,6 +186,12 @@ fn server_config(settings: &Settings) -> ServerConfig {
         host_whitelist: requests.host_whitelist.clone(),
         server_version: limits::ETCD_VERSION.to_owned(),
         metrics_extensive: requests.metrics_extensive,
+        discovery: requests.discovery_service.as_ref().map(|service| server::DiscoveryConfig {
+            lifetime: service.lifetime,
+            tokens_max: service.tokens,
+            resume: service.resume,
+            ..server::DiscoveryConfig::default()
+        }),
         ..ServerConfig::default()
     }
 }

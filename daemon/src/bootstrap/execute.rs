@@ -195,6 +195,17 @@ impl Registrar {
     }
 }
 
+/// A directory that this start has made and that holds nothing: not even its lock stays. What is not empty is left as it is.
+pub fn clear_away(dir: DataDir) {
+    let path = dir.path().to_path_buf();
+    let names = fs::read_dir(&path)
+        .map(|entries| entries.flatten().map(|entry| entry.file_name()).collect::<Vec<_>>());
+    if names.is_ok_and(|names| names.iter().all(|name| name == "LOCK")) {
+        let _ = fs::remove_file(path.join("LOCK"));
+        let _ = fs::remove_dir(&path);
+    }
+}
+
 /// The service does not know this member: the next start begins anew.
 pub fn forget_registration(dir: &DataDir) {
     let member = dir.path().join(MEMBER_DIR);

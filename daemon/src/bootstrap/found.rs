@@ -64,13 +64,19 @@ pub async fn settle(
     settings: &Settings,
     signals: &mut Signals,
 ) -> Result<Settled, Refusal> {
-    let Prepared { dir, stage } = prepared;
+    let Prepared { dir, stage, is_new } = prepared;
     let (mut opened, new) = match stage {
         Stage::Whole(opened) => return Ok(Settled::Ready(Box::new(Ready { dir, opened }))),
         Stage::New(opened, new) => (opened, new),
-        Stage::Discovers(discoverer) => match discover(&dir, discoverer, settings, signals).await? {
-            Ok(new) => (prepare::open_new(&dir, &new, settings)?, new),
-            Err(signal) => return Ok(Settled::Stopped(signal)),
+        Stage::Discovers(discoverer) => match discover(&dir, discoverer, settings, signals).await {
+            Ok(Ok(new)) => (prepare::open_new(&dir, &new, settings)?, new),
+            Ok(Err(signal)) => return Ok(Settled::Stopped(signal)),
+            Err(refusal) => {
+                if is_new {
+                    execute::clear_away(dir);
+                }
+                return Err(refusal);
+            }
         },
     };
     let own_dir = opened.keeper.identity().dir_uuid;
@@ -96,11 +102,11 @@ pub async fn settle(
             opened.keeper.formed_late(members, late.cluster_uuid, late.parent_uuid).map_err(refuse)?;
         }
         Outcome::Stopped { signal, seen } => {
-            leave(&dir, opened, seen);
+            leave(dir, opened, seen, is_new);
             return Ok(Settled::Stopped(signal));
         }
         Outcome::Refused { refusal, seen } => {
-            leave(&dir, opened, seen);
+            leave(dir, opened, seen, is_new);
             return Err(refusal);
         }
     }
@@ -108,11 +114,14 @@ pub async fn settle(
 }
 
 /// Who was counted by somebody must be known again by its directory; who was not leaves nothing.
-fn leave(dir: &DataDir, opened: Opened, seen: bool) {
+fn leave(dir: DataDir, opened: Opened, seen: bool, is_new: bool) {
     if seen {
         info!(data_dir = %dir.path().display(), "another member has seen this directory: it stays, and binds no setting");
     } else {
-        opened.abandon(dir);
+        opened.abandon(&dir);
+        if is_new {
+            execute::clear_away(dir);
+        }
     }
 }
 

@@ -7,7 +7,7 @@ use std::{
     time::{Duration, Instant},
 };
 
-use ::identity::{Boot, GenesisConfig, Hello, Question, Verdict};
+use ::identity::{Boot, GenesisConfig, Hello, LogEnd, Question, Verdict};
 use storage::{
     data_dir::DataDir,
     wal::{Wal, WalContents},
@@ -26,9 +26,9 @@ use super::{
 };
 use crate::{
     announce,
-    config::{Note, Settings},
+    config::{Note, Settings, urls},
     identity::{self, Identity, Keeper, State, compare::Changes, host},
-    refusal::Refusal,
+    refusal::{Id, Refusal},
 };
 
 /// This build's version, as directories remember it.
@@ -50,6 +50,8 @@ pub struct Opened {
 pub struct Prepared {
     pub dir: DataDir,
     pub stage: Stage,
+    /// This start made the directory: it goes again when nothing comes of it.
+    pub is_new: bool,
 }
 
 #[expect(clippy::large_enum_variant, reason = "there is one of it in a process")]
@@ -77,24 +79,48 @@ pub fn prepare(settings: &Settings) -> Result<Prepared, Refusal> {
     {
         place = Some(ask_for_place(&joiner, settings, &mut notes)?);
     }
+    let is_new = !settings.storage.data_dir.exists();
     let dir = execute::lock(settings)?;
-    let plan = look(settings, &mut notes)?;
+    match stage(&dir, place, settings, &mut notes) {
+        Ok(stage) => Ok(Prepared { dir, stage, is_new }),
+        Err(refusal) => {
+            if is_new {
+                execute::clear_away(dir);
+            }
+            Err(refusal)
+        }
+    }
+}
+
+fn stage(
+    dir: &DataDir,
+    place: Option<Place>,
+    settings: &Settings,
+    notes: &mut Vec<Note>,
+) -> Result<Stage, Refusal> {
+    let plan = match look(settings, notes) {
+        Err(refusal) if refusal.id == Id::PeerUrlMismatch && has_been_moved(dir, settings) => {
+            let mut settings = settings.clone();
+            settings.membership.accept.peer_urls = true;
+            look(&settings, notes)?
+        }
+        plan => plan?,
+    };
     notes.drain(..).for_each(|note| note.log());
-    let stage = match plan {
-        BootPlan::NewStatic(new) => Stage::New(open_new(&dir, &new, settings)?, new),
+    Ok(match plan {
+        BootPlan::NewStatic(new) => Stage::New(open_new(dir, &new, settings)?, new),
         BootPlan::Discover(discoverer) => Stage::Discovers(discoverer),
         BootPlan::JoinExisting(joiner) => {
             let place = match place {
                 Some(place) => place,
-                None => ask_for_place(&joiner, settings, &mut notes)?,
+                None => ask_for_place(&joiner, settings, notes)?,
             };
             notes.drain(..).for_each(|note| note.log());
             let new = NewMember::joined(joiner, place, &settings.membership);
-            Stage::New(open_new(&dir, &new, settings)?, new)
+            Stage::New(open_new(dir, &new, settings)?, new)
         }
-        BootPlan::Restart(returning) => Stage::Whole(come_back(&dir, *returning, settings)?),
-    };
-    Ok(Prepared { dir, stage })
+        BootPlan::Restart(returning) => Stage::Whole(come_back(dir, *returning, settings)?),
+    })
 }
 
 /// Builds the directory of a new member and opens it.
@@ -184,6 +210,29 @@ pub fn voters(identity: &Identity) -> Vec<MemberId> {
         voters.push(identity.member_id);
     }
     voters
+}
+
+/// Whether the cluster lists this member at the given URLs already, where the directory remembers others: it was moved while it was down.
+/// Only members of the same life are asked.
+fn has_been_moved(dir: &DataDir, settings: &Settings) -> bool {
+    let Ok(Some(identity)) = identity::read(&dir.member()) else { return false };
+    let mut given = urls::texts(&settings.membership.advertise_peer_urls.value);
+    given.sort();
+    let own = hello::of(&identity, hello::boot(&identity), LogEnd::default(), dir.path());
+    let question = Question { hello: own, config: None };
+    let Ok(runtime) = ask::runtime() else { return false };
+    let replies = runtime.block_on(hello::round(&peers(&identity, settings), &question));
+    replies.iter().any(|reply| {
+        let Heard::Answer(answer) = &reply.heard else { return false };
+        let same_life =
+            answer.known.cluster_uuid.is_some() && answer.known.cluster_uuid == identity.cluster_uuid;
+        same_life
+            && answer.members.iter().any(|named| {
+                let mut listed = named.peer_urls.clone();
+                listed.sort();
+                named.id == identity.member_id && listed == given
+            })
+    })
 }
 
 /// As messages about a member with data name it.
@@ -306,9 +355,12 @@ fn say_who(identity: &Identity, dir: &DataDir) {
 impl Prepared {
     /// The start is refused: a member that nobody has seen leaves nothing behind.
     pub fn abandon(self) {
-        let Prepared { dir, stage } = self;
+        let Prepared { dir, stage, is_new } = self;
         if let Stage::Whole(opened) | Stage::New(opened, _) = stage {
             opened.abandon(&dir);
+        }
+        if is_new {
+            execute::clear_away(dir);
         }
     }
 }

@@ -124,7 +124,7 @@ fn duplicate(me: &Me, said: &Said, boot_seq: u64, home: &Home) -> Refusal {
         .remedy(format!("if this start is the right one, stop the other: {stop}"))
         .remedy(format!(
             "if this is a copy of its directory, give the copy up, and add a member of its own: {} member add <name> --peer-urls=<its URL>",
-            control(&said.answer.members)
+            others(me, said)
         ))
         .never("do not run one member twice: it would promise different things to different peers")
 }
@@ -185,7 +185,7 @@ pub fn cluster_runs(me: &Me, said: &Said) -> Refusal {
             .remedy(format!(
                 "if this is that member: start with its data directory and the token and names it was founded with; \
                  if that directory is lost: {control} member remove {id}, then {control} member add {name} --peer-urls={urls}",
-                control = control(&said.answer.members),
+                control = others(me, said),
                 id = named.id,
                 name = me.hello.name,
             ))
@@ -276,7 +276,7 @@ fn move_aside(me: &Me) -> String {
 fn add(me: &Me, said: &Said) -> String {
     format!(
         "{} member add {} --peer-urls={}, then start with an empty data directory and {}",
-        control(&said.answer.members),
+        others(me, said),
         me.hello.name,
         me.peer_urls.join(","),
         join_flags(me, said)
@@ -285,7 +285,7 @@ fn add(me: &Me, said: &Said) -> String {
 
 /// An id with lost history is never used again: the member goes and comes under a new one.
 fn replace(me: &Me, said: &Said) -> String {
-    let control = control(&said.answer.members);
+    let control = others(me, said);
     format!("else replace it: {control} member remove {}, then {}", me.hello.member, add(me, said))
 }
 
@@ -321,10 +321,14 @@ fn shown(members: &[Named]) -> String {
     list.join("; ")
 }
 
-/// The control tool, pointed at whoever serves clients.
-pub fn control(members: &[Named]) -> String {
-    let endpoints: Vec<&str> =
-        members.iter().filter_map(|member| member.client_urls.first()).map(String::as_str).collect();
+/// The control tool, pointed at those who serve clients: not at the member that does not start.
+fn others(me: &Me, said: &Said) -> String {
+    let members = said.answer.members.iter();
+    let endpoints: Vec<&str> = members
+        .filter(|named| named.id != me.hello.member && !same_urls(&named.peer_urls, me.peer_urls))
+        .filter_map(|named| named.client_urls.first())
+        .map(String::as_str)
+        .collect();
     match endpoints.is_empty() {
         true => "cairnctl --endpoints=<a member's client URL>".to_owned(),
         false => format!("cairnctl --endpoints={}", endpoints.join(",")),

@@ -183,6 +183,21 @@ impl Member {
         Ok(())
     }
 
+    /// The same settings for another process; its log is its own.
+    pub fn twin(&self) -> Member {
+        Member {
+            name: self.name.clone(),
+            client_url: self.client_url.clone(),
+            peer_url: self.peer_url.clone(),
+            data_dir: self.data_dir.clone(),
+            log_path: self.log_path.with_extension("twin.log"),
+            program: self.program.clone(),
+            args: self.args.clone(),
+            env: self.env.clone(),
+            child: None,
+        }
+    }
+
     /// For the next start.
     pub fn add_env(&mut self, name: &'static str, value: impl Into<PathBuf>) {
         self.env.push((name, value.into()));
