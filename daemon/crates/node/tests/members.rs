@@ -443,9 +443,7 @@ fn a_member_that_was_removed_while_it_was_down_learns_it() {
         let back = boot_with(&path, &member, &group.founders, listener, at_once);
         let removal = back.node.handle().removal();
         wait("it to be told", || removal.borrow().is_some()).await;
-        let told = removal.borrow().clone().expect("it was told");
-        assert!(!told.is_entry && told.asked_through.is_none(), "its log does not say: {told:?}");
-        assert!(!back.node.handle().reader().is_removed(member.id));
+        assert!(!back.node.handle().reader().is_removed(member.id), "its own log does not say it");
         tokio::time::timeout(Duration::from_secs(60), back.node.handle().removal_is_known())
             .await
             .expect("those who stay show that they know");
