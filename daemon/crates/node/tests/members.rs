@@ -517,7 +517,17 @@ fn a_learner_serves_only_what_it_has() {
         wait("it to know that it learns", || learner.node_status().is_learner).await;
         let refused = Err(EtcdError::NotSupportedForLearner);
         let range = |serializable| pb::RangeRequest { key: "k".into(), serializable, ..Default::default() };
-        assert_eq!(learner.range(range(true)).await.expect("a serializable read").count, 1);
+        // Until its peers have greeted it, it answers nobody.
+        let deadline = tokio::time::Instant::now() + Duration::from_secs(60);
+        let read = loop {
+            match learner.range(range(true)).await {
+                Err(EtcdError::NoLeader) if tokio::time::Instant::now() < deadline => {
+                    tokio::time::sleep(Duration::from_millis(20)).await;
+                }
+                other => break other,
+            }
+        };
+        assert_eq!(read.expect("a serializable read").count, 1);
         assert_eq!(learner.range(range(false)).await.map(drop), refused);
         assert_eq!(put(&learner, "k", "w").await.map(drop), refused);
         assert_eq!(learner.delete_range(pb::DeleteRangeRequest::default()).await.map(drop), refused);

@@ -246,6 +246,11 @@ impl Core {
 
     /// After something was applied: a leader's word to take over that had to wait for it.
     pub(super) fn take_over_now(&mut self) {
+        // A snapshot came in between: raft would look for what it replaced. As for a word that comes now, the leader tries again.
+        let singleton = self.node.raft.prs().is_singleton();
+        if self.installing() || (singleton && self.log_in_flight()) {
+            self.takes_over_later = None;
+        }
         if self.takes_over_later.is_some()
             && !self.conf_change_unapplied()
             && let Some(message) = self.takes_over_later.take()
