@@ -3,6 +3,7 @@
 use std::{
     collections::VecDeque,
     convert::Infallible,
+    future::Future,
     pin::Pin,
     task::{Context, Poll},
 };
@@ -31,6 +32,8 @@ pub(crate) enum Body {
     Trailers,
     /// A stream of framed gRPC messages, then trailers.
     Messages(Box<dyn Messages>),
+    /// The head of a plain HTTP answer goes out at once, its content when it is there, in one piece.
+    Later(Pin<Box<dyn Future<Output = Bytes> + Send>>),
 }
 
 impl Body {
@@ -80,6 +83,13 @@ impl http_body::Body for Body {
                 None => this.take_trailers(None),
             },
             Body::Trailers => this.take_trailers(None),
+            Body::Later(later) => match later.as_mut().poll(cx) {
+                Poll::Pending => return Poll::Pending,
+                Poll::Ready(whole) => {
+                    *this = Body::Done;
+                    (!whole.is_empty()).then(|| Ok(Frame::data(whole)))
+                }
+            },
             Body::Messages(messages) => match messages.poll_next(cx) {
                 Poll::Pending => return Poll::Pending,
                 Poll::Ready(Some(Ok(bytes))) => Some(Ok(Frame::data(bytes))),

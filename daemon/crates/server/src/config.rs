@@ -4,6 +4,8 @@ use std::{net::SocketAddr, num::NonZeroUsize, time::Duration};
 
 use types::limits;
 
+use crate::discovery::DiscoveryConfig;
+
 /// An address to listen on and the setting it came from, so that a refusal can name what to change.
 #[derive(Clone, Debug)]
 pub struct Listen {
@@ -52,6 +54,8 @@ pub struct ServerConfig {
     pub server_version: String,
     /// `metrics=extensive`: latency histograms of every method.
     pub metrics_extensive: bool,
+    /// `discovery-service`: serve discovery on the client listeners that speak HTTP.
+    pub discovery: Option<DiscoveryConfig>,
 }
 
 impl Default for ServerConfig {
@@ -74,6 +78,7 @@ impl Default for ServerConfig {
             host_whitelist: vec!["*".to_owned()],
             server_version: limits::ETCD_VERSION.to_owned(),
             metrics_extensive: false,
+            discovery: None,
         }
     }
 }

@@ -8,6 +8,7 @@ use std::{
     convert::Infallible,
     future::{Future, poll_fn},
     io,
+    net::SocketAddr,
     pin::{Pin, pin},
     sync::{
         Arc,
@@ -245,7 +246,8 @@ impl<B: Backend> Acceptor<B> {
             let _ = stream.set_nodelay(true);
             let _ = SockRef::from(&stream).set_tcp_keepalive(&TcpKeepalive::new().with_time(TCP_KEEPALIVE));
             let (entry, close) = self.open.enter();
-            let connection = serve(stream, self.edge.clone(), self.surface, self.protocols.clone(), close);
+            let connection =
+                serve(stream, peer, self.edge.clone(), self.surface, self.protocols.clone(), close);
             tokio::spawn(async move {
                 if let Err(error) = connection.await {
                     debug!(%peer, error, "client connection ended");
@@ -265,6 +267,7 @@ type Failure = Box<dyn std::error::Error + Send + Sync>;
 
 async fn serve<B: Backend>(
     stream: TcpStream,
+    peer: SocketAddr,
     edge: Arc<Edge<B>>,
     surface: Surface,
     protocols: Arc<Protocols>,
@@ -277,7 +280,7 @@ async fn serve<B: Backend>(
         _ = &mut close => return Ok(()),
     };
     let Some((protocol, io)) = sniffed? else { return Ok(()) };
-    let service = service_fn(move |request: Request<Incoming>| answer(edge.clone(), surface, request));
+    let service = service_fn(move |request: Request<Incoming>| answer(edge.clone(), surface, peer, request));
     match protocol {
         Protocol::Http2 => {
             let connection = protocols.http2.serve_connection(io, service);
@@ -328,11 +331,17 @@ impl Future for Answer {
     }
 }
 
-fn answer<B: Backend>(edge: Arc<Edge<B>>, surface: Surface, request: Request<Incoming>) -> Answer {
+fn answer<B: Backend>(
+    edge: Arc<Edge<B>>,
+    surface: Surface,
+    peer: SocketAddr,
+    mut request: Request<Incoming>,
+) -> Answer {
     let offers_grpc = matches!(surface, Surface::Client | Surface::ClientGrpc);
     if offers_grpc && request.version() == ::http::Version::HTTP_2 && wire::is_grpc(request.headers()) {
         Answer(Box::pin(grpc::serve(edge, request)))
     } else {
+        request.extensions_mut().insert(http::Peer(peer));
         Answer(Box::pin(async move { Ok(http::serve(edge, surface, request).await) }))
     }
 }

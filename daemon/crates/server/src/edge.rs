@@ -5,6 +5,7 @@ use std::sync::Arc;
 use crate::{
     backend::Backend,
     config::ServerConfig,
+    discovery::Discovery,
     grpc::wire::Receiving,
     http::access::Access,
     metrics::{HttpMetrics, Registry, RpcMetrics},
@@ -32,6 +33,8 @@ pub(crate) struct Shared {
     pub http: HttpMetrics,
     pub registry: Registry,
     pub phase: PhaseReceiver,
+    /// When it is served.
+    pub discovery: Option<Arc<Discovery>>,
 }
 
 /// One per runtime.

@@ -35,7 +35,7 @@ impl Backend for node::Handle {
         request: &pb::RangeRequest,
         piece_bytes: usize,
     ) -> Answer<impl Iterator<Item = Answer<pb::RangeStreamResponse>> + Send + 'static> {
-        node::Handle::reader(self).range_stream(request, piece_bytes)
+        node::Handle::range_stream(self, request, piece_bytes)
     }
     async fn member_list(&self, request: pb::MemberListRequest) -> Answer<pb::MemberListResponse> {
         node::Handle::member_list(self, request).await

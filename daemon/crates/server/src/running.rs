@@ -15,6 +15,7 @@ use crate::{
     bind::{Bound, StartError},
     config::ServerConfig,
     connection::{Acceptor, Open, Protocols, Seats},
+    discovery::{self, Discovery},
     edge::{Edge, Shared, Surface},
     http::access::Access,
     metrics::{HttpMetrics, Registry, descriptor_limit},
@@ -59,6 +60,7 @@ impl Server {
             http: HttpMetrics::default(),
             registry: Registry::default(),
             phase: observer,
+            discovery: config.discovery.clone().map(|config| Arc::new(Discovery::new(config))),
             config,
         });
 
@@ -236,6 +238,9 @@ async fn serve<B: Backend>(
     }
     let keeper = edge.clone();
     accepting.spawn(async move { keeper.streams.keep_to_leader(|| keeper.backend.has_leader()).await });
+    if let Some(service) = edge.shared.discovery.as_ref().filter(|service| service.take_sweep()) {
+        accepting.spawn(discovery::sweep(edge.backend.clone(), service.config.clone()));
+    }
     let until = match phase.wait_for(|phase| phase.is_draining()).await.map(|phase| *phase) {
         Ok(Phase::Draining { until }) => until,
         _ => Instant::now(),

@@ -6,7 +6,7 @@ pub(crate) mod access;
 mod debug;
 mod health;
 
-use std::{fmt::Display, sync::Arc};
+use std::{fmt::Display, net::SocketAddr, sync::Arc};
 
 use bytes::Bytes;
 use http::{HeaderValue, Method, Request, Response, StatusCode, header};
@@ -16,6 +16,7 @@ use serde::Serialize;
 use crate::{
     backend::Backend,
     body::Body,
+    discovery,
     edge::{Edge, Surface},
     metrics::{self, HealthKind},
 };
@@ -25,7 +26,11 @@ const JSON: HeaderValue = HeaderValue::from_static("application/json");
 const METRICS: HeaderValue = HeaderValue::from_static("text/plain; version=0.0.4; charset=utf-8");
 const NOSNIFF: HeaderValue = HeaderValue::from_static("nosniff");
 
-/// Answers one request that is not gRPC. Its body, if any, is not read.
+/// Who asks, as far as the connection tells. An extension of requests that are not gRPC.
+#[derive(Clone, Copy, Debug)]
+pub(crate) struct Peer(pub SocketAddr);
+
+/// Answers one request that is not gRPC. Its body, if any, is read by the discovery service alone.
 pub(crate) async fn serve<B: Backend>(
     edge: Arc<Edge<B>>,
     surface: Surface,
@@ -46,7 +51,10 @@ pub(crate) async fn serve<B: Backend>(
             let mut response = if request.method() == Method::OPTIONS {
                 Response::new(Body::Done)
             } else {
-                client(&edge, &request).await
+                match discovered(&edge, request.uri().path()) {
+                    Some((service, place)) => discovery::serve(edge.clone(), service, place, request).await,
+                    None => client(&edge, &request).await,
+                }
             };
             if let Some(origin) = allowed {
                 access::add_cors(response.headers_mut(), origin);
@@ -54,6 +62,12 @@ pub(crate) async fn serve<B: Backend>(
             response
         }
     }
+}
+
+/// Whether the discovery service is on and this path its own.
+fn discovered<B>(edge: &Edge<B>, path: &str) -> Option<(Arc<discovery::Discovery>, discovery::Place)> {
+    let service = edge.shared.discovery.as_ref()?;
+    Some((service.clone(), discovery::claim(path)?))
 }
 
 async fn client<B: Backend>(edge: &Arc<Edge<B>>, request: &Request<Incoming>) -> Response<Body> {
@@ -139,7 +153,7 @@ fn not_found() -> Response<Body> {
 }
 
 /// A refusal as Go's HTTP library words it: text, a newline, and no guessing of the type.
-fn error(status: StatusCode, message: impl Display) -> Response<Body> {
+pub(crate) fn error(status: StatusCode, message: impl Display) -> Response<Body> {
     let mut response = text(format!("{message}\n").into());
     *response.status_mut() = status;
     response

@@ -97,6 +97,11 @@ impl Endless {
         )
     }
 
+    /// Watches that were created on streams that the edge has not dropped.
+    pub fn watches(&self) -> usize {
+        self.hub.lock().streams.values().map(|stream| stream.watches.len()).sum()
+    }
+
     /// Streams that the edge has not dropped.
     pub fn open_streams(&self) -> usize {
         self.hub.lock().streams.len()

@@ -292,6 +292,9 @@ impl Backend for Fake {
         if leases.insert(request.id, request.ttl).is_some() {
             return Err(EtcdError::LeaseExist);
         }
+        drop(leases);
+        // The state machine knows it too, so that keys can hang on it; tests here give ids that it would not take as well.
+        let _ = self.propose(pb::InternalRaftRequest { lease_grant: Some(request), ..Default::default() });
         let header = Some(self.header(0));
         Ok(pb::LeaseGrantResponse { header, id: request.id, ttl: request.ttl, error: String::new() })
     }
@@ -346,6 +349,7 @@ impl Backend for Fake {
         let leaderless = self.inner.leaderless.load(SeqCst);
         NodeStatus {
             member: MemberId(MEMBER),
+            is_leader: !leaderless,
             leader: if leaderless { MemberId::NONE } else { MemberId(MEMBER) },
             is_joining: self.inner.joining.load(SeqCst),
             is_learner: self.inner.learner.load(SeqCst),
