@@ -39,7 +39,7 @@ use crate::{
 
 /// Bytes of an arriving snapshot that may wait to be written to the disk: what the kernel holds back is written out in one go otherwise, and
 /// the log's syncs stand behind all of it.
-const SYNC_EVERY_BYTES: u64 = 16 << 20;
+const SYNC_EVERY_BYTES: u64 = 2 << 20;
 
 /// Why a snapshot could not be written, received or installed.
 #[derive(Debug, thiserror::Error)]

@@ -23,7 +23,7 @@ const BUFFER_BYTES: usize = 1024 * 1024;
 
 #[derive(Debug, thiserror::Error)]
 pub enum WriteError {
-    #[error("write the database file: {0}")]
+    #[error("{0}")]
     Io(#[from] io::Error),
     #[error("read the state")]
     Store(#[from] StoreError),
