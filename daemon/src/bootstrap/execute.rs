@@ -263,7 +263,7 @@ pub fn open_log(
     Ok((wal, contents))
 }
 
-fn log_refusal(dir: &Path, error: &WalError) -> Refusal {
+pub fn log_refusal(dir: &Path, error: &WalError) -> Refusal {
     match error {
         WalError::Io { action, path, source } | WalError::NoSpace { action, path, source } => {
             Refusal::io(action, path, source)

@@ -11,6 +11,7 @@ pub mod attend;
 pub mod diff;
 pub mod execute;
 pub mod facts;
+pub mod force;
 pub mod found;
 pub mod genesis;
 pub mod hello;

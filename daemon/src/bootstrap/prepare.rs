@@ -18,7 +18,7 @@ use types::{LogIndex, LogPosition, MemberId, Term};
 use super::{
     again, ask,
     attend::{Heard, Reply},
-    execute, facts,
+    execute, facts, force,
     hello::{self, Target},
     join::{Joiner, Place},
     plan::{self, BootPlan, Discoverer, NewMember, Returning},
@@ -107,6 +107,9 @@ fn stage(
         plan => plan?,
     };
     notes.drain(..).for_each(|note| note.log());
+    if settings.membership.force_new_cluster && !matches!(plan, BootPlan::Restart(_)) {
+        return Err(force::without_data(&dir.path().display().to_string()));
+    }
     Ok(match plan {
         BootPlan::NewStatic(new) => Stage::New(open_new(dir, &new, settings)?, new),
         BootPlan::Discover(discoverer) => Stage::Discovers(discoverer),
@@ -146,6 +149,11 @@ fn ask_for_place(joiner: &Joiner, settings: &Settings, notes: &mut Vec<Note>) ->
 
 fn come_back(dir: &DataDir, returning: Returning, settings: &Settings) -> Result<Opened, Refusal> {
     let Returning { identity, changes } = returning;
+    if force::is_wanted(&identity, settings) {
+        let opened = force::come_back(dir, identity, changes, settings)?;
+        say_who(opened.keeper.identity(), dir);
+        return Ok(opened);
+    }
     let (wal, contents) = execute::open_log(dir, &identity, settings)?;
     say_if_moved(&identity, dir, settings);
     // Joining was cut short before anything of the log arrived: the cluster may have changed since it was asked.

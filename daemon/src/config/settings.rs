@@ -68,6 +68,8 @@ pub struct Membership {
     pub max_learners: usize,
     pub strict_reconfig_check: bool,
     pub auto_promote_learner: bool,
+    /// This member's data, as a cluster of one.
+    pub force_new_cluster: bool,
 }
 
 /// Where to listen. Hosts are addresses or `localhost`, schemes are http; see [`Url::bind_address`].
@@ -324,6 +326,7 @@ impl Builder<'_> {
                 _ => self.problem(
                     Id::BadValue,
                     "accept-identity-change",
+            force_new_cluster: values.bool("force-new-cluster"),
                     format!("{what:?} is not one of name, peer-urls, host"),
                     "a member's id, its cluster and its directory never change: replace the member instead",
                 ),

@@ -86,6 +86,16 @@ impl Keeper {
         })
     }
 
+    /// A new life of the cluster begins with this member alone; it counts once the log says so too, then [`Keeper::born`].
+    pub fn forced(&mut self, method: &str, life: Unique, parent: Option<Unique>) -> io::Result<()> {
+        method.clone_into(&mut self.identity.origin.method);
+        self.identity.cluster_uuid = Some(life);
+        self.identity.parent_uuid = parent;
+        let own = self.identity.member_id;
+        let members = self.identity.members.iter().filter(|member| member.id == own).cloned().collect();
+        self.settled(State::Formed, members)
+    }
+
     /// The members as the log has them now, and this member's own name and URLs among them.
     pub fn members_are(&mut self, members: Vec<KnownMember>) -> io::Result<()> {
         let own = members.iter().find(|member| member.id == self.identity.member_id).cloned();

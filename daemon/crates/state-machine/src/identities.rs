@@ -221,6 +221,14 @@ fn json<T: DeserializeOwned>(value: &[u8]) -> Result<T, String> {
     serde_json::from_slice(value).map_err(|error| error.to_string())
 }
 
+/// The life that the pairs of `meta` name, for who has no state machine.
+///
+/// # Errors
+/// Why the pair cannot be read.
+pub fn life(rows: &[(Bytes, Bytes)]) -> Result<Option<Unique>, String> {
+    rows.iter().find(|(key, _)| key == CLUSTER_UUID).map(|(_, value)| unique(value)).transpose()
+}
+
 /// For the first state of a cluster that continues another: nobody of the old one is known, and its life is the parent of the one that
 /// the first leader begins. Takes the pairs of `meta` as they are and gives them as they become.
 pub fn reborn(rows: Vec<(Bytes, Bytes)>) -> Vec<(Bytes, Bytes)> {

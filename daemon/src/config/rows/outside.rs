@@ -189,11 +189,8 @@ pub static ROWS: &[Setting] = &[
         Kind::Bool,
         "false",
         Unsafe,
-        Refused {
-            harmless: &[],
-            instead: "start the other members again, or found a new cluster: forcing a cluster of one is not supported by this version",
-        },
-        "Turn this member's data into a cluster of one.",
+        Active,
+        "Continue this member's data as a cluster of one and a new life of the cluster: for when a majority is lost for good. The others cannot come back with what they have. Leave it out afterwards.",
     ),
     row(
         "unsafe-no-fsync",

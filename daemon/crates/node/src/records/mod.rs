@@ -78,12 +78,13 @@ pub(crate) struct Desk {
 
 impl Desk {
     pub(crate) fn new(own: OwnIdentity, reader: &Reader<FjallStore>) -> Desk {
+        let life = watch::Sender::new(life(&own, reader));
         Desk {
             own,
             admitted: Mutex::new(BTreeMap::new()),
             look: Arc::new(Notify::new()),
             closing: AtomicBool::new(false),
-            life: watch::Sender::new(reader.cluster_uuid()),
+            life,
         }
     }
 
@@ -99,7 +100,7 @@ impl Desk {
 
     /// After entries or a snapshot that may have told the life of the cluster.
     pub(crate) fn applied(&self, reader: &Reader<FjallStore>) {
-        let life = reader.cluster_uuid();
+        let life = life(&self.own, reader);
         let is_news = self.life.send_if_modified(|known| std::mem::replace(known, life) != life);
         if is_news && let Some(life) = life {
             info!(cluster_uuid = %life, "the life of this cluster is written down");
@@ -109,6 +110,12 @@ impl Desk {
             self.look.notify_one();
         }
     }
+}
+
+/// The life that the state names, unless this start is to end it: then it is none until the log has been applied.
+fn life(own: &OwnIdentity, reader: &Reader<FjallStore>) -> Option<Unique> {
+    let ends = |life: &Unique| own.cluster_uuid.is_some_and(|own| own != *life);
+    reader.cluster_uuid().filter(|life| !ends(life))
 }
 
 /// What this member knows of another, for [`identity::judge`]; without the session, which is the sentinel's.
