@@ -143,7 +143,7 @@ pub fn bind(settings: &Settings) -> Result<Sockets, Refusal> {
     Ok(Sockets { peer, peer_addresses, server })
 }
 
-fn bind_refusal(setting: &str, address: SocketAddr, error: &io::Error) -> Refusal {
+pub fn bind_refusal(setting: &str, address: SocketAddr, error: &io::Error) -> Refusal {
     let (id, what) = match error.kind() {
         io::ErrorKind::AddrInUse => (Id::PortInUse, "is in use by another process"),
         io::ErrorKind::AddrNotAvailable => (Id::PortInUse, "is no address of this host"),
@@ -295,7 +295,7 @@ fn remotes_of(identity: &Identity) -> impl Iterator<Item = &KnownMember> {
     identity.members.iter().filter(|member| member.id != identity.member_id)
 }
 
-fn node_refusal(error: node::StartError, state_dir: &Path) -> Refusal {
+pub fn node_refusal(error: node::StartError, state_dir: &Path) -> Refusal {
     use storage::state_store::OpenError;
     let dir = state_dir.display();
     let damaged = |why: String| {

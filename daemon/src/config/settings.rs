@@ -135,6 +135,15 @@ pub struct Requests {
     pub metrics_extensive: bool,
     /// 0: decided by the number of processors.
     pub rpc_threads: usize,
+    /// Discovery for members of other clusters.
+    pub discovery_service: Option<DiscoveryService>,
+}
+
+#[derive(Clone, Debug)]
+pub struct DiscoveryService {
+    pub lifetime: Duration,
+    pub tokens: usize,
+    pub resume: bool,
 }
 
 /// As etcd orders and names them; dpanic writes panic.
@@ -210,6 +219,10 @@ const ELECTION_MAX: Duration = Duration::from_secs(50);
 const REQUEST_BYTES_USUAL_MAX: i64 = 10 << 20;
 /// A message is framed with 32 bits and held in memory several times on its way; larger ones could not travel.
 const REQUEST_BYTES_MAX: i64 = 1 << 30;
+/// Time to start members in; less is a mistake.
+const TOKEN_LIFETIME_MIN: Duration = Duration::from_secs(60);
+/// A token that nobody needs any more must end some day.
+const TOKEN_LIFETIME_MAX: Duration = Duration::from_secs(366 * 24 * 3600);
 /// etcd's suggested largest quota.
 const QUOTA_USUAL_MAX: i64 = 8 << 30;
 
@@ -313,6 +326,7 @@ impl Builder<'_> {
             max_learners: values.count("max-learners"),
             strict_reconfig_check: values.bool("strict-reconfig-check"),
             auto_promote_learner: values.bool("auto-promote-learner"),
+            force_new_cluster: values.bool("force-new-cluster"),
         })
     }
 
@@ -326,7 +340,6 @@ impl Builder<'_> {
                 _ => self.problem(
                     Id::BadValue,
                     "accept-identity-change",
-            force_new_cluster: values.bool("force-new-cluster"),
                     format!("{what:?} is not one of name, peer-urls, host"),
                     "a member's id, its cluster and its directory never change: replace the member instead",
                 ),
@@ -577,7 +590,23 @@ impl Builder<'_> {
             host_whitelist: any_or(values.list("host-whitelist")),
             metrics_extensive: values.text("metrics") == "extensive",
             rpc_threads: values.count("rpc-threads"),
+            discovery_service: self.discovery_service(),
         }
+    }
+
+    fn discovery_service(&mut self) -> Option<DiscoveryService> {
+        let values = self.values;
+        let lifetime = values.duration("discovery-service-lifetime");
+        if !(TOKEN_LIFETIME_MIN..=TOKEN_LIFETIME_MAX).contains(&lifetime) {
+            let what =
+                format!("discovery-service-lifetime ({lifetime:?}) is not between a minute and a year");
+            self.problem(Id::BadValue, "discovery-service-lifetime", what, "the default is 168h");
+        }
+        values.bool("discovery-service").then(|| DiscoveryService {
+            lifetime,
+            tokens: values.count("discovery-service-tokens"),
+            resume: values.bool("discovery-service-resume"),
+        })
     }
 
     fn log(&mut self) -> Option<Log> {
