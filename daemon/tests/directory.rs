@@ -308,25 +308,32 @@ fn the_start_is_told_in_the_words_that_others_wait_for() {
     assert_eq!(running.wait().code(), Some(0));
 }
 
-/// Regression OP11. A member without a majority says what it waits for, and ends when asked.
+/// Regression OP11. A member that waits for others says for whom, and ends when asked. Whom nobody has counted leaves nothing.
 #[test]
 fn stop_while_bootstrapping() {
     let dir = tempfile::tempdir().unwrap();
     let mut args = PORTS.to_vec();
     let cluster = "--initial-cluster=n1=http://127.0.0.1:1,n2=http://127.0.0.1:2,n3=http://127.0.0.1:3";
     args.extend(["--name=n1", "--data-dir=d", cluster]);
-    let mut running = Running::spawn(command(dir.path(), &args));
-    let line = running.wait_for("waiting for the cluster");
-    assert!(
-        line.contains("a majority must be up") && line.contains("n2 (") && line.contains("n3 ("),
-        "{line}"
-    );
-    assert!(!running.seen.iter().any(|line| line.contains(READY)));
-    assert_eq!(running.stop().code(), Some(0));
-    let now = identity(&dir.path().join("d"));
-    assert_eq!((&now["state"], now["members"].as_array().map(Vec::len)), (&json!("formed"), Some(3)));
-    // From here on the list of first members is settled.
-    refused(dir.path(), &dir.path().join("d"), &["--name=n2", cluster], "WRONG_DIR", 78);
+    for attendance in ["all", "majority"] {
+        let flag = format!("--initial-cluster-attendance={attendance}");
+        let mut args = args.clone();
+        args.push(&flag);
+        let mut running = Running::spawn(command(dir.path(), &args));
+        let line = running.wait_for("waiting for the first members");
+        assert!(line.contains("n2 (") && line.contains("n3 ("), "{line}");
+        assert_eq!(identity(&dir.path().join("d"))["state"], "unborn");
+        assert_eq!(running.stop().code(), Some(0));
+        assert!(!dir.path().join("d").exists(), "{attendance}");
+    }
+
+    // Settled, and the others are gone.
+    let flag = "--data-dir=e";
+    assert_eq!(Running::ready(dir.path(), &["--name=n1", flag]).stop().code(), Some(0));
+    let data = dir.path().join("e");
+    let others = json!([{ "id": "2", "name": "n2", "peer_urls": ["http://127.0.0.1:2"], "dir_uuid": null }]);
+    edit_identity(&data, "members", &others);
+    assert_eq!(Running::ready(dir.path(), &[flag]).stop().code(), Some(0), "nobody has to be there");
 }
 
 /// Regression AP11. What a crash can leave at each step of a first start and of a change of the identity file is resumed.

@@ -33,7 +33,7 @@ fn what_cannot_be_used_is_refused_by_name_before_anything_is_touched() {
         ),
         (&["--enable-v2"], "NOT_SUPPORTED", "v3 API"),
         (&["--proxy=on"], "NOT_SUPPORTED", "proxy"),
-        (&["--accept-identity-change=name"], "NOT_SUPPORTED", "recorded name"),
+        (&["--accept-identity-change=member-id"], "BAD_VALUE", "is not one of name, peer-urls, host"),
         (
             &["--auto-compaction-mode=revision", "--auto-compaction-retention=5h"],
             "SETTINGS_CONFLICT",
