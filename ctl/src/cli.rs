@@ -217,6 +217,21 @@ fn endpoint() -> Command {
     ])
 }
 
+fn discovery() -> Command {
+    group("discovery", "Tokens by which the members of a new cluster find each other").subcommands([
+        verb("new", "Makes a token for a cluster of this size", "cairnctl discovery new --size=<number> [flags]")
+            .after_help(
+                "Prints what every member is to be started with: --discovery for etcd 3.4 and 3.5, which need a cairn with --discovery-service, or\n\
+                 --discovery-token and --discovery-endpoints for later ones. cairn takes either. A token serves both, and one cluster.",
+            )
+            .args([
+                number("size", "How many members find each other"),
+                value("lifetime", "When the token ends, complete or not; 168h when not given"),
+            ]),
+        verb("show", "Who has registered for a token, and how many are missing", "cairnctl discovery show <token or its URL>"),
+    ])
+}
+
 /// The whole grammar.
 pub fn command() -> Command {
     let mut command = Command::new("cairnctl")
@@ -249,6 +264,7 @@ pub fn command() -> Command {
         lease(),
         member(),
         endpoint(),
+        discovery(),
         verb(
             "move-leader",
             "Hands leadership to another member",

@@ -1,6 +1,7 @@
 //! What each verb does: arguments in, one or a few calls, bytes for stdout.
 
 pub mod cluster;
+pub mod discovery;
 pub mod endpoint;
 pub mod kv;
 pub mod lease;
@@ -49,6 +50,8 @@ pub async fn run(settings: &Settings, matches: &ArgMatches) -> Result<()> {
         ("alarm", Some(("disarm", inner))) => cluster::alarm_disarm(settings, inner).await,
         ("snapshot", Some(("save", inner))) => snapshot::save(settings, inner).await,
         ("snapshot", Some(("status", inner))) => snapshot::status(settings, inner),
+        ("discovery", Some(("new", inner))) => discovery::new(settings, inner).await,
+        ("discovery", Some(("show", inner))) => discovery::show(settings, inner).await,
         ("endpoint", Some(("health", inner))) => endpoint::health(settings, inner).await,
         ("endpoint", Some(("status", inner))) => endpoint::status(settings, inner).await,
         ("endpoint", Some(("hashkv", inner))) => endpoint::hash_kv(settings, inner).await,
