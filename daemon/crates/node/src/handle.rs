@@ -160,6 +160,17 @@ impl Handle {
         Ok(response)
     }
 
+    /// As [`Handle::range_local`], in pieces of about so many bytes.
+    pub fn range_stream(
+        &self,
+        request: &pb::RangeRequest,
+        piece_bytes: usize,
+    ) -> Result<impl Iterator<Item = Result<pb::RangeStreamResponse, EtcdError>> + Send + 'static, EtcdError>
+    {
+        self.confirmed_only()?;
+        self.reader().range_stream(request, piece_bytes)
+    }
+
     /// For streams that read in chunks of their own.
     pub fn reader(&self) -> Reader<FjallStore> {
         self.shared.reader()

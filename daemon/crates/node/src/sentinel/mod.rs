@@ -18,6 +18,7 @@ use std::{
     time::Instant,
 };
 
+use api::error::EtcdError;
 use identity::{
     Answer, Hello, Known, Life, LogEnd, Named, Question, Record, Session, Unique, Verdict, Watermark,
     judge::judge,
@@ -122,9 +123,10 @@ impl Handle {
         self.shared.sentinel.jury.lock().quarantine().cloned()
     }
 
-    /// Reads that ask nobody are refused until somebody has told this member that it still belongs.
-    pub(crate) fn confirmed_only(&self) -> Result<(), api::error::EtcdError> {
-        if self.is_confirmed() { Ok(()) } else { Err(api::error::EtcdError::NoLeader) }
+    /// Reads that ask nobody are refused until somebody has told this member that it still belongs, and while somebody doubts it.
+    pub(crate) fn confirmed_only(&self) -> Result<(), EtcdError> {
+        let may_serve = self.is_confirmed() && !self.shared.sentinel.is_quarantined();
+        if may_serve { Ok(()) } else { Err(EtcdError::NoLeader) }
     }
 }
 
