@@ -261,22 +261,33 @@ fn an_older_copy_of_a_directory_is_recognised() {
         trio.others_serve(at).await;
         trio.stop(at);
 
-        // The log and the state alone, under the newest identity. The leader's hand-over writes down how far everybody was.
+        // With the identity of `from`, which goes on to count the starts.
+        let identity = PathBuf::from("wal").with_extension("identity");
+        let put_back = |trio: &Trio, what: &Path, from: &Path| {
+            let counting = fs::read(from.join(&identity)).expect("an identity");
+            fs::remove_dir_all(trio.directory(at)).expect("away with what is there");
+            copy(what, &trio.directory(at));
+            fs::write(trio.directory(at).join(&identity), counting).expect("the identity");
+        };
+        // The log and the state alone, under the newest identity. Who leads since then has seen more, be it written down or not.
+        put_back(&trio, &aside, &newest);
+        trio.boot(at);
+        trio.is_expelled(at, "shorter_log").await;
+        trio.others_serve(at).await;
+        trio.stop(at);
+
+        // The same under another leader, who has seen nothing itself: the hand-over writes down how far everybody was.
         let leader = trio.leader().await;
         let to = pb::MoveLeaderRequest { target_id: trio.members[3 - at - leader].id.0 };
         trio.handle(leader).move_leader(to).await.expect("leadership moves");
-        fs::remove_dir_all(trio.directory(at)).expect("away with the old copy");
-        copy(&aside, &trio.directory(at));
-        let identity = PathBuf::from("wal").with_extension("identity");
-        fs::copy(newest.join(&identity), trio.directory(at).join(&identity)).expect("the newest identity");
+        put_back(&trio, &aside, &trio.directory(at));
         trio.boot(at);
         trio.is_expelled(at, "shorter_log").await;
         trio.others_serve(at).await;
         trio.stop(at);
 
         // What it really is comes back as if nothing had been.
-        fs::remove_dir_all(trio.directory(at)).expect("away with the old copy");
-        fs::rename(&newest, trio.directory(at)).expect("the newest again");
+        put_back(&trio, &newest, &trio.directory(at));
         trio.boot(at);
         trio.admitted(&[0, 1, 2]).await;
         trio.others_serve(3).await;
@@ -414,6 +425,13 @@ fn nobody_is_served_before_the_cluster_has_answered() {
         trio.boot(1);
         let handle = trio.handle(1);
         assert_eq!(serializable(&handle), Err(EtcdError::NoLeader));
+        let all = pb::RangeRequest {
+            key: "a".into(),
+            range_end: "z".into(),
+            serializable: true,
+            ..Default::default()
+        };
+        assert!(matches!(handle.range_stream(&all, 1 << 20).map(|_| ()), Err(EtcdError::NoLeader)));
         let watch = pb::WatchRequest {
             request_union: Some(pb::watch_request::RequestUnion::CreateRequest(pb::WatchCreateRequest {
                 key: "a".into(),

@@ -126,6 +126,20 @@ async fn a_member_that_joins_is_alive_and_not_healthy() {
     assert_eq!(get(up.address, "/livez").await.status, 200);
 }
 
+/// Whoever started it again because of the answer would keep it from ever finding its cluster.
+#[tokio::test]
+async fn a_member_that_has_not_found_its_cluster_is_alive_and_not_ready() {
+    let up = up();
+    up.fake.inner.unconfirmed.store(true, SeqCst);
+    up.fake.inner.leaderless.store(true, SeqCst);
+    for target in ["/livez", "/livez/serializable_read", "/health?serializable=true"] {
+        assert_eq!(get(up.address, target).await.status, 200, "{target}");
+    }
+    for target in ["/readyz", "/health"] {
+        assert_eq!(get(up.address, target).await.status, 503, "{target}");
+    }
+}
+
 #[tokio::test]
 async fn readyz_lists_what_failed() {
     let up = up();

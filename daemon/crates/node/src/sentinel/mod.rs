@@ -183,7 +183,13 @@ fn oneself(shared: &Shared) -> Oneself {
 
 /// The transport: somebody is at the other end of a connection.
 pub(crate) fn meet(shared: &Shared, met: &Met<'_>) -> Result<(), Box<Refused>> {
-    let known = known(shared, met.peer, met.session.clone());
+    let mut known = known(shared, met.peer, met.session.clone());
+    // Of a start that is admitted already a hello may be older than what was seen of it since.
+    let is_new =
+        |hello: &Hello| known.record.as_ref().is_none_or(|record| record.boot.nonce != hello.boot.nonce);
+    if met.hello.is_some_and(is_new) {
+        add_what_is_seen(shared, &mut known, met.peer);
+    }
     let verdict = match (met.hello, &known.record) {
         (Some(hello), _) => judge(hello, &known),
         // A member of etcd, or one that pretends to be.
@@ -299,18 +305,24 @@ fn known(shared: &Shared, member: MemberId, session: Option<Session>) -> Known {
     known
 }
 
+/// A leader also knows what a follower has acknowledged in its term, be it written down or not. Only up to the commit: the rest may be taken
+/// back one day.
+fn add_what_is_seen(shared: &Shared, known: &mut Known, member: MemberId) {
+    if !known.witness.leads {
+        return;
+    }
+    let status = shared.raft_status.lock();
+    if let Some(peer) = status.peers.iter().find(|peer| peer.id == member) {
+        let seen = Watermark { last_index: peer.matched.min(status.committed).0, term: 0 };
+        known.watermark.get_or_insert_default().raise(seen);
+    }
+}
+
 /// The answer to a question over the peer port.
 pub(crate) fn answer(shared: &Shared, question: &Question, session: Option<Session>) -> Answer {
     let asker = &question.hello;
     let mut known = known(shared, asker.member, session);
-    // A leader also knows what a follower has acknowledged in its term. Only up to the commit: the rest may be taken back one day.
-    if known.witness.leads {
-        let status = shared.raft_status.lock();
-        if let Some(peer) = status.peers.iter().find(|peer| peer.id == asker.member) {
-            let seen = Watermark { last_index: peer.matched.min(status.committed).0, term: 0 };
-            known.watermark.get_or_insert_default().raise(seen);
-        }
-    }
+    add_what_is_seen(shared, &mut known, asker.member);
     let verdict = if asker.cluster_id != shared.config.cluster {
         Verdict::Stranger
     } else {

@@ -38,6 +38,8 @@ pub struct Inner {
     reader: Reader<Memory>,
     pub learner: AtomicBool,
     pub joining: AtomicBool,
+    /// It has not found its cluster since it was started.
+    pub unconfirmed: AtomicBool,
     pub leaderless: AtomicBool,
     pub full: AtomicBool,
     pub raised: AtomicUsize,
@@ -64,6 +66,7 @@ impl Fake {
                 reader,
                 learner: AtomicBool::new(false),
                 joining: AtomicBool::new(false),
+                unconfirmed: AtomicBool::new(false),
                 leaderless: AtomicBool::new(false),
                 full: AtomicBool::new(false),
                 raised: AtomicUsize::new(0),
@@ -175,6 +178,9 @@ impl Backend for Fake {
         if self.inner.leaderless.load(SeqCst) { Err(EtcdError::NoLeader) } else { Ok(()) }
     }
     fn range_local(&self, request: &pb::RangeRequest) -> Result<pb::RangeResponse, EtcdError> {
+        if self.inner.unconfirmed.load(SeqCst) {
+            return Err(EtcdError::NoLeader);
+        }
         let mut response = self.inner.reader.range(request)?;
         response.header = self.stamp(response.header);
         Ok(response)
