@@ -8,12 +8,17 @@
 //!
 //! Not here: what the entries do (state-machine), who is refused by whom (node).
 
-use std::collections::BTreeSet;
+use std::{collections::BTreeSet, sync::Arc};
 
 use ::identity::{Private, Unique};
-use api::raftpb::{ConfChange, ConfChangeType};
+use api::{
+    error::EtcdError,
+    mvccpb::Event,
+    raftpb::{ConfChange, ConfChangeType, ConfChangeV2},
+};
 use prost::Message as _;
 use state_machine::{
+    Options, Outcome, Sink, StateMachine,
     membership::{Member, promote_context},
     store::{Store as _, Table},
 };
@@ -24,7 +29,7 @@ use storage::{
     wal::WalContents,
 };
 use tracing::warn;
-use types::{Entry, EntryKind, HardState, LogIndex, MemberId, Term};
+use types::{Entry, EntryKind, HardState, LogIndex, MemberId, Revision, Term};
 
 use super::{execute, prepare::Opened};
 use crate::{
@@ -96,6 +101,8 @@ pub fn come_back(
     wal.append(&entries, Some(&hard_state)).map_err(refuse_log)?;
     wal.sync().map_err(refuse_log)?;
     drop(wal);
+    let (wal, now) = execute::open_log(dir, keeper.identity(), settings)?;
+    apply(dir, &now.entries)?;
     keeper.born(Some(fresh), parent).map_err(refuse)?;
     keeper.booted(identity::random().map_err(refuse)?).map_err(refuse)?;
     let last = contents.entries.last().map_or(contents.snapshot.index, |entry| entry.index);
@@ -109,8 +116,37 @@ pub fn come_back(
         "this member is a new cluster of one; give the others empty data directories and add them as new members, they cannot come back \
          with what they have"
     );
-    let (wal, contents) = execute::open_log(dir, keeper.identity(), settings)?;
-    Ok(Opened { keeper, wal, contents, changes })
+    Ok(Opened { keeper, wal, contents: now, changes })
+}
+
+/// Brings the state up to the end of the log, before anything runs: a member that still saw the others in its list would dial them, be
+/// refused for its new life, and believe them.
+fn apply(dir: &DataDir, entries: &[Entry]) -> Result<(), Refusal> {
+    let bad = |error: &dyn std::error::Error| unusable(dir, error.to_string());
+    let store = FjallStore::open(&dir.state(), StoreOptions::default()).map_err(|error| bad(&error))?;
+    let store = Arc::new(store);
+    let mut machine =
+        StateMachine::open(store.clone(), Options::default(), None).map_err(|error| bad(&error))?;
+    machine.apply(entries, &mut Deaf);
+    store.persist().map_err(|error| bad(&error))?;
+    Ok(())
+}
+
+/// Nobody waits for what these entries come to.
+struct Deaf;
+
+impl Sink for Deaf {
+    fn outcome(&mut self, _: LogIndex, _: u64, _: Result<Outcome, EtcdError>) {}
+    fn wants_events(&self) -> bool {
+        false
+    }
+    fn events(&mut self, _: Revision, _: Vec<Event>) {}
+    fn conf_change(&mut self, _: LogIndex, _: Option<ConfChangeV2>) {}
+}
+
+fn unusable(dir: &DataDir, why: String) -> Refusal {
+    Refusal::new(Id::StateDamaged, "the state of this member cannot be used")
+        .evidence(dir.state().display().to_string(), why)
 }
 
 /// The plan, and the life that ends with it.
@@ -119,13 +155,9 @@ fn plan(
     identity: &Identity,
     contents: &WalContents,
 ) -> Result<(Plan, Option<Unique>), Refusal> {
-    let path = dir.state();
-    let unreadable = |why: String| {
-        Refusal::new(Id::StateDamaged, "the state of this member cannot be used")
-            .evidence(path.display().to_string(), why)
-    };
+    let unreadable = |why: String| unusable(dir, why);
     let bad = |error: &dyn std::error::Error| unreadable(error.to_string());
-    let store = FjallStore::open(&path, StoreOptions::default()).map_err(|error| bad(&error))?;
+    let store = FjallStore::open(&dir.state(), StoreOptions::default()).map_err(|error| bad(&error))?;
     let applied = Quiet::new(&store).map_err(|error| bad(&error))?.position();
     let mut members = Vec::new();
     for (_, row) in store.table(Table::Members).map_err(|error| bad(&error))? {
@@ -134,34 +166,32 @@ fn plan(
     let meta = store.table(Table::Meta).map_err(|error| bad(&error))?;
     let life = state_machine::identities::life(&meta).map_err(unreadable)?;
 
-    let cut = contents.hard_state.commit.max(applied.index).max(contents.snapshot.index);
+    let cut = contents.hard_state.commit.max(applied.index);
     let last = contents.entries.last().map_or(contents.snapshot.index, |entry| entry.index);
     if cut > last {
         return Err(unreadable(format!("it is at index {}, and the log ends at {last}", applied.index)));
     }
+    if contents.snapshot.index > applied.index {
+        let (snapshot, applied) = (contents.snapshot.index, applied.index);
+        return Err(unreadable(format!(
+            "it is at index {applied}, and a snapshot of {snapshot} has arrived"
+        ))
+        .remedy(
+            "start once without --force-new-cluster, which installs the snapshot, stop, and force then",
+        ));
+    }
     let committed = contents.entries.iter().filter(|entry| entry.index > applied.index && entry.index <= cut);
     let me = change_members(&mut members, committed, identity.member_id);
     let mut others: BTreeSet<MemberId> = members.iter().map(|member| member.id).collect();
-    if contents.snapshot.index > applied.index {
-        // A snapshot that arrived and is not installed yet: whoever it lists goes too.
-        others.extend(contents.conf_state.voters.iter().chain(&contents.conf_state.learners));
-    }
     others.remove(&identity.member_id);
-    let listed = others.len() < members.len() || contents.conf_state.voters.contains(&identity.member_id);
-    if !listed {
+    let Some(me) = me else {
         return Err(Refusal::new(
             Id::NotAMember,
             "the configuration in this directory does not have this member",
         )
         .evidence("member", identity.member_id.to_string())
         .remedy("force the cluster from the directory of another member"));
-    }
-    let me = me.unwrap_or_else(|| Member {
-        id: identity.member_id,
-        name: identity.name.clone(),
-        peer_urls: identity.peer_urls.clone(),
-        ..Member::default()
-    });
+    };
     let newest = contents.entries.last().map_or(Term(0), |entry| entry.term);
     let term = Term(contents.hard_state.term.max(newest).0 + 1);
     Ok((Plan { cut, term, me, others }, life))
