@@ -3,6 +3,7 @@
 
 use api::etcdserverpb as pb;
 use http::StatusCode;
+use state_machine::membership;
 
 use super::{
     SIZE_MAX, VALUE_BYTES_MAX,
@@ -47,6 +48,8 @@ pub(crate) struct Wish<'a> {
     pub dir: &'a str,
     pub value: &'a str,
     pub prev_exist: Option<bool>,
+    /// The token's URL as whoever registers may have been given it; empty when that is not known.
+    pub spelled: &'a [String],
 }
 
 impl Wish<'_> {
@@ -104,11 +107,38 @@ impl Wish<'_> {
                 )));
             }
         }
+        self.check_spelling(view, id, &new)?;
         let put = token::put(self.token.entry_key(id), self.value, size.lease);
         let node = Node { key, value: Some(self.value.to_owned()), ..Node::default() };
         let told =
             Told { status: StatusCode::CREATED, action: self.action(), node, is_new: true, before: None };
         Ok(Decision::Write(self.unchanged(view, vec![put]), told))
+    }
+
+    /// Ids are made from peer URLs and the text of the token's URL, or of the token alone in v3 discovery, and the cluster's id from those.
+    /// Members that were given different texts find each other, start, and never become one cluster. When it can be told which text the
+    /// new member has, everybody before it must have had the same.
+    fn check_spelling(&self, view: &View, id: &str, new: &Registered<'_>) -> Result<(), Refusal> {
+        let made = |urls: &[&str], text: &str| {
+            let urls: Vec<String> = urls.iter().map(|url| (*url).to_owned()).collect();
+            format!("{:x}", membership::member_id(&urls, text, None).0)
+        };
+        let Some(text) = self.spelled.iter().find(|text| made(&new.urls, text) == id) else { return Ok(()) };
+        for entry in &view.entries {
+            let Ok(other) = Registered::read(&entry.value) else { continue };
+            if made(&other.urls, text) != entry.id {
+                let how = if made(&other.urls, self.token.as_str()) == entry.id {
+                    "through v3 discovery"
+                } else {
+                    "with another spelling of the discovery URL"
+                };
+                return Err(Refusal::invalid(format!(
+                    "member {} ({}) registered {how}: ids are made from that text, and the two would found different clusters; this one has {text}",
+                    entry.id, entry.value
+                )));
+            }
+        }
+        Ok(())
     }
 
     fn again(

@@ -4,7 +4,7 @@ use std::{net::SocketAddr, sync::Arc, time::Instant};
 
 use api::{error::EtcdError, etcdserverpb as pb};
 use bytes::Bytes;
-use http::{HeaderMap, HeaderName, HeaderValue, Method, Request, Response, StatusCode, header};
+use http::{HeaderMap, HeaderName, HeaderValue, Method, Request, Response, StatusCode, header, request};
 use http_body_util::{BodyExt as _, Limited};
 use hyper::body::Incoming;
 use state_machine::{lease_cost, txn_cost};
@@ -60,7 +60,7 @@ pub(crate) async fn serve<B: Backend>(
     let from = request.extensions().get::<Peer>().map(|peer| peer.0);
     let service = Service { edge, discovery, from };
     match place {
-        Place::New => service.new_token(&request).await,
+        Place::New => service.new_token(&request.into_parts().0).await,
         Place::Key(key) => service.key(key, request).await,
     }
 }
@@ -68,7 +68,7 @@ pub(crate) async fn serve<B: Backend>(
 impl<B: Backend> Service<B> {
     async fn key(&self, key: Key, request: Request<Incoming>) -> Response<Body> {
         let (head, body) = request.into_parts();
-        let method = head.method;
+        let method = head.method.clone();
         let query = head.uri.query().unwrap_or_default();
         let is_read = matches!(method, Method::GET | Method::HEAD);
         if !is_read && !matches!(method, Method::PUT | Method::POST | Method::DELETE) {
@@ -99,7 +99,8 @@ impl<B: Backend> Service<B> {
                 self.now(),
             )),
             At::Token { token, dir, part } => {
-                let spot = Spot { token, dir: &key.shown[..*dir], shown: &key.shown, part };
+                let spelled = spellings(host(&head), head.uri.path());
+                let spot = Spot { token, dir: &key.shown[..*dir], shown: &key.shown, part, spelled };
                 let mut tried = form::of_query(query, TRIED).ok().flatten().is_some();
                 let until = Instant::now() + WRITE_PATIENCE_ALONE;
                 loop {
@@ -230,8 +231,13 @@ impl<B: Backend> Service<B> {
         if let Some(unserved) = asked.unserved {
             return refuse(Refusal::invalid(format!("the discovery service does not take {unserved:?}")));
         }
-        let wish =
-            Wish { token: spot.token, dir: spot.dir, value: &asked.value, prev_exist: asked.prev_exist };
+        let wish = Wish {
+            token: spot.token,
+            dir: spot.dir,
+            value: &asked.value,
+            prev_exist: asked.prev_exist,
+            spelled: &spot.spelled,
+        };
         match spot.part {
             Part::Entry(id) => {
                 let resume = self.discovery.config.resume;
@@ -402,21 +408,21 @@ impl<B: Backend> Service<B> {
     }
 
     /// `/new?size=N`.
-    async fn new_token(&self, request: &Request<Incoming>) -> Response<Body> {
-        if !matches!(*request.method(), Method::GET | Method::PUT | Method::POST) {
+    async fn new_token(&self, head: &request::Parts) -> Response<Body> {
+        if !matches!(head.method, Method::GET | Method::PUT | Method::POST) {
             let mut response = crate::http::error(StatusCode::METHOD_NOT_ALLOWED, "Method Not Allowed");
             response.headers_mut().insert(header::ALLOW, HeaderValue::from_static("GET,PUT,POST"));
             return response;
         }
         let bad = |why: &str| crate::http::error(StatusCode::BAD_REQUEST, why);
-        let size = match form::of_query(request.uri().query().unwrap_or_default(), "size") {
+        let size = match form::of_query(head.uri.query().unwrap_or_default(), "size") {
             Ok(size) => size.unwrap_or_else(|| SIZE_DEFAULT.to_string()),
             Err(why) => return bad(&why),
         };
         if let Err(refusal) = rules::check_size(&size) {
             return bad(&refusal.cause);
         }
-        let Some(base) = base(request) else {
+        let Some(host) = host(head) else {
             return bad("which host this is was not said: the Host header");
         };
         let mut bytes = [0; 16];
@@ -428,10 +434,10 @@ impl<B: Backend> Service<B> {
         }
         let text = format!("{:032x}", u128::from_be_bytes(bytes));
         let token = Token::new(&text).expect("digits make a token");
-        let wish = Wish { token: &token, dir: "", value: &size, prev_exist: Some(false) };
+        let wish = Wish { token: &token, dir: "", value: &size, prev_exist: Some(false), spelled: &[] };
         match self.make(&wish, self.now()).await {
             Ok(_) => {
-                let mut response = Response::new(Body::Whole(format!("{base}/{text}").into()));
+                let mut response = Response::new(Body::Whole(format!("http://{host}/{text}").into()));
                 response.headers_mut().insert(header::CONTENT_TYPE, TEXT);
                 response
             }
@@ -439,7 +445,7 @@ impl<B: Backend> Service<B> {
                 crate::http::error(refusal.status, format!("unable to generate token: {}", refusal.cause))
             }
             Err(Stop::NotHere(error)) => {
-                let target = request.uri().path_and_query().map_or("/new", |target| target.as_str());
+                let target = head.uri.path_and_query().map_or("/new", |target| target.as_str());
                 match self.other_member().await {
                     Some(other) => redirect(&format!("{other}{target}")),
                     None => crate::http::error(
@@ -587,6 +593,8 @@ struct Spot<'a> {
     dir: &'a str,
     shown: &'a str,
     part: &'a Part,
+    /// See [`Wish::spelled`].
+    spelled: Vec<String>,
 }
 
 struct Written {
@@ -646,12 +654,22 @@ fn redirect(to: &str) -> Response<Body> {
 }
 
 /// As the client reached this member.
-fn base(request: &Request<Incoming>) -> Option<String> {
-    let said = request.headers().get(header::HOST).and_then(|host| host.to_str().ok());
-    let host = said.or_else(|| request.uri().authority().map(|authority| authority.as_str()))?;
+fn host(head: &request::Parts) -> Option<&str> {
+    let said = head.headers.get(header::HOST).and_then(|host| host.to_str().ok());
+    let host = said.or_else(|| head.uri.authority().map(|authority| authority.as_str()))?;
     let can_stand = |byte: u8| byte.is_ascii_alphanumeric() || b".-_:[]".contains(&byte);
     let is_host = !host.is_empty() && host.bytes().all(can_stand);
-    is_host.then(|| format!("http://{host}"))
+    is_host.then_some(host)
+}
+
+/// The URLs that lead to the directory of what is at this path: what a member that asks for it may have been given.
+fn spellings(host: Option<&str>, path: &str) -> Vec<String> {
+    let Some(host) = host else { return Vec::new() };
+    let dir = path.rsplit_once('/').map_or(path, |(dir, _)| dir);
+    ["http", "https"]
+        .into_iter()
+        .flat_map(|scheme| ["", "/"].map(|end| format!("{scheme}://{host}{dir}{end}")))
+        .collect()
 }
 
 /// Positive, as etcd's clients want them.

@@ -18,7 +18,7 @@ fn view(size: &str, entries: &[Entry]) -> View {
 }
 
 fn wish<'a>(token: &'a Token, value: &'a str, prev_exist: Option<bool>) -> Wish<'a> {
-    Wish { token, dir: DIR, value, prev_exist }
+    Wish { token, dir: DIR, value, prev_exist, spelled: &[] }
 }
 
 /// Status and body, a write told at revision 51.
@@ -203,4 +203,28 @@ fn nothing_is_deleted_without_force() {
         body,
         "written: {\"action\":\"delete\",\"node\":{\"key\":\"/discovery/T\",\"dir\":true,\"modifiedIndex\":51,\"createdIndex\":4},\"prevNode\":{\"key\":\"/discovery/T\",\"dir\":true,\"modifiedIndex\":4,\"createdIndex\":4}}\n"
     );
+}
+
+#[test]
+fn members_that_were_given_different_urls_are_told_before_they_found_two_clusters() {
+    let token = token();
+    let id = |name: &str, text: &str| {
+        format!("{:x}", membership::member_id(&[format!("http://{name}:2380")], text, None).0)
+    };
+    let (here, there) = ("http://cairn:2379/T".to_owned(), "http://10.0.0.1:2379/T".to_owned());
+    let second = |first: &str, spelled: &[String]| {
+        let view = view("3", &[entry(&id("n1", first), "n1", 5)]);
+        let wish =
+            Wish { token: &token, dir: DIR, value: "n2=http://n2:2380", prev_exist: Some(false), spelled };
+        shown(wish.entry(&view, &id("n2", &here), true, false))
+    };
+    let known = [there.clone(), here.clone()];
+    assert_eq!(second(&here, &known).0, 201);
+    let (status, body) = second(&there, &known);
+    assert!(status == 400 && body.contains("with another spelling of the discovery URL"), "{body}");
+    let (status, body) = second("T", &known);
+    assert!(status == 400 && body.contains("registered through v3 discovery"), "{body}");
+    // Behind a proxy nobody can tell.
+    assert_eq!(second(&there, &[]).0, 201);
+    assert_eq!(second(&there, std::slice::from_ref(&there)).0, 201);
 }
