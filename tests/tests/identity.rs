@@ -60,7 +60,11 @@ fn refused(member: &mut Member, id: &str, code: i32) -> String {
     let text = ended(member, id, code);
     assert_eq!(member.data_dir.exists(), existed, "{id}: the directory came or went");
     let after = files(&member.data_dir);
-    let changed: Vec<_> = after.iter().filter(|(path, bytes)| before.get(*path) != Some(*bytes)).map(|(path, _)| path).collect();
+    let changed: Vec<_> = after
+        .iter()
+        .filter(|(path, bytes)| before.get(*path) != Some(*bytes))
+        .map(|(path, _)| path)
+        .collect();
     assert!(before.len() == after.len() && changed.is_empty(), "{id}: changed on disk: {changed:?}");
     text
 }
@@ -86,14 +90,11 @@ fn says(text: &str, words: &[&str]) {
 
 /// Carries out the remedy that replaces the member, as it is printed: its commands, then a start with its flags.
 fn replace_as_printed(member: &mut Member, text: &str) -> Result<()> {
-    let line = text.lines().find(|line| line.contains(" member add ")).context("a remedy that adds the member")?;
+    let line =
+        text.lines().find(|line| line.contains(" member add ")).context("a remedy that adds the member")?;
     for step in line.split(", then ") {
         if let Some(at) = step.find("cairnctl ") {
-            let output = Command::new(cairn_binary("cairnctl")?)
-                .args(step[at..].split_whitespace().skip(1))
-                .stdin(Stdio::null())
-                .output()?;
-            ensure!(output.status.success(), "{step}: {}", String::from_utf8_lossy(&output.stderr));
+            insist(&step[at..].split_whitespace().skip(1).collect::<Vec<_>>())?;
         } else if let Some(flags) = step.strip_prefix("start with an empty data directory and ") {
             flags.split_whitespace().for_each(|flag| member.add_flag(flag));
             if member.data_dir.exists() {
@@ -107,16 +108,28 @@ fn replace_as_printed(member: &mut Member, text: &str) -> Result<()> {
     anyhow::bail!("no start in {line}")
 }
 
+/// At the first member that runs, and again while the cluster is not sure of itself.
 fn ctl(cluster: &Cluster, args: &[&str]) -> Result<String> {
-    let running: Vec<&str> =
-        cluster.members.iter().filter(|member| member.is_running()).map(|member| member.client_url.as_str()).collect();
-    let output = Command::new(cairn_binary("cairnctl")?)
-        .arg(format!("--endpoints={}", running.join(",")))
-        .args(args)
-        .stdin(Stdio::null())
-        .output()?;
-    ensure!(output.status.success(), "cairnctl {args:?}: {}", String::from_utf8_lossy(&output.stderr));
-    Ok(String::from_utf8(output.stdout)?)
+    let endpoint = cluster
+        .members
+        .iter()
+        .find(|member| member.is_running())
+        .context("somebody runs")?
+        .client_url
+        .clone();
+    insist(&[&[&format!("--endpoints={endpoint}")[..]], args].concat())
+}
+
+/// A cluster that has just changed refuses the next change for some seconds.
+fn insist(args: &[&str]) -> Result<String> {
+    let mut last = String::new();
+    let done = wait_for("cairnctl", || {
+        let output =
+            Command::new(cairn_binary("cairnctl").ok()?).args(args).stdin(Stdio::null()).output().ok()?;
+        last = String::from_utf8_lossy(&output.stderr).into_owned();
+        output.status.success().then(|| String::from_utf8_lossy(&output.stdout).into_owned())
+    });
+    done.with_context(|| format!("cairnctl {args:?}: {last}"))
 }
 
 fn stored(member: &Member) -> serde_json::Value {
@@ -124,18 +137,22 @@ fn stored(member: &Member) -> serde_json::Value {
     serde_json::from_slice(&bytes).unwrap()
 }
 
-/// The leader hands over, or is killed and comes back.
-fn change_leader(cluster: &mut Cluster) -> Result<()> {
+/// Another one of those that run leads.
+fn change_leader(cluster: &Cluster) -> Result<()> {
     let leader = cluster.wait_leader()?;
-    cluster.members[leader].kill()?;
-    wait_for("another leader", || {
-        cluster.members.iter().filter(|member| member.is_running()).find_map(|member| {
-            let answer = http_get(&member.client_url, "/metrics").ok()?;
-            answer.body.lines().any(|line| line == "etcd_server_is_leader 1").then_some(())
-        })
-    })?;
-    cluster.members[leader].spawn()?;
-    cluster.members[leader].wait_healthy()
+    let (at, other) =
+        (&cluster.members[leader], (0..3).find(|at| *at != leader && cluster.members[*at].is_running()));
+    let other = stored(&cluster.members[other.context("somebody else runs")?]);
+    let id = other["member_id"].as_str().context("an id")?.to_owned();
+    insist(&[&format!("--endpoints={}", at.client_url), "move-leader", &id])?;
+    wait_for("the other leader", || (cluster.wait_leader().ok()? != leader).then_some(()))
+}
+
+/// Once the identity file says which life of the cluster it is.
+fn life(member: &Member) -> Result<String> {
+    wait_for("the life of the cluster in the identity file", || {
+        stored(member)["cluster_uuid"].as_str().map(str::to_owned)
+    })
 }
 
 /// A1, A8: whoever comes first waits, says for whom, serves nobody, and is stopped or killed without a trace that binds.
@@ -159,8 +176,8 @@ fn founders_wait_for_each_other_and_say_for_whom() -> Result<()> {
     cluster.members[2].wait_log("waiting for the first members")?;
     cluster.members[1].signal(Signal::SIGCONT)?;
     cluster.wait_healthy()?;
-    let lives: Vec<_> = cluster.members.iter().map(|member| stored(member)["cluster_uuid"].clone()).collect();
-    assert!(lives[0].is_string() && lives.iter().all(|life| *life == lives[0]), "{lives:?}");
+    let lives = cluster.members.iter().map(life).collect::<Result<Vec<_>>>()?;
+    assert!(lives.iter().all(|life| *life == lives[0]), "{lives:?}");
     assert!(cluster.members.iter().all(|member| stored(member)["state"] == "born"));
     Ok(())
 }
@@ -186,9 +203,15 @@ fn founders_with_different_settings_end_with_the_difference() -> Result<()> {
         ),
     ] {
         cluster.members[2].add_flag(flag);
-        for member in &mut cluster.members {
-            member.spawn()?;
+        for at in [0, 1] {
+            let told = cluster.members[at].log().len();
+            cluster.members[at].spawn()?;
+            let member = &cluster.members[at];
+            wait_for("it waits", || {
+                member.log()[told..].contains("waiting for the first members").then_some(())
+            })?;
         }
+        cluster.members[2].spawn()?;
         for member in &mut cluster.members {
             let text = ended(member, "GENESIS_MISMATCH", 78);
             says(&text, &[words, "nothing has been founded yet"]);
@@ -218,14 +241,18 @@ fn a_wiped_member_is_refused_whoever_leads_and_is_replaced_as_printed() -> Resul
         let dir = cluster.members[2].data_dir.display().to_string();
         says(&text, &[&dir]);
     }
-    change_leader(&mut cluster)?;
+    change_leader(&cluster)?;
     cluster.members[2].add_flag("--initial-cluster-state=new");
     says(&refused(&mut cluster.members[2], "LOST_DATA", 79), &[&id]);
     cluster.members[2].add_flag("--initial-cluster-token=third");
     says(&refused(&mut cluster.members[2], "CLUSTER_RUNS", 78), &[&id, "token"]);
     cluster.members[2].add_flag("--initial-cluster-token=tests");
     replace_as_printed(&mut cluster.members[2], &text)?;
-    assert_ne!(stored(&cluster.members[2])["member_id"], id.as_str(), "an id with lost history is not used again");
+    assert_ne!(
+        stored(&cluster.members[2])["member_id"],
+        id.as_str(),
+        "an id with lost history is not used again"
+    );
     assert_eq!(ctl(&cluster, &["get", "k", "--print-value-only"])?.trim(), "v");
     Ok(())
 }
@@ -252,7 +279,10 @@ fn a_copied_directory_is_refused_and_the_real_one_goes_on() -> Result<()> {
     clone.add_flag(format!("--listen-client-urls=http://127.0.0.1:{}", ports[1]));
     clone.spawn()?;
     let text = ended(&mut clone, "DUPLICATE_INSTANCE", 78);
-    says(&text, &[&format!("kill {}", cluster.members[2].pid().context("it runs")?), &live.display().to_string()]);
+    says(
+        &text,
+        &[&format!("kill {}", cluster.members[2].pid().context("it runs")?), &live.display().to_string()],
+    );
     cluster.members[2].wait_healthy()?;
 
     for round in 0..20 {
@@ -265,7 +295,7 @@ fn a_copied_directory_is_refused_and_the_real_one_goes_on() -> Result<()> {
         let text = refused(&mut cluster.members[2], "ROLLED_BACK", 79);
         says(&text, &["boot #2", "--data-dir=", "member remove", "--force-new-cluster"]);
     }
-    change_leader(&mut cluster)?;
+    change_leader(&cluster)?;
     let text = refused(&mut cluster.members[2], "ROLLED_BACK", 79);
     // Remedy 1: the newer directory still exists.
     fs::rename(&live, aside.join("older"))?;
@@ -300,10 +330,8 @@ fn a_removed_member_is_told_so_and_remembers() -> Result<()> {
 #[test]
 fn a_member_that_is_awaited_is_told_to_join() -> Result<()> {
     let mut cluster = Cluster::prepare(Kind::Cairn, 2, &[])?;
-    let both = format!(
-        "--initial-cluster=m1={},m2={}",
-        cluster.members[0].peer_url, cluster.members[1].peer_url
-    );
+    let both =
+        format!("--initial-cluster=m1={},m2={}", cluster.members[0].peer_url, cluster.members[1].peer_url);
     let alone = format!("--initial-cluster=m1={}", cluster.members[0].peer_url);
     cluster.members[0].add_flag(alone);
     cluster.members[0].spawn()?;
@@ -364,7 +392,7 @@ fn replace_third_by_hand(cluster: &mut Cluster) -> Result<()> {
     cluster.members[2].spawn()?;
     cluster.members[2].wait_log("the cluster was founded without this member")?;
     cluster.members[2].wait_healthy()?;
-    assert_eq!(stored(&cluster.members[2])["cluster_uuid"], stored(&cluster.members[0])["cluster_uuid"]);
+    assert_eq!(life(&cluster.members[2])?, life(&cluster.members[0])?);
     Ok(())
 }
 
@@ -446,7 +474,9 @@ fn a_name_and_peer_urls_change_when_they_are_meant_to() -> Result<()> {
     says(&refused(third, "PEER_URL_MISMATCH", 78), &["member update", "--accept-identity-change=peer-urls"]);
     third.add_flag("--accept-identity-change=peer-urls");
     third.spawn()?;
-    wait_for("the new URL in the identity file", || (stored(third)["peer_urls"][0] == moved.as_str()).then_some(()))?;
+    wait_for("the new URL in the identity file", || {
+        (stored(third)["peer_urls"][0] == moved.as_str()).then_some(())
+    })?;
     third.wait_healthy()?;
 
     // Moved by somebody else while it was down: the cluster's word is enough.

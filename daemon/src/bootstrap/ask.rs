@@ -33,12 +33,24 @@ const SETTLES_WITHIN: Duration = Duration::from_secs(3);
 /// No start waits in silence for longer.
 const TOLD_EVERY: Duration = Duration::from_secs(5);
 
+/// No place. Where the member has been in the cluster before: which it had.
+pub struct Missed {
+    pub refusal: Refusal,
+    pub place: Option<Place>,
+}
+
+impl From<Refusal> for Missed {
+    fn from(refusal: Refusal) -> Missed {
+        Missed { refusal, place: None }
+    }
+}
+
 /// Asks until there is a place, a refusal, or `limit` is over.
-pub fn place(joiner: &Joiner, limit: Duration, notes: &mut Vec<Note>) -> Result<Place, Refusal> {
+pub fn place_or_lost(joiner: &Joiner, limit: Duration, notes: &mut Vec<Note>) -> Result<Place, Missed> {
     runtime()?.block_on(ask(joiner, limit, notes))
 }
 
-async fn ask(joiner: &Joiner, limit: Duration, notes: &mut Vec<Note>) -> Result<Place, Refusal> {
+async fn ask(joiner: &Joiner, limit: Duration, notes: &mut Vec<Note>) -> Result<Place, Missed> {
     let client = PeerClient::new(PATIENCE.min(limit.max(PAUSE)));
     let urls: Vec<&Url> = joiner.others.iter().flat_map(|member| &member.peer_urls).collect();
     let began = Instant::now();
@@ -49,8 +61,9 @@ async fn ask(joiner: &Joiner, limit: Duration, notes: &mut Vec<Note>) -> Result<
         let settled = doubted.is_some_and(|since| since.elapsed() >= SETTLES_WITHIN.min(limit));
         let (waiting, refusal) = match judge(joiner, &answers, settled, notes) {
             Verdict::Join(place) => return Ok(place),
-            Verdict::Refuse(refusal) => return Err(refusal),
-            Verdict::AskAgain(refusal) if settled => return Err(refusal),
+            Verdict::Lost(place, refusal) => return Err(Missed { refusal, place: Some(place) }),
+            Verdict::Refuse(refusal) => return Err(refusal.into()),
+            Verdict::AskAgain(refusal) if settled => return Err(refusal.into()),
             Verdict::AskAgain(refusal) => {
                 doubted.get_or_insert_with(Instant::now);
                 (refusal.cause().to_owned(), refusal)
@@ -62,7 +75,7 @@ async fn ask(joiner: &Joiner, limit: Duration, notes: &mut Vec<Note>) -> Result<
         };
         // Somebody who answers, but behind the times, is given the time to catch up even when the patience is shorter.
         if began.elapsed() >= limit && doubted.is_none() {
-            return Err(refusal);
+            return Err(refusal.into());
         }
         if told.elapsed() >= TOLD_EVERY {
             told = Instant::now();

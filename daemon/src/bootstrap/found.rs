@@ -29,7 +29,7 @@ use crate::{
     announce,
     config::{Attendance, Settings},
     discovery::{self, NotFound},
-    refusal::Refusal,
+    refusal::{Id, Refusal},
     signals::{Request, Signals},
     systemd,
 };
@@ -41,6 +41,9 @@ const SOON: Duration = Duration::from_secs(5);
 
 /// What a lag or a predecessor's session can explain is asked again for so long; a session ends within 4 s of its last sign of life.
 const SETTLES_WITHIN: Duration = Duration::from_millis(4500);
+
+/// How long a founder that knows of settings that differ stays to tell the others that are being started in the same moment.
+const LINGER: Duration = Duration::from_secs(1);
 
 /// No start waits in silence for longer.
 const TOLD_EVERY: Duration = Duration::from_secs(5);
@@ -186,6 +189,7 @@ async fn attendance(
     let began = Instant::now();
     let mut told = began;
     let mut doubted: Option<Instant> = None;
+    let mut differs: Option<(Refusal, Instant)> = None;
     let stopped = loop {
         let replies = hello::round(&targets, &question).await;
         let contradicted = {
@@ -203,8 +207,12 @@ async fn attendance(
             settled,
         };
         match attend::decide(&founder, &replies) {
+            Step::Form(_) | Step::Late(_) if differs.is_some() => {}
             Step::Form(attendees) => break Outcome::Form(attendees),
             Step::Late(late) => break Outcome::Late(late),
+            Step::Refuse(refusal) if refusal.id == Id::GenesisMismatch => {
+                differs.get_or_insert((refusal, Instant::now()));
+            }
             Step::Refuse(refusal) => break Outcome::Refused { refusal, seen: false },
             Step::AskAgain(_) => {
                 doubted.get_or_insert_with(Instant::now);
@@ -217,6 +225,11 @@ async fn attendance(
                     say_who_is_awaited(&waiting, everybody, began.elapsed(), first);
                 }
             }
+        }
+        if let Some((refusal, since)) = &differs
+            && since.elapsed() >= LINGER
+        {
+            break Outcome::Refused { refusal: refusal.clone(), seen: false };
         }
         systemd::alive();
         let pause = if began.elapsed() < SOON { PAUSE } else { PAUSE_LATER };

@@ -65,6 +65,8 @@ pub enum Verdict {
     Wait(Refusal),
     /// What was said may be behind the times. The refusal stands when it is still said a little later.
     AskAgain(Refusal),
+    /// The member in this place has been there before. Its peers may know more.
+    Lost(Place, Refusal),
     Refuse(Refusal),
 }
 
@@ -94,20 +96,21 @@ pub fn decide(question: &Question, answers: &[Answer], notes: &mut Vec<Note>) ->
     let Some(own) = listed.find(&urls::texts(&joiner.own.peer_urls)) else {
         return Verdict::AskAgain(not_a_member(&listed, first.cluster));
     };
+    let place = Place {
+        member: own.id,
+        cluster: first.cluster,
+        is_learner: own.is_learner,
+        members: list.members.iter().map(|member| listed.known(member)).collect(),
+    };
     if !own.name.is_empty() {
-        return Verdict::Refuse(lost_data(&listed, own));
+        return Verdict::Lost(place, lost_data(&listed, own));
     }
     listed.note_mismatch(notes);
     if let Err(refusal) = fits(question, &listed, &said) {
         return refusal;
     }
     listed.note_names(notes);
-    Verdict::Join(Place {
-        member: own.id,
-        cluster: first.cluster,
-        is_learner: own.is_learner,
-        members: list.members.iter().map(|member| listed.known(member)).collect(),
-    })
+    Verdict::Join(place)
 }
 
 /// What becomes of a member that has its place, and nothing of the cluster's log yet, when it starts again.

@@ -7,13 +7,15 @@ use std::{
     time::{Duration, Instant},
 };
 
-use ::identity::{Boot, GenesisConfig, Hello, LogEnd, Question, Verdict};
+use ::identity::{Boot, GenesisConfig, Hello, Life, LogEnd, Question, Unique, Verdict};
+use api::raftpb;
+use prost::Message as _;
 use storage::{
     data_dir::DataDir,
     wal::{Wal, WalContents},
 };
 use tracing::{info, warn};
-use types::{LogIndex, LogPosition, MemberId, Term};
+use types::{EntryKind, LogIndex, LogPosition, MemberId, Term};
 
 use super::{
     again, ask,
@@ -22,17 +24,24 @@ use super::{
     hello::{self, Target},
     join::{Joiner, Place},
     plan::{self, BootPlan, Discoverer, NewMember, Returning},
-    verdict::Me,
+    verdict::{self, Me, Said},
 };
 use crate::{
     announce,
-    config::{Note, Settings, urls},
+    config::{
+        Note, Settings,
+        cluster::InitialMember,
+        urls::{self, Url},
+    },
     identity::{self, Identity, Keeper, State, compare::Changes, host},
     refusal::{Id, Refusal},
 };
 
 /// This build's version, as directories remember it.
 pub const VERSION: &str = env!("CARGO_PKG_VERSION");
+
+/// In the JSON of a conf change, where etcd skips it: see `identity::Private`.
+const PRIVATE_KEY: &str = "cairn";
 
 /// Between two rounds of questions of a member that comes back.
 const PAUSE: Duration = Duration::from_millis(300);
@@ -99,7 +108,7 @@ fn stage(
     notes: &mut Vec<Note>,
 ) -> Result<Stage, Refusal> {
     let plan = match look(settings, notes) {
-        Err(refusal) if refusal.id == Id::PeerUrlMismatch && has_been_moved(dir, settings) => {
+        Err(refusal) if refusal.id == Id::PeerUrlMismatch && has_been_moved(dir.path(), settings) => {
             let mut settings = settings.clone();
             settings.membership.accept.peer_urls = true;
             look(&settings, notes)?
@@ -134,8 +143,15 @@ pub fn open_new(dir: &DataDir, new: &NewMember, settings: &Settings) -> Result<O
     Ok(Opened { keeper, wal, contents, changes: Changes::default() })
 }
 
-fn ask_for_place(joiner: &Joiner, settings: &Settings, notes: &mut Vec<Note>) -> Result<Place, Refusal> {
-    let place = ask::place(joiner, settings.membership.join_timeout, notes)?;
+pub fn ask_for_place(joiner: &Joiner, settings: &Settings, notes: &mut Vec<Note>) -> Result<Place, Refusal> {
+    let place = ask::place_or_lost(joiner, settings.membership.join_timeout, notes).map_err(|missed| {
+        let better = missed.place.and_then(|place| refused_as(joiner, &place, settings));
+        better.unwrap_or(missed.refusal)
+    })?;
+    // A place that was taken before and lost again looks free until the member has said its name.
+    if let Some(refusal) = refused_as(joiner, &place, settings) {
+        return Err(refusal);
+    }
     info!(
         member_id = %place.member,
         cluster_id = %place.cluster,
@@ -147,14 +163,61 @@ fn ask_for_place(joiner: &Joiner, settings: &Settings, notes: &mut Vec<Note>) ->
     Ok(place)
 }
 
+/// What the running members hold against this directory as the member in this place, with all that they know of its predecessor.
+fn refused_as(joiner: &Joiner, place: &Place, settings: &Settings) -> Option<Refusal> {
+    let data_dir = &settings.storage.data_dir;
+    let own = Hello {
+        cluster_id: place.cluster,
+        member: place.member,
+        name: joiner.own.name.to_string(),
+        life: Life::Joining,
+        dir: joiner.dir_uuid.or_else(|| identity::random().ok())?,
+        boot: Boot { seq: 1, nonce: identity::random().ok()?, previous: None },
+        log: LogEnd::default(),
+        home: hello::home(data_dir),
+        version: VERSION.to_owned(),
+    };
+    let target = |member: &InitialMember, url: &Url| Target {
+        member: MemberId::NONE,
+        name: member.name.to_string(),
+        url: url.as_str().to_owned(),
+    };
+    let targets: Vec<Target> = joiner
+        .others
+        .iter()
+        .flat_map(|member| member.peer_urls.iter().map(move |url| target(member, url)))
+        .collect();
+    let peer_urls = urls::texts(&joiner.own.peer_urls);
+    let me = Me { hello: &own, peer_urls: &peer_urls, method: "join", parent: None, exists: &holds_member };
+    let question = Question { hello: own.clone(), config: None };
+    let replies = ask::runtime().ok()?.block_on(hello::round(&targets, &question));
+    replies.iter().find_map(|reply| {
+        let Heard::Answer(answer) = &reply.heard else { return None };
+        if answer.hello.cluster_id != place.cluster || !answer.verdict.means_lost_history() {
+            return None;
+        }
+        verdict::refusal(&me, &answer.verdict, &Said { url: &reply.url, answer })
+    })
+}
+
+fn holds_member(path: &str) -> bool {
+    Path::new(path).join(facts::MEMBER_DIR).is_dir()
+}
+
 fn come_back(dir: &DataDir, returning: Returning, settings: &Settings) -> Result<Opened, Refusal> {
-    let Returning { identity, changes } = returning;
+    let Returning { mut identity, changes } = returning;
     if force::is_wanted(&identity, settings) {
         let opened = force::come_back(dir, identity, changes, settings)?;
         say_who(opened.keeper.identity(), dir);
         return Ok(opened);
     }
     let (wal, contents) = execute::open_log(dir, &identity, settings)?;
+    // The life is in the log before anything is acknowledged in it, and in this file a moment later.
+    if identity.cluster_uuid.is_none()
+        && let Some(life) = life_in_log(&contents)
+    {
+        (identity.cluster_uuid, identity.state) = (Some(life), State::Born);
+    }
     say_if_moved(&identity, dir, settings);
     // Joining was cut short before anything of the log arrived: the cluster may have changed since it was asked.
     let has_nothing = contents.entries.is_empty() && contents.snapshot.index.0 == 0;
@@ -187,6 +250,16 @@ fn come_back(dir: &DataDir, returning: Returning, settings: &Settings) -> Result
     }
     say_who(keeper.identity(), dir);
     Ok(Opened { keeper, wal, contents, changes })
+}
+
+/// The first name that the committed part of the log gives to this life of the cluster.
+fn life_in_log(contents: &WalContents) -> Option<Unique> {
+    let committed = contents.entries.iter().filter(|entry| entry.index <= contents.hard_state.commit);
+    committed.filter(|entry| entry.kind == EntryKind::ConfChange).find_map(|entry| {
+        let change = raftpb::ConfChange::decode(entry.data.clone()).ok()?;
+        let context: serde_json::Value = serde_json::from_slice(&change.context?).ok()?;
+        context.get(PRIVATE_KEY)?.get("cluster_uuid")?.as_str()?.parse().ok()
+    })
 }
 
 /// The peers that a member with data knows, and those that its settings name.
@@ -222,11 +295,11 @@ pub fn voters(identity: &Identity) -> Vec<MemberId> {
 
 /// Whether the cluster lists this member at the given URLs already, where the directory remembers others: it was moved while it was down.
 /// Only members of the same life are asked.
-fn has_been_moved(dir: &DataDir, settings: &Settings) -> bool {
-    let Ok(Some(identity)) = identity::read(&dir.member()) else { return false };
+pub fn has_been_moved(data_dir: &Path, settings: &Settings) -> bool {
+    let Ok(Some(identity)) = identity::read(&data_dir.join(facts::MEMBER_DIR)) else { return false };
     let mut given = urls::texts(&settings.membership.advertise_peer_urls.value);
     given.sort();
-    let own = hello::of(&identity, hello::boot(&identity), LogEnd::default(), dir.path());
+    let own = hello::of(&identity, hello::boot(&identity), LogEnd::default(), data_dir);
     let question = Question { hello: own, config: None };
     let Ok(runtime) = ask::runtime() else { return false };
     let replies = runtime.block_on(hello::round(&peers(&identity, settings), &question));
@@ -250,7 +323,7 @@ pub fn me<'a>(identity: &'a Identity, hello: &'a Hello) -> Me<'a> {
         peer_urls: &identity.peer_urls,
         method: &identity.origin.method,
         parent: identity.parent_uuid,
-        exists: &|path| Path::new(path).join(facts::MEMBER_DIR).is_dir(),
+        exists: &holds_member,
     }
 }
 

@@ -58,7 +58,7 @@ fn outcome(verdict: Verdict) -> (&'static str, &'static str) {
         Verdict::Join(_) => ("join", "voter"),
         Verdict::Wait(refusal) => ("wait", refusal.id.name()),
         Verdict::AskAgain(refusal) => ("again", refusal.id.name()),
-        Verdict::Refuse(refusal) => ("refuse", refusal.id.name()),
+        Verdict::Lost(_, refusal) | Verdict::Refuse(refusal) => ("refuse", refusal.id.name()),
     }
 }
 
@@ -235,7 +235,10 @@ fn a_place_is_the_running_clusters_word() {
 fn refusals_of_joining_name_the_command_that_mends_them() {
     let text = |answers: &[Answer], initial: &str| match verdict(initial, answers, true) {
         Verdict::Join(_) => panic!("expected a refusal"),
-        Verdict::Wait(refusal) | Verdict::AskAgain(refusal) | Verdict::Refuse(refusal) => refusal.text(),
+        Verdict::Wait(refusal)
+        | Verdict::AskAgain(refusal)
+        | Verdict::Lost(_, refusal)
+        | Verdict::Refuse(refusal) => refusal.text(),
     };
     let none = vec![from("http://h1:1", ready().into_iter().take(2).collect())];
     let said = text(&none, THREE);
