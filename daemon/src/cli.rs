@@ -22,6 +22,8 @@ pub enum Verb {
     /// Of one setting, or of all that differ from their default.
     ConfigExplain(Option<String>),
     IdentityShow,
+    /// The verdict of a start, without starting.
+    Doctor,
     Snapshot(snapshot::Order),
     Help,
     Version,
@@ -38,9 +40,17 @@ pub struct Command {
     pub verb: Verb,
     /// In the order given.
     pub flags: Vec<GivenFlag>,
+    pub look: Look,
 }
 
-const VERBS: &str = "config check, config explain [SETTING], identity show, snapshot status FILE, snapshot restore FILE, help, version";
+/// How a verb that only looks answers, and whom it asks beside the member's peers.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct Look {
+    pub json: bool,
+    pub endpoints: Vec<String>,
+}
+
+const VERBS: &str = "config check, config explain [SETTING], identity show, doctor, snapshot status FILE, snapshot restore FILE, help, version";
 
 /// Verbs of etcd's server that are other programs than a member.
 const OTHER_PROGRAMS: [&str; 2] = ["grpc-proxy", "gateway"];
@@ -51,6 +61,7 @@ pub fn parse(args: impl IntoIterator<Item = OsString>) -> Result<Command, Refusa
     let mut flags: Vec<GivenFlag> = Vec::new();
     let mut args = args.into_iter().peekable();
     let mut only_words = false;
+    let mut looks: Vec<(&'static str, String)> = Vec::new();
     if let Some(proxy) =
         args.peek().and_then(|first| first.to_str()).filter(|first| OTHER_PROGRAMS.contains(first))
     {
@@ -80,6 +91,14 @@ pub fn parse(args: impl IntoIterator<Item = OsString>) -> Result<Command, Refusa
             None => (bare, None),
         };
         let name = if name == "h" { "help" } else { name };
+        if let Some(name) = LOOK_FLAGS.iter().find(|(short, long)| [*short, *long].contains(&name)) {
+            let value = match value {
+                Some(value) => value,
+                None => args.next().map_or(Ok(String::new()), text)?,
+            };
+            looks.push((name.1, value));
+            continue;
+        }
         let Some(setting) = table::find(name) else {
             return Err(unknown_flag(name));
         };
@@ -110,7 +129,39 @@ pub fn parse(args: impl IntoIterator<Item = OsString>) -> Result<Command, Refusa
     } else {
         verb(&words)?
     };
-    Ok(Command { verb, flags })
+    let look = look(&verb, looks)?;
+    Ok(Command { verb, flags, look })
+}
+
+/// Flags that only verbs have: short and long.
+const LOOK_FLAGS: [(&str, &str); 2] = [("o", "output"), ("endpoints", "endpoints")];
+
+fn look(verb: &Verb, given: Vec<(&'static str, String)>) -> Result<Look, Refusal> {
+    let mut look = Look::default();
+    for (name, value) in given {
+        let known = match verb {
+            Verb::Doctor | Verb::Help => true,
+            Verb::ConfigCheck | Verb::ConfigExplain(_) | Verb::IdentityShow => name == "output",
+            _ => false,
+        };
+        if !known {
+            return Err(unknown_flag(name));
+        }
+        match (name, value.as_str()) {
+            ("output", "text") => look.json = false,
+            ("output", "json") => look.json = true,
+            ("output", _) => {
+                return Err(Refusal::new(Id::BadValue, format!("{value:?} is no form of output"))
+                    .evidence("-o", "text or json")
+                    .remedy("-o json"));
+            }
+            _ => {
+                let list = value.split(',').map(str::trim).filter(|one| !one.is_empty());
+                look.endpoints.extend(list.map(str::to_owned));
+            }
+        }
+    }
+    Ok(look)
 }
 
 fn text(arg: OsString) -> Result<String, Refusal> {
@@ -142,11 +193,12 @@ fn verb(words: &[String]) -> Result<Verb, Refusal> {
         ["config", "explain"] => Verb::ConfigExplain(None),
         ["config", "explain", key] => Verb::ConfigExplain(Some((*key).to_owned())),
         ["identity", "show"] => Verb::IdentityShow,
+        ["doctor"] => Verb::Doctor,
         ["help"] => Verb::Help,
         ["version"] => Verb::Version,
         other => {
             let given = other.join(" ");
-            let known = ["config check", "config explain", "identity show", "help", "version"];
+            let known = ["config check", "config explain", "identity show", "doctor", "help", "version"];
             let refusal = Refusal::new(Id::UnknownVerb, format!("{given:?} is neither a flag nor a verb"))
                 .evidence("verbs", VERBS);
             return Err(match suggest::nearest(&given, known.into_iter()) {
@@ -208,6 +260,17 @@ mod tests {
             parsed(&["--name=a", "config", "explain", "name"]).unwrap().verb,
             Verb::ConfigExplain(Some("name".into()))
         );
+        let doctor =
+            parsed(&["doctor", "--name=a", "--endpoints=http://a:1, http://b:1", "-o", "json"]).unwrap();
+        assert_eq!(doctor.verb, Verb::Doctor);
+        assert_eq!(
+            doctor.look,
+            Look { json: true, endpoints: vec!["http://a:1".into(), "http://b:1".into()] }
+        );
+        assert!(parsed(&["identity", "show", "-o=yaml"]).unwrap_err().text().contains("text or json"));
+        for args in [&["-o", "json"][..], &["config", "check", "--endpoints=http://a:1"]] {
+            assert_eq!(parsed(args).unwrap_err().id, Id::UnknownSetting, "{args:?}");
+        }
         assert_eq!(parsed(&["-h"]).unwrap().verb, Verb::Help);
         assert_eq!(parsed(&["--version"]).unwrap().verb, Verb::Version);
         assert!(parsed(&["confg", "check"]).unwrap_err().text().contains("cairnd config check"));

@@ -32,7 +32,7 @@ static ALLOCATOR: mimalloc::MiMalloc = mimalloc::MiMalloc;
 fn main() -> ExitCode {
     lifecycle::install_panic_hook();
     let exit = match life() {
-        Ok(()) => Exit::Stopped,
+        Ok(exit) => exit,
         Err(refusal) => {
             logging::refuse(&refusal);
             refusal.exit()
@@ -42,21 +42,32 @@ fn main() -> ExitCode {
     ExitCode::from(exit as u8)
 }
 
-fn life() -> Result<(), Refusal> {
+fn life() -> Result<Exit, Refusal> {
     let command = cli::parse(std::env::args_os().skip(1))?;
     let surroundings = Surroundings::of_process(command.flags);
     match command.verb {
-        Verb::Run => member(&surroundings),
+        Verb::Run => member(&surroundings)?,
         Verb::Help => print(config::generate::help()),
         Verb::Version => print(verbs::version()),
-        Verb::ConfigCheck => print(verbs::config_check(&surroundings)?),
+        Verb::ConfigCheck => {
+            let (found, verdict) = verbs::config::check(&surroundings, &command.look);
+            print(found);
+            verdict?;
+        }
         Verb::ConfigExplain(key) => {
-            let (values, verdict) = verbs::config_explain(&surroundings, key.as_deref());
-            print(values).and(verdict)
+            let (values, verdict) = verbs::config::explain(&surroundings, key.as_deref(), &command.look);
+            print(values);
+            verdict?;
         }
         Verb::Snapshot(order) => print(snapshot::run(&surroundings, &order)?),
-        Verb::IdentityShow => print(verbs::identity_show(&surroundings)?),
+        Verb::IdentityShow => print(verbs::identity::show(&surroundings, &command.look)?),
+        Verb::Doctor => {
+            let (report, exit) = verbs::doctor::run(&surroundings, &command.look);
+            print(report);
+            return Ok(exit);
+        }
     }
+    Ok(Exit::Stopped)
 }
 
 fn member(surroundings: &Surroundings) -> Result<(), Refusal> {
@@ -113,7 +124,6 @@ async fn run(
 }
 
 /// To stdout. A reader that has gone away (`cairnd --help | head`) is no error.
-fn print(text: String) -> Result<(), Refusal> {
+fn print(text: String) {
     let _ = std::io::stdout().write_all(text.as_bytes());
-    Ok(())
 }

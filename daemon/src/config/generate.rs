@@ -12,10 +12,20 @@ cairnd: a member of a replicated key-value cluster that speaks etcd's v3 API.
 
 Usage:
   cairnd [FLAGS]                     be a member
-  cairnd config check [FLAGS]        refuse as a start would, without starting
-  cairnd config explain [SETTING]    where each value comes from
-  cairnd identity show [FLAGS]       who the data directory says this member is
+  cairnd doctor [FLAGS] [--endpoints URL,...] [-o text|json]
+                                     what a start with these flags would come to, and what the cluster knows of this member
+  cairnd config check [FLAGS] [-o text|json]
+                                     refuse unusable settings as a start would, without starting
+  cairnd config explain [SETTING] [FLAGS] [-o text|json]
+                                     where each value comes from, or everything about one setting
+  cairnd identity show [FLAGS] [-o text|json]
+                                     who the data directory says this member is, and whether log, state and lock agree
+  cairnd snapshot status FILE        what is in a backup
+  cairnd snapshot restore FILE [FLAGS]
+                                     a member's directory made out of a backup
   cairnd --version | --help
+
+The verbs take the flags of a start, look, and change nothing (but for restore). They exit with the code that a start would.
 
 A flag is written -name value, --name value or --name=value; a boolean flag takes its value only after =. Each is also a variable
 (--data-dir is ETCD_DATA_DIR) and a key of the TOML file (data-dir). A flag counts before the variable, the variable before the file.

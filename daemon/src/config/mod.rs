@@ -97,11 +97,31 @@ pub struct Resolved {
 pub fn load(surroundings: &Surroundings) -> Result<(Settings, Resolved), Refusal> {
     let mut resolved = resolve(surroundings);
     if !resolved.problems.is_empty() {
-        return Err(refuse(&resolved.problems));
+        let mut problems = resolved.problems;
+        also_together(&resolved.values, &mut problems);
+        return Err(refuse(&problems));
     }
     match settings::build(&resolved.values, &mut resolved.notes) {
         Ok(settings) => Ok((settings, resolved)),
         Err(problems) => Err(refuse(&problems)),
+    }
+}
+
+/// What is wrong with the settings together, beside what is wrong with single ones: those that cannot be read count as not given, and what
+/// only they or their absence could explain is left out.
+fn also_together(values: &Values, problems: &mut Vec<Problem>) {
+    let mut values = values.clone();
+    values.0.retain(|name, value| {
+        table::find(name).is_some_and(|setting| value::check(setting.kind, &value.text).is_ok())
+    });
+    fill_defaults(&mut values.0);
+    if let Err(found) = settings::build(&values, &mut Vec::new()) {
+        for problem in found {
+            let is_default = problem.place.ends_with("(default)");
+            if !is_default && problems.iter().all(|known| known.place != problem.place) {
+                problems.push(problem);
+            }
+        }
     }
 }
 

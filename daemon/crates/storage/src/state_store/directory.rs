@@ -158,6 +158,31 @@ pub fn current(root: &Path) -> Result<Option<Generation>, OpenError> {
     Ok(Some(Generation { path, claim }))
 }
 
+/// The directory that [`current`] would give, without making, claiming or removing anything: for tools. Only the names and the format
+/// are looked at, not what the state says.
+pub fn look(root: &Path) -> Result<Option<PathBuf>, OpenError> {
+    let pointer = root.join(CURRENT);
+    let name = match read_small(&pointer)? {
+        Some(text) => text,
+        None if !root.is_dir() => return Ok(None),
+        None => match only_generation(root)? {
+            Some(name) => name,
+            None => return Ok(None),
+        },
+    };
+    let name = name.trim_end_matches('\n');
+    let refuse = |problem| OpenError::Pointer { path: pointer.clone(), named: name.to_owned(), problem };
+    if parse_name(name).is_none_or(|found| found.partial) {
+        return Err(refuse("is not the name of a state directory"));
+    }
+    let path = root.join(name);
+    if !path.is_dir() {
+        return Err(refuse("does not exist"));
+    }
+    check_format(&path)?;
+    Ok(Some(path))
+}
+
 /// Notes in an unpublished state from which snapshot it was made.
 pub fn record_installed(dir: &Path, position: LogPosition) -> Result<(), OpenError> {
     write_synced(&dir.join(SNAPSHOT_FILE), format!("{} {}\n", position.term, position.index).as_bytes())

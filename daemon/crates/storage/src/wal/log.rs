@@ -130,6 +130,22 @@ impl Wal {
         }))
     }
 
+    /// What [`Wal::open`] would return, without lock or repair: for tools, on a log that nobody writes to.
+    ///
+    /// # Errors
+    /// Those of [`Wal::open`], but never that the log is locked.
+    pub fn look(dir: &Path) -> Result<WalContents, WalError> {
+        let recovered = recover::recover_unlocked(dir)?;
+        Ok(WalContents {
+            metadata: recovered.metadata,
+            snapshot: recovered.snapshot,
+            conf_state: recovered.conf_state,
+            hard_state: recovered.hard_state,
+            entries: recovered.entries,
+            repaired: None,
+        })
+    }
+
     /// Opens a log for appending and returns what it says. A torn tail is cut; damage is refused with nothing changed.
     ///
     /// Entries that are returned are durable: what a killed process had written but not synced is synced here.

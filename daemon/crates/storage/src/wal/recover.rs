@@ -47,11 +47,20 @@ pub(super) struct Recovered {
 }
 
 pub(super) fn recover(dir: &Path) -> Result<Recovered, WalError> {
+    recover_with(dir, segment::open_locked)
+}
+
+/// The same for a reader who must keep nobody from the log. Only what rests can be judged: a log in use ends somewhere else by now.
+pub(super) fn recover_unlocked(dir: &Path) -> Result<Recovered, WalError> {
+    recover_with(dir, |path| File::open(path).map_err(|source| WalError::io("open", path, source)))
+}
+
+fn recover_with(dir: &Path, open: fn(&Path) -> Result<File, WalError>) -> Result<Recovered, WalError> {
     let names = segment::list(dir)?;
     if names.is_empty() {
         return Err(WalError::Missing { dir: dir.to_owned() });
     }
-    let mut opened = Opened { dir, names: &names, segments: Vec::new() };
+    let mut opened = Opened { dir, names: &names, segments: Vec::new(), open };
 
     let survey = survey(&mut opened)?;
     let start = survey.snapshot.position;
@@ -117,6 +126,7 @@ struct Opened<'a> {
     dir: &'a Path,
     names: &'a [SegmentName],
     segments: Vec<Segment>,
+    open: fn(&Path) -> Result<File, WalError>,
 }
 
 impl Opened<'_> {
@@ -132,7 +142,7 @@ impl Opened<'_> {
             let kind = DamageKind::SequenceGap { last: name.sequence, found: newer.name.sequence };
             return Err(damaged(&newer.path, 0, newer.name.index, kind));
         }
-        let file = Arc::new(segment::open_locked(&path)?);
+        let file = Arc::new((self.open)(&path)?);
         let segment = Segment { name, path, file };
         self.segments.push(segment.clone());
         Ok(Some(segment))

@@ -1,0 +1,229 @@
+//! What doctor sees on this machine: the directory, its data, the disks, the ports, the names.
+
+use std::{
+    collections::BTreeSet,
+    fs, io as stdio,
+    os::unix::fs::PermissionsExt as _,
+    path::{Path, PathBuf},
+};
+
+use nix::{
+    sys::statvfs::statvfs,
+    unistd::{AccessFlags, access},
+};
+use storage::wal::{Wal, WalContents};
+use tokio::net::TcpSocket;
+
+use super::{Lock, Report, io, member, wal_dir};
+use crate::{
+    bootstrap::{execute::log_refusal, facts, plan::state_missing},
+    config::{Settings, urls::Url},
+    identity::{Identity, compare},
+    lifecycle,
+    refusal::Refusal,
+};
+
+/// Below this backups and snapshots for peers are refused, and a busy member may fill the rest within minutes.
+const FREE_BYTES_LOW: u64 = 256 << 20;
+
+/// A state store has some hundred files.
+const FREE_FILES_LOW: u64 = 1000;
+
+/// There, or to be made; and this user's.
+pub fn directory(settings: &Settings, report: &mut Report) {
+    let dir = &settings.storage.data_dir;
+    let shown = dir.display();
+    match fs::metadata(dir) {
+        Err(error) if error.kind() == stdio::ErrorKind::NotFound => {
+            let (missing, above) = first_missing(dir);
+            match access(&above, AccessFlags::W_OK | AccessFlags::X_OK) {
+                Ok(()) => report.ok("data-dir", format!("{shown} does not exist: a first start makes it")),
+                Err(error) => report.fail("data-dir", io("create", &missing, error)),
+            }
+            return;
+        }
+        Err(error) => return report.fail("data-dir", Refusal::io("read", dir, &error)),
+        Ok(meta) if !meta.is_dir() => {
+            let error = stdio::Error::from(nix::errno::Errno::EEXIST);
+            return report.fail("data-dir", Refusal::io("create", dir, &error));
+        }
+        Ok(meta) => {
+            let mode = meta.permissions().mode() & 0o777;
+            if mode & 0o077 != 0 {
+                report.warn(
+                    "data-dir",
+                    format!("{shown} may be entered by others (mode {mode:o}): chmod 700 {shown}"),
+                );
+            }
+        }
+    }
+    let all = AccessFlags::R_OK | AccessFlags::W_OK | AccessFlags::X_OK;
+    let lock = dir.join("LOCK");
+    let parts = [
+        ("open", dir.clone(), all),
+        ("open", lock, AccessFlags::R_OK | AccessFlags::W_OK),
+        ("write the identity into", dir.join(facts::MEMBER_DIR), all),
+        ("open", wal_dir(settings), all),
+    ];
+    for (doing, path, wanted) in parts {
+        match access(&path, wanted) {
+            Ok(()) | Err(nix::errno::Errno::ENOENT) => {}
+            Err(error) => return report.fail("data-dir", io(doing, &path, error)),
+        }
+    }
+    report.ok("data-dir", format!("{shown} is there, and this user may read and write it"));
+}
+
+/// The first part of the path that has to be made, and what it is made in.
+fn first_missing(dir: &Path) -> (PathBuf, PathBuf) {
+    let mut missing = dir.to_owned();
+    loop {
+        let above = match missing.parent() {
+            Some(above) if above.as_os_str().is_empty() => PathBuf::from("."),
+            Some(above) => above.to_owned(),
+            None => return (missing.clone(), missing),
+        };
+        if above.exists() {
+            return (missing, above);
+        }
+        missing = above;
+    }
+}
+
+/// Log and state beside an identity that counts, read as a start reads them. Of a member that runs only what does not move is looked at.
+pub fn data(
+    settings: &Settings,
+    identity: &Identity,
+    lock: &Lock,
+    report: &mut Report,
+) -> Option<WalContents> {
+    let (log_dir, state_dir) =
+        (wal_dir(settings), settings.storage.data_dir.join(facts::MEMBER_DIR).join("state"));
+    let has_state = match storage::state_store::look(&state_dir) {
+        Ok(Some(current)) => {
+            report.ok("state", format!("whole, in a form that this version knows ({})", current.display()));
+            true
+        }
+        Ok(None) => {
+            report.ok("state", "none yet: it is made from the log");
+            false
+        }
+        Err(error) => {
+            report.fail("state", lifecycle::node_refusal(node::StartError::Store(error), &state_dir));
+            true
+        }
+    };
+    let shown = log_dir.display().to_string();
+    if lock.is_held() {
+        report.ok("log", format!("of {}, in use ({shown})", member(identity)));
+        return None;
+    }
+    let contents = match Wal::look(&log_dir) {
+        Ok(contents) => contents,
+        Err(error) => {
+            report.fail("log", log_refusal(&log_dir, &error));
+            return None;
+        }
+    };
+    let last = contents.entries.last().map_or(contents.snapshot.index, |entry| entry.index);
+    if contents.snapshot.index.0 > 0 && !has_state {
+        let dir = settings.storage.data_dir.display().to_string();
+        report.fail("log", state_missing(identity, &dir, &shown, contents.snapshot.index.0 + 1));
+    } else if let Err(refusal) = compare::check_clean_stop(identity, last.0, &shown) {
+        report.fail("log", refusal);
+    } else {
+        report.ok(
+            "log",
+            format!(
+                "of {}: readable from index {} to {}, committed to {} in term {} ({shown})",
+                member(identity),
+                contents.snapshot.index.0 + 1,
+                last.0,
+                contents.hard_state.commit.0,
+                contents.hard_state.term.0
+            ),
+        );
+    }
+    Some(contents)
+}
+
+/// Room for log and state.
+pub fn disks(settings: &Settings, report: &mut Report) {
+    let dirs =
+        [("data-dir", Some(&settings.storage.data_dir)), ("wal-dir", settings.storage.wal_dir.as_ref())];
+    for (name, dir) in dirs.into_iter().filter_map(|(name, dir)| Some((name, dir?))) {
+        let existing = if dir.exists() { dir.clone() } else { first_missing(dir).1 };
+        let disk = match statvfs(&existing) {
+            Ok(disk) => disk,
+            Err(error) => {
+                report.warn("disk", format!("the room for {name} cannot be told: {error}"));
+                continue;
+            }
+        };
+        let free = disk.blocks_available().saturating_mul(disk.fragment_size());
+        let all = disk.blocks().saturating_mul(disk.fragment_size()).max(1);
+        let says = format!("{} MiB of {} MiB free for {name}", free >> 20, all >> 20);
+        // Some file systems count no files.
+        let few_files = disk.files() > 0 && disk.files_available() < FREE_FILES_LOW;
+        if free < FREE_BYTES_LOW {
+            report.warn("disk", format!("{says}: below {} MiB backups and snapshots for peers stop, and a full disk ends the member", FREE_BYTES_LOW >> 20));
+        } else if few_files {
+            report
+                .warn("disk", format!("{says}, but only {} files more may be made", disk.files_available()));
+        } else {
+            report.ok("disk", says);
+        }
+    }
+}
+
+/// Names that others dial, and that this member dials.
+pub fn names(settings: &Settings, report: &mut Report) {
+    let membership = &settings.membership;
+    let all = membership
+        .advertise_peer_urls
+        .value
+        .iter()
+        .chain(&membership.advertise_client_urls)
+        .chain(membership.initial_cluster.value.members().iter().flat_map(|member| &member.peer_urls));
+    let addresses = facts::addresses(all);
+    if addresses.is_empty() {
+        return report.ok("names", "no host name is used");
+    }
+    for (host, found) in &addresses {
+        if found.is_empty() {
+            report.warn("names", format!("{host} does not resolve here"));
+        } else {
+            let found: BTreeSet<String> = found.iter().map(ToString::to_string).collect();
+            report.ok("names", format!("{host} is {}", found.into_iter().collect::<Vec<_>>().join(", ")));
+        }
+    }
+}
+
+/// Bound for a moment and never listened on, so that nobody can connect; two that only bind do not disturb each other.
+pub fn ports(settings: &Settings, runtime: &tokio::runtime::Runtime, report: &mut Report) {
+    let _within = runtime.enter();
+    let listen = &settings.listen;
+    let lists: [(&'static str, &[Url]); 4] = [
+        ("listen-peer-urls", &listen.peer),
+        ("listen-client-urls", &listen.client),
+        ("listen-client-http-urls", &listen.client_http),
+        ("listen-metrics-urls", &listen.metrics),
+    ];
+    let mut free = Vec::new();
+    for (setting, urls) in lists {
+        for address in urls.iter().filter_map(Url::bind_address) {
+            let socket = if address.is_ipv4() { TcpSocket::new_v4() } else { TcpSocket::new_v6() };
+            let bound = socket.and_then(|socket| {
+                socket.set_reuseaddr(true)?;
+                socket.bind(address)
+            });
+            match bound {
+                Ok(()) => free.push(address.to_string()),
+                Err(error) => report.fail("ports", lifecycle::bind_refusal(setting, address, &error)),
+            }
+        }
+    }
+    if !free.is_empty() {
+        report.ok("ports", format!("free: {}", free.join(", ")));
+    }
+}
