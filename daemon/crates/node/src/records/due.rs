@@ -1,16 +1,45 @@
-//! What a leader should write down now: pure, from what it has seen and what is written.
+//! What a leader should write down now, and what any member knows of another: pure, from what it has seen and what is written.
 
 use std::collections::BTreeMap;
 
 use consensus::Status;
-use identity::{Private, Record, Watermark};
-use state_machine::{Reader, store::Store};
+use identity::{GenesisConfig, Known, Private, Record, Unique, Watermark, Witness};
+use state_machine::{Reader, identities::Identified, store::Store};
 use types::{LogIndex, MemberId};
-
-use super::OwnIdentity;
 
 /// Records in one note. A record is a few hundred bytes, at most some KiB with a very long path; a note stays far below any request.
 const RECORDS_MAX: usize = 8;
+
+/// What this start of the member is, as the daemon knows it.
+#[derive(Clone, Debug)]
+pub struct OwnIdentity {
+    pub record: Record,
+    /// From the identity file; None until the member is born.
+    pub cluster_uuid: Option<Unique>,
+    pub parent_uuid: Option<Unique>,
+    /// Which directories answered when the cluster was founded, by member.
+    pub attendees: BTreeMap<MemberId, Unique>,
+    /// The first members by the settings, while the member is not born.
+    pub config: Option<GenesisConfig>,
+    /// Random. The life of the cluster, should this member be its first leader.
+    pub fresh_uuid: Unique,
+}
+
+/// Without the session, which is the sentinel's.
+pub(super) fn known(own: &OwnIdentity, member: MemberId, found: Identified, witness: Witness) -> Known {
+    let attendee = own.attendees.get(&member).copied().filter(|_| found.record.is_none());
+    Known {
+        // The file's first: after a forced new cluster the log says it a little later.
+        cluster_uuid: own.cluster_uuid.or(found.cluster_uuid),
+        parent_uuid: own.parent_uuid.or(found.parent_uuid),
+        standing: found.standing,
+        record: found.record,
+        attendee,
+        watermark: found.watermark,
+        session: None,
+        witness,
+    }
+}
 
 /// The life of the cluster and the starts that are not written yet. None when all are.
 pub(super) fn records<S: Store>(
@@ -70,7 +99,7 @@ mod tests {
 
     use api::raftpb::{ConfChange, ConfChangeType, ConfChangeV2};
     use consensus::{Peer, PeerState, io::Role};
-    use identity::{Boot, Home, Unique};
+    use identity::{Boot, Home};
     use prost::Message;
     use state_machine::{Memory, Options, Outcome, Sink, StateMachine, membership::Member};
     use types::{Entry, EntryKind, Revision, Term};

@@ -23,7 +23,7 @@ use api::{
 };
 use bytes::Bytes;
 use consensus::io::{Input, Proposal, ProposalId, Role};
-use identity::{GenesisConfig, Known, Private, Record, Unique, Witness};
+use identity::{Known, Private, Record, Unique, Witness};
 use parking_lot::Mutex;
 use prost::Message;
 use state_machine::Reader;
@@ -31,6 +31,8 @@ use storage::state_store::FjallStore;
 use tokio::sync::{Notify, watch};
 use tracing::{info, warn};
 use types::{EntryKind, MemberId};
+
+pub use due::OwnIdentity;
 
 use crate::{
     handle::Handle,
@@ -49,21 +51,6 @@ const AGAIN: Duration = Duration::from_millis(50);
 
 /// Pause before a leader looks again that has not applied its predecessors' entries, or has more to write than fitted into one note.
 const SOON: Duration = Duration::from_millis(10);
-
-/// What this start of the member is, as the daemon knows it.
-#[derive(Clone, Debug)]
-pub struct OwnIdentity {
-    pub record: Record,
-    /// From the identity file; None until the member is born.
-    pub cluster_uuid: Option<Unique>,
-    pub parent_uuid: Option<Unique>,
-    /// Which directories answered when the cluster was founded, by member.
-    pub attendees: BTreeMap<MemberId, Unique>,
-    /// The first members by the settings, while the member is not born.
-    pub config: Option<GenesisConfig>,
-    /// Random. The life of the cluster, should this member be its first leader.
-    pub fresh_uuid: Unique,
-}
 
 pub(crate) struct Desk {
     pub(crate) own: OwnIdentity,
@@ -120,20 +107,7 @@ fn life(own: &OwnIdentity, reader: &Reader<FjallStore>) -> Option<Unique> {
 
 /// What this member knows of another, for [`identity::judge`]; without the session, which is the sentinel's.
 pub(crate) fn known(shared: &Shared, member: MemberId) -> Known {
-    let own = &shared.records.own;
-    let found = shared.reader().identity_of(member);
-    let attendee = own.attendees.get(&member).copied().filter(|_| found.record.is_none());
-    Known {
-        // The file's first: after a forced new cluster the log says it a little later.
-        cluster_uuid: own.cluster_uuid.or(found.cluster_uuid),
-        parent_uuid: own.parent_uuid.or(found.parent_uuid),
-        standing: found.standing,
-        record: found.record,
-        attendee,
-        watermark: found.watermark,
-        session: None,
-        witness: witness(shared),
-    }
+    due::known(&shared.records.own, member, shared.reader().identity_of(member), witness(shared))
 }
 
 pub(crate) fn witness(shared: &Shared) -> Witness {
