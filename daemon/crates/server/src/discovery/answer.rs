@@ -34,7 +34,8 @@ impl Node {
             key: format!("{dir}/_config/size"),
             value: Some(size.text.clone()),
             modified: size.modified,
-            created: size.created,
+            // A `set` creates a key anew in v2, and nobody changes a size in another way.
+            created: size.modified,
             ..Node::default()
         }
     }

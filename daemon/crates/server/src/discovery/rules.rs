@@ -202,7 +202,7 @@ impl Wish<'_> {
         let key = format!("{}/_config/size", self.dir);
         check_size(self.value)?;
         if self.prev_exist == Some(true) {
-            return Err(Refusal::not_found(&key));
+            return Err(Refusal::not_found(self.dir));
         }
         let success = vec![
             token::delete(token::prefix(&self.token.members())),
