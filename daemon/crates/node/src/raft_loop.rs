@@ -225,7 +225,7 @@ impl RaftLoop {
             self.core.handle(Input::Persisted(seq));
         }
         if !proposals.is_empty() {
-            if self.leadership.leader.is_none() || self.transferring {
+            if !self.is_taken() {
                 self.park(proposals, now);
             } else {
                 if self.changed.is_some() {
@@ -239,9 +239,17 @@ impl RaftLoop {
         if readers && let Some(ticket) = self.shared.gate.seal(now) {
             self.core.handle(Input::Read(ticket));
         }
-        if !self.parked.is_empty() && !self.leadership.leader.is_none() && !self.transferring {
+        if !self.parked.is_empty() && self.is_taken() {
             self.unpark(now);
         }
+    }
+
+    /// Whether what is proposed now comes into somebody's log, or somebody says that it does not. A member that has just been founded
+    /// may hear its leader before its own log has named it: what is sent to nobody is lost, and its client waits in vain.
+    fn is_taken(&self) -> bool {
+        let leader = self.leadership.leader;
+        let is_reached = leader == self.shared.config.member || self.transport.knows(leader);
+        !leader.is_none() && !self.transferring && is_reached
     }
 
     fn park(&mut self, proposals: &mut Vec<Proposal>, now: Instant) {

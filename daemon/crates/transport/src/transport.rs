@@ -213,6 +213,11 @@ impl Transport {
         ids
     }
 
+    /// Whether messages to this member go anywhere.
+    pub fn knows(&self, id: MemberId) -> bool {
+        self.shared.peers.read().contains_key(&id)
+    }
+
     /// Since when the peer has been heard without a break; `None` while it is not.
     pub fn active_since(&self, id: MemberId) -> Option<Instant> {
         self.shared.peer(id)?.active_since()

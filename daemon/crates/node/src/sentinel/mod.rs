@@ -184,11 +184,16 @@ fn oneself(shared: &Shared) -> Oneself {
 /// The transport: somebody is at the other end of a connection.
 pub(crate) fn meet(shared: &Shared, met: &Met<'_>) -> Result<(), Box<Refused>> {
     let mut known = known(shared, met.peer, met.session.clone());
-    // Of a start that is admitted already a hello may be older than what was seen of it since.
-    let is_new =
-        |hello: &Hello| known.record.as_ref().is_none_or(|record| record.boot.nonce != hello.boot.nonce);
-    if met.hello.is_some_and(is_new) {
-        add_what_is_seen(shared, &mut known, met.peer);
+    if let Some(hello) = met.hello {
+        let nonce = Some(hello.boot.nonce);
+        let is_admitted = known.record.as_ref().map(|record| record.boot.nonce) == nonce;
+        let is_heard = known.session.as_ref().map(|session| session.boot.nonce) == nonce;
+        if is_admitted || is_heard {
+            // A start loses nothing while it runs: what was seen of it since its hello was made is only news.
+            known.watermark = None;
+        } else {
+            add_what_is_seen(shared, &mut known, met.peer);
+        }
     }
     let verdict = match (met.hello, &known.record) {
         (Some(hello), _) => judge(hello, &known),
