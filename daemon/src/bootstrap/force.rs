@@ -315,4 +315,55 @@ mod tests {
         let text = String::from_utf8_lossy(&last).into_owned();
         assert!(text.contains(&life.to_string()) && text.contains("parent_uuid"), "{text}");
     }
+
+    /// Founders of three on this machine, as far as the log: nobody has ever run.
+    fn settings(data_dir: &std::path::Path, force: bool) -> Settings {
+        let mut flags = vec![
+            format!("--data-dir={}", data_dir.display()),
+            "--name=m1".to_owned(),
+            "--initial-advertise-peer-urls=http://127.0.0.1:1".to_owned(),
+            "--initial-cluster=m1=http://127.0.0.1:1,m2=http://127.0.0.1:2,m3=http://127.0.0.1:3".to_owned(),
+        ];
+        flags.extend(force.then(|| "--force-new-cluster".to_owned()));
+        let flags = crate::cli::parse(flags.into_iter().map(std::ffi::OsString::from)).unwrap().flags;
+        let surroundings =
+            crate::config::Surroundings { flags, variables: vec![], default_file: "/nonexistent".into() };
+        crate::config::load(&surroundings).unwrap().0
+    }
+
+    /// Killed between the identity file and the log: the next start, without the flag, finishes; one with the flag then finds nothing to do.
+    #[test]
+    fn a_force_that_was_cut_short_is_finished_by_the_next_start() {
+        let root = tempfile::tempdir().unwrap();
+        let data_dir = root.path().join("m1");
+        let plain = settings(&data_dir, false);
+        let dir = execute::lock(&plain).unwrap();
+        let found = super::super::prepare::look(&plain, &mut Vec::new()).unwrap();
+        let super::super::plan::BootPlan::NewStatic(new) = found else { panic!("it founds: {found:?}") };
+        let mut keeper = execute::found(&dir, &new, &plain).unwrap();
+        keeper.formed(execute::known_members(&new, keeper.identity().dir_uuid)).unwrap();
+        let (old, fresh) = (Unique::for_test(1), Unique::for_test(2));
+        keeper.born(Some(old), None).unwrap();
+        assert!(!is_wanted(keeper.identity(), &plain));
+        assert!(is_wanted(keeper.identity(), &settings(&data_dir, true)));
+        keeper.forced(METHOD, fresh, Some(old)).unwrap();
+        drop(keeper);
+
+        let read = || identity::read(&dir.member()).unwrap().unwrap();
+        assert!(is_wanted(&read(), &plain), "although nobody asks for it any more");
+        let opened = come_back(&dir, read(), Changes::default(), &plain).unwrap();
+        let identity = opened.keeper.identity();
+        assert_eq!((identity.cluster_uuid, identity.parent_uuid), (Some(fresh), Some(old)));
+        assert_eq!((&identity.state, identity.boot_seq), (&State::Born, 2));
+        assert_eq!(identity.members.len(), 1);
+        let last = opened.contents.entries.last().unwrap().index;
+        assert_eq!((last, opened.contents.hard_state.commit), (LogIndex(6), LogIndex(6)));
+        assert!(!is_wanted(identity, &plain));
+        drop(opened);
+
+        let again = come_back(&dir, read(), Changes::default(), &settings(&data_dir, true)).unwrap();
+        assert_eq!(again.contents.entries.last().unwrap().index, last, "there is nobody left to remove");
+        assert_eq!(again.keeper.identity().cluster_uuid, Some(fresh));
+        assert_eq!(again.keeper.identity().boot_seq, 3);
+    }
 }
