@@ -208,8 +208,9 @@ fn forgers_on_the_peer_port_stop_no_member() -> Result<()> {
     Ok(())
 }
 
-/// Raft takes over a higher term from any member for good, so a forged one costs an election. It must not cost more, however high it
-/// is: beyond the highest term that messages may have nobody could be elected any more.
+/// Raft takes over a higher term from any member for good, so a forged one may cost an election. It must not cost more, however high it
+/// is: beyond the highest term that messages may have nobody could be elected any more. Towards members that are known to be cairn it
+/// costs nothing, since who does not say which start it is is not heard.
 #[test]
 fn forged_terms_cost_elections_and_no_more() -> Result<()> {
     let mut cluster = Cluster::start(Kind::Cairn, 3)?;
@@ -235,7 +236,7 @@ fn forged_terms_cost_elections_and_no_more() -> Result<()> {
     cluster.members[leader].spawn()?;
     cluster.wait_healthy()?;
     let term = status(&cluster.members[leader])?.raft_term;
-    assert!((1000..1 << 33).contains(&term), "a term of {term}");
+    assert!(term < 1 << 33, "a term of {term}");
     verify(&cluster, &writers.finish())
 }
 
