@@ -189,7 +189,7 @@ impl Holder {
             nix::unistd::gethostname().map_or_else(|_| String::new(), |name| name.to_string_lossy().into());
         let boot_id = std::fs::read_to_string("/proc/sys/kernel/random/boot_id").unwrap_or_default();
         let started_at = SystemTime::now().duration_since(UNIX_EPOCH).map_or(0, |since| since.as_secs());
-        let argv: Vec<_> = std::env::args_os().map(|arg| arg.to_string_lossy().into_owned()).collect();
+        let argv = without_secrets(std::env::args_os().map(|arg| arg.to_string_lossy().into_owned()));
         Holder { pid: std::process::id(), host, boot_id: boot_id.trim().to_owned(), started_at, argv }
     }
 }
@@ -243,4 +243,47 @@ pub fn atomic_write(path: &Path, bytes: &[u8]) -> io::Result<()> {
         return Err(error);
     }
     fsync_dir(&parent_of(path))
+}
+
+/// The command line for people: values of flags that are secrets, and user information in URLs, are left out. The lock file is readable
+/// by whoever may read the directory, and is copied into refusals.
+fn without_secrets(arguments: impl Iterator<Item = String>) -> Vec<String> {
+    let is_secret = |flag: &str| ["password", "-user", "auth-token"].iter().any(|word| flag.contains(word));
+    let mut hide_next = false;
+    let shown = arguments.map(|argument| {
+        if std::mem::take(&mut hide_next) {
+            return "…".to_owned();
+        }
+        let flag = argument.split('=').next().unwrap_or_default();
+        if flag.starts_with('-') && is_secret(flag) {
+            hide_next = !argument.contains('=');
+            return if hide_next { argument } else { format!("{flag}=…") };
+        }
+        let url = argument.find("://").zip(argument.rfind('@'));
+        match url {
+            Some((scheme, at)) if at > scheme => format!("{}…{}", &argument[..scheme + 3], &argument[at..]),
+            _ => argument,
+        }
+    });
+    shown.collect()
+}
+
+#[cfg(test)]
+mod tests {
+    #[test]
+    fn the_holder_of_the_lock_is_shown_without_its_secrets() {
+        let given = [
+            "cairnd",
+            "--name=n1",
+            "--discovery-password=hunter2",
+            "--discovery-user",
+            "root:hunter2",
+            "--discovery=https://root:hunter2@h/t",
+        ];
+        let shown = super::without_secrets(given.into_iter().map(str::to_owned)).join(" ");
+        assert_eq!(
+            shown,
+            "cairnd --name=n1 --discovery-password=… --discovery-user … --discovery=https://…@h/t"
+        );
+    }
 }
