@@ -14,5 +14,5 @@ pub fn version() -> String {
 
 /// For programs: with a line end, since it ends a program's output.
 fn pretty(value: &serde_json::Value) -> String {
-    serde_json::to_string_pretty(value).map_or_else(|error| error.to_string(), |text| text) + "\n"
+    serde_json::to_string_pretty(value).unwrap_or_else(|error| error.to_string()) + "\n"
 }

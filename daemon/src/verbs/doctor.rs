@@ -52,7 +52,10 @@ fn examine(surroundings: &Surroundings, asked: &[String], report: &mut Report) -
     let lock = holder::look(&settings.storage.data_dir);
     local::directory(&settings, report);
     match &lock {
-        Lock::Held { .. } => report.ok("lock", format!("{}: judged as it runs", lock.told())),
+        Lock::Held { pid, .. } => {
+            report.runs_as(*pid);
+            report.ok("lock", format!("{}: judged as it runs", lock.told()));
+        }
         Lock::Free(_) => report.ok("lock", lock.told()),
         Lock::Unknown(_) => report.warn("lock", lock.told()),
     }
@@ -98,6 +101,8 @@ fn examine(surroundings: &Surroundings, asked: &[String], report: &mut Report) -
         _ => None,
     };
     let state = match &plan {
+        // What its next start thinks of the settings changes nothing about the one that runs.
+        None if lock.is_held() => peers::of_the_running(&settings, &runtime, report),
         None => String::new(),
         Some(plan) => peers::examine(plan, &settings, contents.as_ref(), lock.is_held(), &runtime, report),
     };

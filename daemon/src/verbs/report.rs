@@ -35,9 +35,15 @@ struct Check {
 pub struct Report {
     checks: Vec<Check>,
     refusal: Option<Refusal>,
+    /// It runs here, so a refusal is that of its next start.
+    runs: Option<u32>,
 }
 
 impl Report {
+    pub fn runs_as(&mut self, pid: u32) {
+        self.runs = Some(pid);
+    }
+
     fn add(&mut self, level: Level, name: &str, says: impl Into<String>) {
         let says: String = says.into();
         let says = says.chars().map(|c| if c.is_control() { ' ' } else { c }).collect();
@@ -64,7 +70,10 @@ impl Report {
         let verdict = match &self.refusal {
             None => format!("{well} (exit 0)"),
             Some(refusal) => {
-                format!("a start would be refused: {} (exit {})", refusal.id.name(), exit as u8)
+                let start = self.runs.map_or("a start".to_owned(), |pid| {
+                    format!("pid {pid} runs here; its next start with these settings")
+                });
+                format!("{start} would be refused: {} (exit {})", refusal.id.name(), exit as u8)
             }
         };
         if as_json {

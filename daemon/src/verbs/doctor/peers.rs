@@ -41,6 +41,12 @@ pub fn examine(
     runtime: &Runtime,
     report: &mut Report,
 ) -> String {
+    let mut settings = settings.clone();
+    // A directory that is yet to be made is named as it will be.
+    if let Ok(absolute) = std::path::absolute(&settings.storage.data_dir) {
+        settings.storage.data_dir = absolute;
+    }
+    let settings = &settings;
     match plan {
         BootPlan::Restart(returning) if runs => running(&returning.identity, settings, runtime, report),
         BootPlan::Restart(returning) => match contents {
@@ -74,6 +80,14 @@ pub fn examine(
             report.warn("cluster", "the first members would be looked for; doctor does not ask, since asking registers this member");
             String::new()
         }
+    }
+}
+
+/// Whatever its settings are.
+pub fn of_the_running(settings: &Settings, runtime: &Runtime, report: &mut Report) -> String {
+    match identity::read(&settings.storage.data_dir.join(facts::MEMBER_DIR)) {
+        Ok(Some(identity)) => running(&identity, settings, runtime, report),
+        _ => String::new(),
     }
 }
 
