@@ -23,7 +23,7 @@ use api::{
 };
 use bytes::Bytes;
 use consensus::io::{Input, Proposal, ProposalId, Role};
-use identity::{Known, Private, Record, Unique, Witness};
+use identity::{Hello, Known, Life, Private, Record, Unique, Witness};
 use parking_lot::Mutex;
 use prost::Message;
 use state_machine::Reader;
@@ -56,6 +56,8 @@ pub(crate) struct Desk {
     pub(crate) own: OwnIdentity,
     /// The newest start that was admitted here, by member.
     admitted: Mutex<BTreeMap<MemberId, Record>>,
+    /// The life that a welcome peer says it is of, where nothing here tells one.
+    heard: Mutex<Option<Unique>>,
     /// Something is new, or somebody waits for marks.
     look: Arc<Notify>,
     /// Marks are wanted before leadership is handed over.
@@ -69,10 +71,24 @@ impl Desk {
         Desk {
             own,
             admitted: Mutex::new(BTreeMap::new()),
+            heard: Mutex::new(None),
             look: Arc::new(Notify::new()),
             closing: AtomicBool::new(false),
             life,
         }
+    }
+
+    /// A start of a peer was welcomed, and says which life it is of.
+    pub(crate) fn welcomed(&self, member: MemberId, hello: &Hello) {
+        if let Life::Born(life) = hello.life {
+            let mut heard = self.heard.lock();
+            // A leader begins no second one: its state may have come from an etcd, which keeps none.
+            if heard.is_none() && self.own.parent_uuid != Some(life) {
+                *heard = Some(life);
+                self.look.notify_one();
+            }
+        }
+        self.admitted(member, Record::from(hello));
     }
 
     /// This start of a peer was welcomed. Called on every member, whoever leads; only the newest counts.
@@ -202,6 +218,14 @@ async fn step(shared: &Arc<Shared>, marks_at: &mut Instant) -> Duration {
     let reader = shared.reader();
     let admitted = desk.admitted.lock().clone();
     let mut notes = due::records(shared.config.member, &desk.own, &admitted, &reader);
+    if let Some(due) = &mut notes
+        && reader.cluster_uuid().is_none()
+    {
+        due.cluster_uuid = life_to_begin(shared, &reader);
+        if due.cluster_uuid.is_none() && due.records.is_empty() {
+            notes = None;
+        }
+    }
     let has_records = notes.is_some();
     // Nobody would ever hold them against an only member.
     if (marks_due || has_records) && status.peers.len() > 1 {
@@ -233,6 +257,22 @@ async fn step(shared: &Arc<Shared>, marks_at: &mut Instant) -> Duration {
             LOOK_INTERVAL
         }
     }
+}
+
+/// The life for a state that names none. One that is known here or was heard of goes on; a new one begins with a founder. Elsewhere (the
+/// log was an etcd's, or an older version's) another member may know one that this state has lost: so only when all are connected, and
+/// with that heard.
+fn life_to_begin(shared: &Shared, reader: &Reader<FjallStore>) -> Option<Unique> {
+    let desk = &shared.records;
+    let known = desk.own.cluster_uuid.or(*desk.heard.lock());
+    if known.is_some() && known != reader.parent_uuid() {
+        return known;
+    }
+    let is_founder = desk.own.config.is_some();
+    let is_heard = |id| shared.transport.get().is_some_and(|transport| transport.active_since(id).is_some());
+    let others =
+        reader.members().into_iter().map(|member| member.id).filter(|id| *id != shared.config.member);
+    (is_founder || others.into_iter().all(is_heard)).then_some(desk.own.fresh_uuid)
 }
 
 /// Before leadership is handed over: whoever takes it knows how far the others have been. Best effort, and bounded.

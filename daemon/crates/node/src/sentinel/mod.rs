@@ -220,7 +220,7 @@ pub(crate) fn meet(shared: &Shared, met: &Met<'_>) -> Result<(), Box<Refused>> {
 /// The transport: a welcome start of a peer is heard.
 pub(crate) fn began(shared: &Shared, peer: MemberId, hello: &Hello) {
     info!(peer = %peer, boot = hello.boot.seq, host = hello.home.host, path = hello.home.path, "a start of a peer is heard");
-    shared.records.admitted(peer, Record::from(hello));
+    shared.records.welcomed(peer, hello);
 }
 
 /// The transport: a peer has answered our call.
