@@ -4,6 +4,7 @@ mod support;
 
 use std::{collections::BTreeMap, net::SocketAddr, sync::atomic::Ordering::SeqCst, time::Duration};
 
+use api::etcdserverpb as pb;
 use server::{DiscoveryConfig, ServerConfig};
 use support::{PATIENCE, Up, config, kv, put, range, raw, until, up, up_with};
 use tokio::{
@@ -306,6 +307,36 @@ async fn without_a_leader_reads_fail_and_registrations_are_held() {
     let list = get(&up, &token).await;
     assert_eq!((list.status, list.header("retry-after")), (503, "1"));
     assert!(list.body.starts_with("{\"errorCode\":301,"), "{}", list.body);
+}
+
+#[tokio::test]
+async fn a_registration_that_cannot_be_held_longer_goes_to_another_member() {
+    let up = service();
+    let token = token(&up, 3).await;
+    let other = |id, urls: &[&str], is_learner| pb::Member {
+        id,
+        client_ur_ls: urls.iter().map(|url| (*url).to_owned()).collect(),
+        is_learner,
+        ..Default::default()
+    };
+    up.fake.inner.others.lock().extend([
+        other(1, &["http://learner:2379"], true),
+        other(2, &[], false),
+        other(3, &["unix://x", "http://other:2379/"], false),
+    ]);
+    up.fake.inner.leaderless.store(true, SeqCst);
+    let sent = register(&up, &token, "a1", "n1").await;
+    assert_eq!(sent.status, 307, "{}", sent.body);
+    let there = format!("http://other:2379{token}/a1?prevExist=false&tried=true");
+    assert_eq!(sent.header("location"), there);
+    // It was made after all before the leader went: the other member must not take it for a second one, complete or not.
+    up.fake.inner.leaderless.store(false, SeqCst);
+    for (id, name) in [("a1", "n1"), ("a2", "n2"), ("a3", "n3")] {
+        assert_eq!(register(&up, &token, id, name).await.status, 201);
+    }
+    let form = "value=n1%3Dhttp%3A%2F%2Fn1%3A2380";
+    let again = ask(up.address, "PUT", &format!("{token}/a1?prevExist=false&tried=true"), form).await;
+    assert_eq!(again.status, 201, "{}", again.body);
 }
 
 #[tokio::test]

@@ -16,7 +16,7 @@ use super::{
 pub(crate) enum Decision {
     /// Everything is as wished already.
     Done(StatusCode, String),
-    Write(pb::TxnRequest, Told),
+    Write(pb::TxnRequest, Box<Told>),
 }
 
 /// What is told once a write has happened, at its revision.
@@ -112,7 +112,7 @@ impl Wish<'_> {
         let node = Node { key, value: Some(self.value.to_owned()), ..Node::default() };
         let told =
             Told { status: StatusCode::CREATED, action: self.action(), node, is_new: true, before: None };
-        Ok(Decision::Write(self.unchanged(view, vec![put]), told))
+        Ok(Decision::Write(self.unchanged(view, vec![put]), Box::new(told)))
     }
 
     /// Ids are made from peer URLs and the text of the token's URL, or of the token alone in v3 discovery, and the cluster's id from those.
@@ -194,7 +194,7 @@ impl Wish<'_> {
             is_new: self.prev_exist.is_none(),
             before: Some(node),
         };
-        Ok(Decision::Write(self.unchanged(view, vec![put]), told))
+        Ok(Decision::Write(self.unchanged(view, vec![put]), Box::new(told)))
     }
 
     /// A token that is not there yet, held by `lease`. What v3 clients left under it when it ended goes.
@@ -239,7 +239,7 @@ pub(crate) fn take_back(
     let node = Node { key, created: entry.index, ..Node::default() };
     let before = Some(Node::of_entry(dir, entry));
     let told = Told { status: StatusCode::OK, action: "delete", node, is_new: false, before };
-    Ok(Decision::Write(pb::TxnRequest { compare, success, failure: Vec::new() }, told))
+    Ok(Decision::Write(pb::TxnRequest { compare, success, failure: Vec::new() }, Box::new(told)))
 }
 
 /// Ends a token with everything under it.
@@ -268,7 +268,7 @@ pub(crate) fn end(
     let node = Node { key: dir.to_owned(), dir: true, created: size.created, ..Node::default() };
     let before = Node { modified: size.created, ..node.clone() };
     let told = Told { status: StatusCode::OK, action: "delete", node, is_new: false, before: Some(before) };
-    Ok(Decision::Write(pb::TxnRequest { compare, success, failure: Vec::new() }, told))
+    Ok(Decision::Write(pb::TxnRequest { compare, success, failure: Vec::new() }, Box::new(told)))
 }
 
 /// Refuses what is no number of members.

@@ -326,7 +326,7 @@ impl<B: Backend> Service<B> {
                 Decision::Write(txn, told) => (txn, told),
             };
             match self.propose(txn, until).await {
-                Ok(response) if response.succeeded => return Ok(Written::told(told, &response)),
+                Ok(response) if response.succeeded => return Ok(Written::told(*told, &response)),
                 // Somebody else was first.
                 Ok(_) | Err(EtcdError::LeaseNotFound) => {}
                 Err(error) if is_passing(error) => {

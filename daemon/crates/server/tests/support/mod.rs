@@ -47,6 +47,8 @@ pub struct Inner {
     /// Barriers do not come back.
     pub stuck: AtomicBool,
     pub extra_alarms: Mutex<Vec<pb::AlarmMember>>,
+    /// Members beside this one.
+    pub others: Mutex<Vec<pb::Member>>,
     pub endless: Arc<Endless>,
     /// So many streams find after their first piece that the store moved on and compacted what they read.
     pub overtake: AtomicUsize,
@@ -73,6 +75,7 @@ impl Fake {
                 barriers: AtomicUsize::new(0),
                 stuck: AtomicBool::new(false),
                 extra_alarms: Mutex::new(Vec::new()),
+                others: Mutex::default(),
                 endless: Arc::default(),
                 overtake: AtomicUsize::new(0),
                 holding: AtomicBool::new(false),
@@ -204,7 +207,8 @@ impl Backend for Fake {
     }
     async fn member_list(&self, _: pb::MemberListRequest) -> Result<pb::MemberListResponse, EtcdError> {
         let member = pb::Member { id: MEMBER, name: "m1".into(), ..Default::default() };
-        Ok(pb::MemberListResponse { header: Some(self.header(0)), members: vec![member] })
+        let members = std::iter::once(member).chain(self.inner.others.lock().clone()).collect();
+        Ok(pb::MemberListResponse { header: Some(self.header(0)), members })
     }
     /// Any URL will do, and the only member there is can be changed in every way.
     async fn member_add(&self, request: pb::MemberAddRequest) -> Result<pb::MemberAddResponse, EtcdError> {
