@@ -60,6 +60,7 @@ const ALLOWED: &[(&str, &[&str])] = &[
         &[
             "cairn-types",
             "cairn-api",
+            "cairn-dbfile",
             "cairn-identity",
             "cairn-consensus",
             "cairn-state-machine",
