@@ -271,6 +271,40 @@ impl Three {
     }
 }
 
+/// A first start with `existing`: the place that is there, is not there yet, or was somebody's.
+#[test]
+fn doctor_tells_a_joiner_whether_its_place_is_prepared() {
+    let dir = tempfile::tempdir().unwrap();
+    let path = dir.path();
+    let three = Three::new();
+    let one = three.initial.split(',').next().unwrap().to_owned();
+    let flags = three.flags(0);
+    let mut flags: Vec<&str> = flags.iter().map(String::as_str).collect();
+    flags.push(&one);
+    let mut first = Running::spawn(command(path, &flags));
+    first.wait_for(READY);
+    let two: Vec<&str> = three.initial.split(',').take(2).collect();
+    let initial = two.join(",");
+    let doctor = || three.verb(path, 1, &["doctor"], &[&initial, "--initial-cluster-state=existing"]);
+    verdict(&doctor(), 78, "NOT_A_MEMBER");
+    // Nobody to join.
+    let ended = three.verb(
+        path,
+        1,
+        &["doctor"],
+        &["--initial-cluster-state=existing", "--initial-cluster=n2=http://127.0.0.1:1"],
+    );
+    verdict(&ended, 64, "");
+    // The same start without `existing` would found a cluster where one runs.
+    let ended = three.verb(path, 1, &["doctor"], &[&initial]);
+    verdict(&ended, 78, "CLUSTER_RUNS");
+    assert!(!path.join("n2").exists());
+    first.stop();
+    let ended = doctor();
+    verdict(&ended, 75, "CLUSTER_UNREACHABLE");
+    assert!(!path.join("n2").exists());
+}
+
 #[test]
 fn config_explain_tells_everything_about_one_setting_and_check_every_mistake() {
     let dir = tempfile::tempdir().unwrap();

@@ -6,6 +6,7 @@
 use std::{fs, io, os::unix::fs::MetadataExt as _, path::Path};
 
 use storage::data_dir::Holder;
+use time::{OffsetDateTime, format_description::well_known::Rfc3339};
 
 use crate::config::table::{self, Setting};
 
@@ -118,12 +119,22 @@ impl Lock {
     pub fn told(&self) -> String {
         match self {
             Lock::Free(None) => "nobody uses this directory".into(),
-            Lock::Free(Some(last)) => format!("nobody uses this directory; the last was {last}"),
+            Lock::Free(Some(last)) => format!("nobody uses this directory; the last was {}", shown(last)),
             Lock::Held { pid, holder: None } => format!("held by pid {pid}"),
-            Lock::Held { holder: Some(holder), .. } => format!("held by {holder}"),
+            Lock::Held { holder: Some(holder), .. } => format!("held by {}", shown(holder)),
             Lock::Unknown(why) => format!("cannot be told ({why})"),
         }
     }
+}
+
+/// Who, since when, and with which arguments.
+fn shown(holder: &Holder) -> String {
+    let since =
+        i64::try_from(holder.started_at).ok().and_then(|at| OffsetDateTime::from_unix_timestamp(at).ok());
+    let since = since.and_then(|at| at.format(&Rfc3339).ok()).unwrap_or_default();
+    let earlier =
+        if is_of_this_boot(holder) { "" } else { ", before this machine was last booted or on another one" };
+    format!("pid {} on {}, started {since}{earlier}: {}", holder.pid, holder.host, holder.argv.join(" "))
 }
 
 #[cfg(test)]
