@@ -36,7 +36,7 @@ const TOLD_EVERY: Duration = Duration::from_secs(5);
 /// No place. Where the member has been in the cluster before: which it had.
 pub struct Missed {
     pub refusal: Refusal,
-    pub place: Option<Place>,
+    pub place: Option<Box<Place>>,
 }
 
 impl From<Refusal> for Missed {

@@ -139,7 +139,7 @@ fn fleeting(data_dir: &Path) -> Option<&'static str> {
         let dir = if dir.as_os_str().is_empty() { Path::new(".") } else { dir };
         nix::sys::statfs::statfs(dir).ok()
     })?;
-    match existing.filesystem_type().0 as i64 {
+    match existing.filesystem_type().0 {
         TMPFS => Some("tmpfs"),
         RAMFS => Some("ramfs"),
         OVERLAYFS => Some("overlayfs"),

@@ -66,7 +66,7 @@ pub enum Verdict {
     /// What was said may be behind the times. The refusal stands when it is still said a little later.
     AskAgain(Refusal),
     /// The member in this place has been there before. Its peers may know more.
-    Lost(Place, Refusal),
+    Lost(Box<Place>, Refusal),
     Refuse(Refusal),
 }
 
@@ -103,7 +103,13 @@ pub fn decide(question: &Question, answers: &[Answer], notes: &mut Vec<Note>) ->
         members: list.members.iter().map(|member| listed.known(member)).collect(),
     };
     if !own.name.is_empty() {
-        return Verdict::Lost(place, lost_data(&listed, own));
+        // Who lags may still list the predecessor that was removed from this place.
+        let refusal = lost_data(&listed, own);
+        return if question.settled {
+            Verdict::Lost(Box::new(place), refusal)
+        } else {
+            Verdict::AskAgain(refusal)
+        };
     }
     listed.note_mismatch(notes);
     if let Err(refusal) = fits(question, &listed, &said) {
@@ -311,7 +317,7 @@ fn fits(question: &Question, listed: &Listed, said: &[(&str, &Said)]) -> Result<
     let joiner = question.joiner;
     let name = joiner.own.name.as_str();
     if let Some(holder) = listed.members.iter().find(|member| member.name == name) {
-        return Err(Verdict::Refuse(
+        return Err(Verdict::AskAgain(
             Refusal::new(Id::NameInUse, format!("another member of the cluster is called {name}"))
                 .evidence("running", one_shown(holder))
                 .evidence("--name", name)
@@ -320,7 +326,7 @@ fn fits(question: &Question, listed: &Listed, said: &[(&str, &Said)]) -> Result<
     }
     let learners = listed.members.iter().filter(|member| member.is_learner).count();
     if learners > joiner.max_learners {
-        return Err(Verdict::Refuse(
+        return Err(Verdict::AskAgain(
             Refusal::new(
                 Id::TooManyLearners,
                 "the cluster has more learners than this member's max-learners",

@@ -237,7 +237,8 @@ fn come_back(dir: &DataDir, returning: Returning, settings: &Settings) -> Result
     // Only now is the boot counted on disk: an older copy that is refused must not climb over its successor by being tried again.
     match heard {
         Ok(()) => keeper.booted(nonce).map_err(refuse)?,
-        Err((refusal, verdict)) => {
+        Err(found) => {
+            let (refusal, verdict) = *found;
             if let Some(Verdict::Removed { index, term, asked_through }) = verdict {
                 let at = LogPosition { term: Term(term), index: LogIndex(index) };
                 keeper.removed(at, asked_through).map_err(refuse)?;
@@ -332,14 +333,14 @@ fn ask_peers(
     identity: &Identity,
     hello: &Hello,
     settings: &Settings,
-) -> Result<(), (Refusal, Option<Verdict>)> {
+) -> Result<(), Box<(Refusal, Option<Verdict>)>> {
     let targets = peers(identity, settings);
     if targets.is_empty() {
         return Ok(());
     }
     let (me, voters) = (me(identity, hello), voters(identity));
     let question = Question { hello: hello.clone(), config: None };
-    let runtime = ask::runtime().map_err(|refusal| (refusal, None))?;
+    let runtime = ask::runtime().map_err(|refusal| Box::new((refusal, None)))?;
     runtime.block_on(async {
         let began = Instant::now();
         loop {
@@ -349,7 +350,7 @@ fn ask_peers(
                     say_heard(&replies, doubted.as_ref());
                     return Ok(());
                 }
-                again::Step::Refuse(refusal, verdict) => return Err((refusal, verdict)),
+                again::Step::Refuse(refusal, verdict) => return Err(Box::new((refusal, verdict))),
                 again::Step::AskAgain(_) => tokio::time::sleep(PAUSE).await,
             }
         }

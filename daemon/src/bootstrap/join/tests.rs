@@ -145,7 +145,7 @@ fn every_case_of_joining() {
             "A19 the name is another's",
             "x=http://h1:1,y=http://h2:1,n3=http://h3:1",
             changed(&|m| m[1].name = "n3".into()),
-            ("refuse", "NAME_IN_USE"),
+            ("again", "NAME_IN_USE"),
         ),
         (
             "one address spelled as a name and as a number",
@@ -157,7 +157,7 @@ fn every_case_of_joining() {
             "too many learners",
             THREE,
             changed(&|m| m.iter_mut().skip(1).for_each(|m| m.is_learner = true)),
-            ("refuse", "TOO_MANY_LEARNERS"),
+            ("again", "TOO_MANY_LEARNERS"),
         ),
         (
             "no version yet",
@@ -218,6 +218,16 @@ fn members_that_disagree_are_asked_again_and_then_the_majority_counts() {
     unnamed[1].name.clear();
     let names = [from("http://h1:1", ready()), from("http://h2:1", unnamed)];
     assert_eq!(outcome(verdict(THREE, &names, false)), ("join", "voter"));
+}
+
+/// The documented replacement removes a member and adds another at the same URL: one that lags knows only the old one.
+#[test]
+fn a_lag_alone_refuses_nobody() {
+    let mut before = ready();
+    (before[2].id, before[2].name) = (MemberId(0xd), "n3".into());
+    let lags = [from("http://h1:1", before), silent("http://h2:1")];
+    assert_eq!(outcome(verdict(THREE, &lags, false)), ("again", "LOST_DATA"));
+    assert_eq!(outcome(verdict(THREE, &lags, true)), ("refuse", "LOST_DATA"));
 }
 
 #[test]
