@@ -325,7 +325,10 @@ fn a_follower_without_room_for_a_snapshot_catches_up_once_it_has_some() -> Resul
     let said = wait_for("a snapshot that does not fit", || {
         let log: String = cluster.members.iter().map(|member| member.log()).collect();
         let follower = cluster.members[follower].log()[told..].to_owned();
-        (follower + &log).lines().find(|line| line.contains("o space left")).map(str::to_owned)
+        (follower + &log)
+            .lines()
+            .find(|line| line.contains("o room for it beside the log and the state"))
+            .map(str::to_owned)
     })?;
     println!("{said}");
     fs::remove_file(&ballast)?;
