@@ -60,7 +60,7 @@ fn doctor_tells_what_a_first_start_would_come_to_and_leaves_no_trace() {
     };
 
     let ended = doctor(&[]);
-    verdict(&ended, 0, "a start would found cluster");
+    verdict(&ended, 0, "verdict: would found cluster");
     for words in [
         "ok settings: can be used",
         "warn settings: unknown variable: variable=ETCD_DATADIR nearest=ETCD_DATA_DIR",
@@ -165,7 +165,7 @@ fn doctor_says_of_each_member_what_its_start_would_say_and_disturbs_nobody() {
     let ended = doctor(&["--initial-cluster-token=other"]);
     verdict(&ended, 78, "GENESIS_MISMATCH");
     let ended = doctor(&[]);
-    verdict(&ended, 0, "a start would found cluster");
+    verdict(&ended, 0, "verdict: would found cluster");
     says(&ended, "ok cluster: 2 of 2 other first members are there");
     assert!(!path.join("n3").exists());
     running.push(three.start(path, 2));
@@ -213,7 +213,7 @@ fn doctor_says_of_each_member_what_its_start_would_say_and_disturbs_nobody() {
     running.pop().unwrap().stop();
     let before = files(path);
     let ended = doctor(&[]);
-    verdict(&ended, 0, "a start would start member");
+    verdict(&ended, 0, "verdict: would start member");
     says(&ended, "ok log: of member ");
     says(&ended, "ok cluster: no peer speaks against this member");
     let shown = three.verb(path, 2, &["identity", "show"], &[]);

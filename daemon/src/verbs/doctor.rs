@@ -82,7 +82,7 @@ fn examine(surroundings: &Surroundings, asked: &[String], report: &mut Report) -
             None
         }
         Ok(plan) => {
-            report.ok("identity", format!("a start would {}", would(&plan, &dir)));
+            report.ok("identity", format!("would {}", would(&plan, &dir)));
             Some(plan)
         }
         Err(refusal) => {
@@ -123,7 +123,7 @@ fn well(lock: &Lock, plan: Option<&BootPlan>, dir: &str, state: &str) -> String 
         (Lock::Held { pid, .. }, _) => {
             format!("runs here as pid {pid}, and may be started again with these settings{rest}")
         }
-        (_, Some(plan)) => format!("a start would {}{rest}", would(plan, dir)),
+        (_, Some(plan)) => format!("would {}{rest}", would(plan, dir)),
         (_, None) => String::new(),
     }
 }

@@ -156,7 +156,13 @@ fn heard_of_data(
             ),
         ),
         again::Step::Start(None) if answered == 0 => {
-            report.warn("cluster", "no peer answers: a start would wait for a majority to be started too");
+            report.warn(
+                "cluster",
+                match replies.iter().any(|reply| matches!(reply.heard, Heard::Etcd(_))) {
+                    true => "only etcd answers, which knows nothing of this directory",
+                    false => "no peer answers: without a majority there is no leader",
+                },
+            );
         }
         again::Step::Start(None) => report.ok("cluster", "no peer speaks against this member"),
     }
@@ -351,7 +357,7 @@ fn knows(answer: &Answer) -> String {
 fn life(life: &Life) -> String {
     match life {
         Life::Unborn => "waits for the other first members".into(),
-        Life::Formed => "waits for its cluster's first leader".into(),
+        Life::Formed => "its cluster has no UUID yet".into(),
         Life::Joining => "joins a running cluster".into(),
         Life::Born(uuid) => format!("belongs to cluster UUID {uuid}"),
     }
