@@ -51,6 +51,10 @@ impl Committed {
         self.entries.keys().next_back().copied().unwrap_or_default()
     }
 
+    pub fn term_at(&self, index: LogIndex) -> Option<Term> {
+        self.entries.get(&index).map(|entry| entry.term)
+    }
+
     pub fn holds(&self, request: u64) -> Option<LogIndex> {
         self.requests.get(&request).copied()
     }
@@ -232,15 +236,22 @@ impl Linearizable {
 pub struct Acknowledged {
     acknowledged: BTreeMap<u64, LogIndex>,
     dropped: BTreeSet<u64>,
+    newest: Option<LogIndex>,
 }
 
 impl Acknowledged {
     pub fn acknowledged(&mut self, request: u64, index: LogIndex) {
+        self.newest = self.newest.max(Some(index));
         self.acknowledged.insert(request, index);
     }
 
     pub fn dropped(&mut self, request: u64) {
         self.dropped.insert(request);
+    }
+
+    /// The newest index that a client was told of.
+    pub fn newest(&self) -> Option<LogIndex> {
+        self.newest
     }
 
     pub fn count(&self) -> usize {

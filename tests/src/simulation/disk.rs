@@ -7,11 +7,16 @@ use consensus::io::Persist;
 use state_machine::Memory;
 use types::{Entry, HardState, LogIndex, LogPosition, Term};
 
-#[derive(Default)]
+use super::sentry::Papers;
+
+#[derive(Clone, Default)]
 pub struct Disk {
+    pub papers: Papers,
+    /// The truth, which nobody in the cluster knows: it lacks something that its member once promised.
+    pub is_damaged: bool,
     pub hard_state: HardState,
     /// A commit that was written without sync.
-    unsynced: Option<HardState>,
+    pub unsynced: Option<HardState>,
     /// The log begins after this.
     pub snapshot: LogPosition,
     pub entries: Vec<Entry>,

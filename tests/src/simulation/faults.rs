@@ -69,6 +69,9 @@ impl World {
             return;
         };
         member.crash(survive, unsynced);
+        if self.setup.damage {
+            self.sessions_end(id);
+        }
         self.outcome.crashes += 1;
         self.note(|| format!("{id} crashes; {survive} unconfirmed writes survive"));
         let pause = self.rng.random_range(1..30 * TICK);

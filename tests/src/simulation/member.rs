@@ -16,6 +16,7 @@ use super::desk::Desk;
 use super::disk::Disk;
 use super::hub_desk::{HubDesk, Sizes};
 use super::lease_checks::LeaseCall;
+use super::sentry::Sentry;
 
 pub struct Member {
     pub id: u64,
@@ -50,6 +51,8 @@ pub struct Running {
     /// Grants and revocations that a client waits for here.
     pub lease_waiting: BTreeMap<u64, LeaseCall>,
     pub hub: HubDesk,
+    /// Where disks are damaged.
+    pub sentry: Option<Box<Sentry>>,
 }
 
 /// What apply told.
@@ -90,7 +93,7 @@ impl Sink for Told {
     }
 }
 
-fn open(state: Memory) -> StateMachine<Memory> {
+pub(super) fn open(state: Memory) -> StateMachine<Memory> {
     StateMachine::open(Arc::new(state), Options::default(), None).expect("the state opens")
 }
 
@@ -119,7 +122,8 @@ impl Member {
         };
         let desk_config = config.clone();
         let hub = HubDesk::new(self.id * 1000 + self.life, sizes, &machine.reader());
-        let core = Core::new(Config { id: MemberId(self.id), boot: self.life, ..config }, recovered)
+        let boot = self.life.max(self.disk.papers.boot.nonce.low_u64());
+        let core = Core::new(Config { id: MemberId(self.id), boot, ..config }, recovered)
             .unwrap_or_else(|error| panic!("{} starts again: {error}", self.id));
         self.running = Some(Running {
             core,
@@ -135,6 +139,7 @@ impl Member {
             desk: Desk::new(&desk_config, checkpoint_interval_ms),
             lease_waiting: BTreeMap::new(),
             hub,
+            sentry: None,
         });
     }
 

@@ -6,8 +6,10 @@ use types::{EntryKind, MemberId};
 
 use super::TICK;
 use super::client::{self, Change};
+use super::damage::TWIN;
 use super::member::{Member, Running};
 use super::rules::{self, Heard};
+use super::sentry::Origin;
 use super::world::{CLIENTS_END, Event, MEMBERS_MAX, World};
 
 /// How often somebody is asked for one removal: an operator who gets no answer asks again.
@@ -46,7 +48,7 @@ impl World {
 
     /// An operator asks this member for something that its rules allow.
     pub(super) fn change_members(&mut self, id: u64) {
-        let next = self.members.keys().next_back().copied().unwrap_or(0) + 1;
+        let next = self.members.keys().rfind(|place| **place < TWIN).copied().unwrap_or(0) + 1;
         let Some(running) = self.who_runs(id) else { return };
         let state = running.machine.conf_state();
         let everybody: Vec<MemberId> = state.voters.iter().chain(&state.learners).copied().collect();
@@ -58,7 +60,10 @@ impl World {
             0..3 if next <= MEMBERS_MAX => {
                 let is_learner = self.rng.random_bool(0.8);
                 if self.ask(id, Change::Add { id: next, is_learner }) {
-                    let member = self.fresh(next);
+                    let mut member = self.fresh(next);
+                    if self.setup.damage {
+                        member.disk.papers = self.fresh_papers(next, Origin::Joining);
+                    }
                     self.members.insert(next, member);
                     self.at(0, Event::Start(next));
                 }
@@ -132,6 +137,13 @@ impl World {
         if refused.is_some() {
             return false;
         }
+        if let (Change::Remove(gone), true) = (change, self.setup.damage) {
+            // Who replaces a damaged member does not remove the good ones meanwhile.
+            if !self.majority_is_good(gone) {
+                return false;
+            }
+            self.asked_to_go.insert(gone);
+        }
         self.next_request += 1;
         let request = self.next_request;
         let data = client::encode_change(change, request);
@@ -142,8 +154,9 @@ impl World {
 
     /// A removed member leaves for ever. One that knows it from its log waits until a quorum of those who stay shows that they know: until
     /// then its vote may be needed. One that was down or cut off is told by a leader or by a majority of its own voters.
-    pub(super) fn leave_if_removed(&mut self, id: u64) {
-        let member = &self.members[&id];
+    pub(super) fn leave_if_removed(&mut self, place: u64) {
+        let member = &self.members[&place];
+        let id = member.id;
         let Some(running) = member.running.as_ref().filter(|_| !member.removed) else { return };
         let voters = running.machine.conf_state().voters;
         let said_by = |other: &MemberId| {
@@ -159,8 +172,8 @@ impl World {
         };
         let knows = knows_removed(running, id);
         if saying > voters.len() / 2 || (!knows && by_leader()) {
-            self.note(|| format!("{id} was removed and leaves"));
-            if let Some(member) = self.members.get_mut(&id) {
+            self.note(|| format!("{place} was removed and leaves"));
+            if let Some(member) = self.members.get_mut(&place) {
                 member.removed = true;
                 member.crash(usize::MAX, true);
             }

@@ -2,19 +2,33 @@
 
 use api::raftpb::{self, MessageType};
 use consensus::io::Input;
+use identity::Hello;
 use prost::Message as _;
 use rand::Rng;
 use types::{LogPosition, MemberId, Term};
 
 use super::checks;
+use super::sentry::Passage;
 use super::world::{Event, World};
+
+/// A message on its way between two places.
+#[derive(Clone)]
+pub struct Parcel {
+    pub message: raftpb::Message,
+    pub from: u64,
+    pub to: u64,
+    /// What the sender says of itself, where members do.
+    pub hello: Option<Hello>,
+}
 
 impl World {
     pub(super) fn send(&mut self, from: u64, message: raftpb::Message) {
-        let to = message.to();
+        let sender = &self.members[&from];
+        let to = self.place_for(from, message.to());
         let passed_on = matches!(message.r#type(), MessageType::MsgProp | MessageType::MsgReadIndex);
-        assert!(message.from() == from || passed_on, "members speak for themselves: {message:?}");
-        checks::promise_is_durable(from, &self.members[&from].disk, &message);
+        assert!(message.from() == sender.id || passed_on, "members speak for themselves: {message:?}");
+        checks::promise_is_durable(sender.id, &sender.disk, &message);
+        let hello = sender.hello();
         // A stream does not repeat; a proposal that came twice would be two.
         let may_repeat = message.r#type() != MessageType::MsgProp;
         let ways = self.network.route(&mut self.rng, from, to, may_repeat);
@@ -25,31 +39,51 @@ impl World {
                 .and_then(|member| member.running.as_mut())
                 .expect("it speaks")
                 .inbox
-                .push(Input::Unreachable(MemberId(to)));
+                .push(Input::Unreachable(MemberId(message.to())));
             self.at(1, Event::Flush(from, life));
         }
         let bytes = message.encode_to_vec();
         for delay in ways {
             let message = raftpb::Message::decode(bytes.as_slice()).expect("what was encoded decodes");
-            self.at(delay, Event::Arrive(Box::new(message)));
+            let parcel = Parcel { message, from, to, hello: hello.clone() };
+            self.at(delay, Event::Arrive(Box::new(parcel)));
         }
     }
 
-    pub(super) fn arrive(&mut self, message: raftpb::Message) {
-        let (from, to) = (message.from(), message.to());
+    pub(super) fn arrive(&mut self, parcel: Parcel) {
+        let Parcel { message, from, to, hello } = parcel;
         let snapshot =
             message.snapshot.as_ref().and_then(|snapshot| snapshot.metadata.as_ref()).map(|metadata| {
                 LogPosition { term: Term(metadata.term()), index: types::LogIndex(metadata.index()) }
             });
-        let running = self.members.get(&to).is_some_and(|member| member.running.is_some());
+        let running = self
+            .members
+            .get(&to)
+            .filter(|member| member.id == message.to())
+            .is_some_and(|member| member.running.is_some());
+        let passage = match &hello {
+            Some(hello) if running => self.admit(to, hello),
+            _ => Passage::Accepted,
+        };
         if snapshot.is_some() {
             // The sender's transport learns how its stream ended.
-            self.input(from, Input::SnapshotStatus { to: MemberId(to), ok: running });
+            let ok = running && matches!(passage, Passage::Accepted);
+            self.input(from, Input::SnapshotStatus { to: MemberId(message.to()), ok });
         }
-        let Some(member) = self.members.get_mut(&to) else { return };
+        if let Passage::Refused(heard, life) = passage {
+            let sender = self.members[&from].life;
+            for delay in self.network.route(&mut self.rng, to, from, false) {
+                self.at(delay, Event::Voice(from, sender, Box::new(((*heard).clone(), life))));
+            }
+            return;
+        }
+        let Some(member) = self.members.get_mut(&to).filter(|_| running) else { return };
         let Some(running) = &member.running else { return };
         // The transport turns removed members away.
-        if running.machine.reader().is_removed(MemberId(from)) {
+        if running.machine.reader().is_removed(MemberId(message.from())) {
+            return;
+        }
+        if running.sentry.as_ref().is_some_and(|sentry| sentry.is_silent) {
             return;
         }
         if let Some(position) = snapshot {
@@ -60,6 +94,7 @@ impl World {
     }
 
     pub(super) fn send_snapshot(&mut self, id: u64, life: u64, to: u64) {
+        let place = self.place_for(id, to);
         let Some(running) = self.alive(id, life).and_then(|member| member.running.as_mut()) else { return };
         // What came in before is older than the state that is sent.
         let position = running.machine.applied();
@@ -74,19 +109,22 @@ impl World {
                 return;
             }
         };
-        self.snapshots.insert((id, to, position), state);
-        checks::promise_is_durable(id, &self.members[&id].disk, &message);
-        let ways = self.network.route(&mut self.rng, id, to, true);
+        self.snapshots.insert((id, place, position), state);
+        let sender = &self.members[&id];
+        checks::promise_is_durable(sender.id, &sender.disk, &message);
+        let hello = sender.hello();
+        let ways = self.network.route(&mut self.rng, id, place, true);
         self.note(|| {
             format!("{id} sends {to} the snapshot at {position}, which arrives {} times", ways.len())
         });
-        let receiver_runs = self.members.get(&to).is_some_and(|member| member.running.is_some());
+        let receiver_runs = self.members.get(&place).is_some_and(|member| member.running.is_some());
         if ways.is_empty() || !receiver_runs {
             self.input(id, Input::SnapshotStatus { to: MemberId(to), ok: false });
         }
         for delay in ways {
             // Many bytes take longer.
-            self.at(delay * 10, Event::Arrive(Box::new(message.clone())));
+            let parcel = Parcel { message: message.clone(), from: id, to: place, hello: hello.clone() };
+            self.at(delay * 10, Event::Arrive(Box::new(parcel)));
         }
         self.flush(id);
     }

@@ -3,10 +3,11 @@
 use std::cmp::Reverse;
 use std::collections::{BTreeMap, BTreeSet, BinaryHeap};
 use std::fmt::Write as _;
+use std::time::Instant;
 
-use api::raftpb;
 use consensus::Config;
 use consensus::io::{Input, Output, Proposal, ProposalId, ReadTicket, Role};
+use identity::Unique;
 use rand::rngs::StdRng;
 use rand::{Rng, SeedableRng};
 use state_machine::Memory;
@@ -14,12 +15,17 @@ use types::{EntryKind, LogPosition, MemberId, Term};
 
 use super::checks::{self, Acknowledged, Committed, EqualMembers, EqualStates, Linearizable, OneLeader};
 use super::client;
+use super::disk::Disk;
+use super::due::OwnIdentity;
+use super::jury::Heard;
 use super::lease_checks::{self, LeaseChecks};
 use super::leases::LeaseCalls;
 use super::member::{Member, Told};
 use super::network::{Network, Weather};
+use super::sentry::{Origin, Sentry};
 use super::watches::{self, Watching};
-use super::{TICK, Time};
+use super::wires::Parcel;
+use super::{Setup, TICK, Time};
 use watch::ReadJob;
 
 /// Bad weather lasts this long: about twenty election time-outs.
@@ -36,7 +42,7 @@ const HISTORY_SHOWN: usize = 400;
 
 pub(super) enum Event {
     Tick(u64, u64),
-    Arrive(Box<raftpb::Message>),
+    Arrive(Box<Parcel>),
     Written(u64, u64),
     Worked(u64, u64),
     Flush(u64, u64),
@@ -56,6 +62,13 @@ pub(super) enum Event {
     Remove(u64, u32),
     SendSnapshot(u64, u64, u64),
     Start(u64),
+    /// It has asked since then, and asks again.
+    StartAgain(u64, Time),
+    Look(u64, u64),
+    Voice(u64, u64, Box<(Heard, Option<Unique>)>),
+    Damage,
+    Restore(u64),
+    SwapBack(u64, u64),
     Heal,
 }
 
@@ -82,6 +95,19 @@ pub struct Outcome {
     pub bookmarks: u64,
     /// Watches that were cancelled by compaction.
     pub compacted_watches: u64,
+    /// Directories wiped or rolled back, run twice, swapped, and found again.
+    pub damaged: u64,
+    pub twins: u64,
+    pub swaps: u64,
+    pub restored: u64,
+    /// Callers turned away, members silenced, starts ended.
+    pub refused: u64,
+    pub quarantines: u64,
+    pub expelled: u64,
+    pub notes: u64,
+    /// The window was opened; and something went wrong after that.
+    pub window_opened: u64,
+    pub window_hurt: u64,
 }
 
 pub struct World {
@@ -121,12 +147,24 @@ pub struct World {
     pub(super) outcome: Outcome,
     pub(super) history: Vec<String>,
     pub(super) trace: bool,
+    pub(super) setup: Setup,
+    pub(super) epoch: Instant,
+    /// How many began.
+    pub(super) first_members: u64,
+    pub(super) next_unique: u128,
+    /// Older copies of directories; good ones that a bad one has replaced.
+    pub(super) copies: Vec<Disk>,
+    pub(super) shelves: BTreeMap<u64, Disk>,
+    pub(super) asked_to_go: BTreeSet<u64>,
+    pub(super) window_is_open: bool,
 }
 
 impl World {
-    pub fn new(seed: u64) -> World {
+    pub fn new(seed: u64, setup: Setup) -> World {
         let mut rng = StdRng::seed_from_u64(seed);
-        let size = [1, 2, 3, 3, 3, 5][rng.random_range(0..6)];
+        // With fewer than three no directory may be lost.
+        let sizes = if setup.damage { [3, 3, 3, 3, 4, 5] } else { [1, 2, 3, 3, 3, 5] };
+        let size = sizes[rng.random_range(0..6)];
         let mut config = Config::new(MemberId(0), 0);
         config.log_tail_entries_keep = rng.random_range(0..30);
         config.log_tail_bytes_max = [2_000, 20_000, 1 << 30][rng.random_range(0..3)];
@@ -169,6 +207,14 @@ impl World {
             outcome: Outcome::default(),
             history: Vec::new(),
             trace: std::env::var_os("SIM_TRACE").is_some(),
+            setup,
+            epoch: Instant::now(),
+            first_members: size,
+            next_unique: 1 << 32,
+            copies: Vec::new(),
+            shelves: BTreeMap::new(),
+            asked_to_go: BTreeSet::new(),
+            window_is_open: false,
         };
         world.checkpoint_interval_ms = [None, Some(500), Some(1500)][world.rng.random_range(0..3)];
         let (hard_state, log) = client::first_log(size);
@@ -176,8 +222,19 @@ impl World {
             let mut member = world.fresh(id);
             member.disk.hard_state = hard_state;
             member.disk.entries = log.clone();
+            if setup.damage {
+                member.disk.papers = world.fresh_papers(id, Origin::Formed);
+            }
             world.members.insert(id, member);
             world.at(0, Event::Start(id));
+        }
+        if setup.damage {
+            let dir = |(id, member): (&u64, &Member)| (MemberId(*id), member.disk.papers.dir);
+            let attendees: BTreeMap<MemberId, Unique> = world.members.iter().map(dir).collect();
+            for member in world.members.values_mut() {
+                member.disk.papers.attendees = attendees.clone();
+            }
+            world.at(10 * TICK, Event::Damage);
         }
         world.at(TICK, Event::Client);
         world.at(2 * TICK, Event::LeaseClient);
@@ -221,13 +278,20 @@ impl World {
     /// Runs to the end, or panics with the last of the history.
     pub fn run(mut self) -> Outcome {
         let ran = std::panic::catch_unwind(std::panic::AssertUnwindSafe(|| self.run_to_end()));
+        self.outcome.window_opened = u64::from(self.window_is_open);
+        if ran.is_err() && self.window_is_open {
+            self.outcome.window_hurt = 1;
+            return self.outcome;
+        }
         if let Err(cause) = ran {
             let from = self.history.len().saturating_sub(HISTORY_SHOWN);
             eprintln!("{}", self.history[from..].join("\n"));
             eprintln!(
                 "seed {0} failed at {1}. Again, with its whole history:\n\
-                 SIM_TRACE=1 SIM_SEED={0} cargo test -p cairn-tests --test simulation one_seed -- --nocapture",
-                self.seed, self.now
+                 SIM_TRACE=1 {2}SIM_SEED={0} cargo test -p cairn-tests --test simulation one_seed -- --nocapture",
+                self.seed,
+                self.now,
+                self.setup.variables()
             );
             std::panic::resume_unwind(cause);
         }
@@ -290,6 +354,7 @@ impl World {
                     self.note(|| format!("{id} made its state durable at {through}"));
                     self.flush(id);
                 }
+                self.majority_holds();
                 let pause = self.rng.random_range(TICK..12 * TICK);
                 self.at(pause, Event::PersistState);
             }
@@ -304,7 +369,19 @@ impl World {
             Event::CutOff(id) => self.cut_off(id),
             Event::Remove(id, tries) => self.ask_to_remove(id, tries),
             Event::SendSnapshot(id, life, to) => self.send_snapshot(id, life, to),
-            Event::Start(id) => self.start(id),
+            Event::Start(id) if self.setup.damage => self.try_start(id, self.now),
+            Event::Start(id) => self.start(id, None),
+            Event::StartAgain(id, since) => self.try_start(id, since),
+            Event::Look(id, life) => self.look(id, life),
+            Event::Voice(id, life, said) => {
+                let (heard, uuid) = *said;
+                if self.alive(id, life).is_some() {
+                    self.hear(id, heard, uuid);
+                }
+            }
+            Event::Damage => self.damage(),
+            Event::Restore(id) => self.restore(id),
+            Event::SwapBack(one, other) => self.swap_back(one, other),
             Event::Heal => self.heal(),
         }
     }
@@ -314,18 +391,27 @@ impl World {
     }
 
     pub(super) fn pick_running(&mut self) -> Option<u64> {
-        let ids: Vec<u64> =
-            self.members.values().filter(|member| member.running.is_some()).map(|member| member.id).collect();
+        // Who is not sure of its cluster serves nobody.
+        let serves = |member: &Member| {
+            let sentry = member.running.as_ref().map(|running| running.sentry.as_ref());
+            sentry.is_some_and(|sentry| sentry.is_none_or(|sentry| sentry.is_confirmed && !sentry.is_silent))
+        };
+        let serving = self.members.iter().filter(|(_, member)| serves(member));
+        let ids: Vec<u64> = serving.map(|(place, _)| *place).collect();
         (!ids.is_empty()).then(|| ids[self.rng.random_range(0..ids.len())])
     }
 
-    fn start(&mut self, id: u64) {
+    pub(super) fn start(&mut self, id: u64, own: Option<OwnIdentity>) {
         let member = self.members.get_mut(&id).expect("a member that starts exists");
         if member.running.is_some() || member.removed {
             return;
         }
         member.start(self.config.clone(), self.checkpoint_interval_ms, &self.watching.sizes);
         let (tick, life) = (member.tick, member.life);
+        if let Some((own, running)) = own.zip(member.running.as_mut()) {
+            running.sentry = Some(Box::new(Sentry::new(own)));
+            self.at(1, Event::Look(id, life));
+        }
         self.note(|| format!("{id} starts"));
         self.at(tick, Event::Tick(id, life));
         self.at(tick, Event::LeaseTick(id, life));
@@ -368,6 +454,7 @@ impl World {
         let (life, now) = (member.life, self.now);
         let Some(running) = &mut member.running else { return };
         match output {
+            Output::Send(_) if running.sentry.as_ref().is_some_and(|sentry| sentry.is_silent) => {}
             Output::Send(messages) => {
                 for message in messages {
                     self.send(id, message);
@@ -382,6 +469,9 @@ impl World {
                 self.begin_work(id, life);
             }
             Output::ReadReady { tickets, index } => {
+                if let Some(sentry) = &mut running.sentry {
+                    sentry.read_is_answered();
+                }
                 for ticket in tickets {
                     if running.desk.read_ready(ticket, index, now) {
                         continue;
@@ -406,6 +496,9 @@ impl World {
                     running.waiting.remove(request);
                     running.lease_waiting.remove(request);
                     running.desk.dropped(*request);
+                    if let Some(sentry) = &mut running.sentry {
+                        sentry.dropped(*request);
+                    }
                     self.acknowledged.dropped(*request);
                 }
                 self.note(|| format!("{id} drops {ids:?}: {reason:?}"));
@@ -415,6 +508,9 @@ impl World {
                     self.leaders.leads(id, term);
                 }
                 running.desk.leadership(term, role, now);
+                if let Some(sentry) = &mut running.sentry {
+                    sentry.leader_is(leader, member.id);
+                }
                 member.elections += 1;
                 self.note(|| format!("{id} is {role:?} in term {term}, leader {leader}"));
             }
@@ -426,7 +522,11 @@ impl World {
                 member.disk.received.remove(&position);
             }
             Output::Report(report) => {
-                checks::report_is_expected(id, &report);
+                let is_history = consensus::HISTORY_KINDS.contains(&report.kind);
+                match &mut running.sentry {
+                    Some(sentry) if is_history => sentry.doubt(),
+                    _ => checks::report_is_expected(id, &report),
+                }
                 self.note(|| format!("{id} reports {report:?}"));
             }
         }
@@ -490,6 +590,7 @@ impl World {
             }
             _ => return,
         }
+        self.tell_sentry(id, &told);
         self.tell(id, told);
         self.finish_reads(id);
         self.remove_compacted(id);
@@ -609,6 +710,7 @@ impl World {
         let reader = self
             .members
             .values()
+            .filter(|member| !member.disk.is_damaged)
             .filter_map(|member| member.running.as_ref())
             .map(|running| running.machine.reader())
             .max_by_key(|reader| reader.applied())
@@ -616,6 +718,9 @@ impl World {
         let conf_state = reader.conf_state();
         for id in conf_state.voters.iter().chain(&conf_state.learners) {
             let member = &self.members[&id.0];
+            if member.disk.is_damaged {
+                continue;
+            }
             let running = member.running.as_ref().unwrap_or_else(|| panic!("{id} runs after healing"));
             let status = running.core.status();
             assert_eq!(
@@ -637,6 +742,8 @@ impl World {
             "writes are acknowledged again in fine weather"
         );
         self.acknowledged.ends(&self.committed);
+        self.majority_holds();
+        self.end_damage();
         self.end_watches(reader.revision());
         self.outcome.leaders_removed =
             self.leaders_asked.iter().filter(|id| reader.is_removed(MemberId(**id))).count() as u64;
