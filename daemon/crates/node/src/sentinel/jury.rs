@@ -116,9 +116,11 @@ impl Jury {
     pub(super) fn hear(&mut self, mut heard: Heard, life: Option<Unique>, own: &Oneself, now: Instant) {
         let leads_elsewhere = heard.witness.term == own.log.term && !own.leader.is_none();
         heard.witness.leads &= !leads_elsewhere || own.leader == heard.witness.member;
-        let Heard { witness, verdict } = &heard;
         let is_foreign = own.life.zip(life).is_some_and(|(ours, theirs)| ours != theirs);
-        let other_life = matches!(verdict, Verdict::OtherLife { .. });
+        let other_life = matches!(heard.verdict, Verdict::OtherLife { .. });
+        // Who leads another life of the cluster proves no quorum of this one.
+        heard.witness.leads &= !is_foreign && !other_life;
+        let Heard { witness, verdict } = &heard;
         // Another life of the cluster knows nothing of this one; that there is one matters only to a member that is not in its own yet.
         if witness.member == own.me || own.is_alone() || (is_foreign || other_life) && own.is_confirmed {
             return;
@@ -400,6 +402,8 @@ mod tests {
         assert_eq!(expelled(&after(&start, 4, &one).0), Some("other_life"));
         let outweighed = [one[0].clone(), (heard(3, false, 5, Verdict::Welcome), LIFE)];
         assert_eq!(expelled(&after(&start, 9, &outweighed).0), None, "two of three agree");
+        let forced = [(heard(2, true, 9, other_life()), OTHER), outweighed[1].clone()];
+        assert_eq!(expelled(&after(&start, 9, &forced).0), None, "it leads nobody of this life");
         let twin = [(heard(2, true, 5, duplicate()), LIFE)];
         assert_eq!(expelled(&after(&start, 4, &twin).0), None, "its connections may be dying");
         assert_eq!(expelled(&after(&start, 9, &twin).0), Some("duplicate"));

@@ -188,10 +188,9 @@ pub(crate) fn meet(shared: &Shared, met: &Met<'_>) -> Result<(), Box<Refused>> {
         let nonce = Some(hello.boot.nonce);
         let is_admitted = known.record.as_ref().map(|record| record.boot.nonce) == nonce;
         let is_heard = known.session.as_ref().map(|session| session.boot.nonce) == nonce;
-        if is_admitted || is_heard {
-            // A start loses nothing while it runs: what was seen of it since its hello was made is only news.
-            known.watermark = None;
-        } else {
+        // What a leader sees of a start that runs moves with every entry, and a hello is older than that. What is written down moves every
+        // few seconds and counts for everybody: a machine that was put back to an earlier moment runs the same start with a shorter log.
+        if !is_admitted && !is_heard {
             add_what_is_seen(shared, &mut known, met.peer);
         }
     }
