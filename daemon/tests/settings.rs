@@ -41,7 +41,7 @@ fn what_cannot_be_used_is_refused_by_name_before_anything_is_touched() {
         ),
         (&["--auto-compaction-retention=2562048"], "BAD_VALUE", "292 years"),
         (&["--auto-compaction-retention=-1"], "BAD_VALUE", "--auto-compaction-retention"),
-        (&["--force-new-cluster"], "NOT_SUPPORTED", "force-new-cluster"),
+        (&["--force-new-cluster"], "BAD_VALUE", "holds no member"),
         (&["--initial-cluster-state=existing", "--name=a"], "NOBODY_TO_ASK", "<a running member>"),
         (&["--config-file=/no/such/file.toml"], "CONFIG_FILE", "/no/such/file.toml"),
         (&["--pre-vote", "false"], "UNKNOWN_VERB", "neither a flag nor a verb"),

@@ -602,6 +602,19 @@ impl Builder<'_> {
                 format!("discovery-service-lifetime ({lifetime:?}) is not between a minute and a year");
             self.problem(Id::BadValue, "discovery-service-lifetime", what, "the default is 168h");
         }
+        if !values.bool("discovery-service") {
+            let parts =
+                ["discovery-service-lifetime", "discovery-service-tokens", "discovery-service-resume"];
+            for setting in parts.into_iter().filter_map(super::table::find) {
+                if !super::same_value(setting.kind, values.text(setting.name), setting.default) {
+                    let fields = vec![
+                        ("setting", values.place(setting.name)),
+                        ("reason", "discovery-service is off".to_owned()),
+                    ];
+                    self.notes.push(Note { message: "setting has no effect", fields });
+                }
+            }
+        }
         values.bool("discovery-service").then(|| DiscoveryService {
             lifetime,
             tokens: values.count("discovery-service-tokens"),
