@@ -40,6 +40,11 @@ pub fn decide(me: &Me, voters: &[MemberId], replies: &[Reply], waited: Duration)
             Heard::Answer(answer) => Some((reply, &**answer, said_of(me, answer))),
             _ => None,
         })
+        // Another cluster's commit compares with nothing.
+        .filter(|(_, answer, verdict)| {
+            is_another_cluster(me, answer)
+                || !believe::is_behind(verdict, &answer.known.witness, me.hello.log.commit)
+        })
         .collect();
     let voices: Vec<believe::Voice> = answers
         .iter()

@@ -8,7 +8,7 @@
 //! goes wrong in them after that moment is counted and not failed.
 
 use consensus::io::Role;
-use identity::believe::{Voice, believed_at_start};
+use identity::believe::{Voice, believed_at_start, is_behind};
 use identity::{Boot, Hello, Life, LogEnd, Unique, Verdict};
 use rand::Rng;
 use types::{ConfState, LogIndex, MemberId};
@@ -290,6 +290,7 @@ impl World {
                 answers.push((heard, life));
             }
         }
+        answers.retain(|(heard, _)| !is_behind(&heard.verdict, &heard.witness, hello.log.commit));
         let voices: Vec<Voice> = answers
             .iter()
             .map(|(heard, _)| Voice {

@@ -154,6 +154,13 @@ impl Sentry {
         self.is_confirmed |= !self.is_silent;
     }
 
+    /// This start of a peer is not welcome any more, if it ever was.
+    fn refused(&mut self, member: MemberId, nonce: Unique) {
+        if self.admitted.get(&member).is_some_and(|record| record.boot.nonce == nonce) {
+            self.admitted.remove(&member);
+        }
+    }
+
     pub fn doubt(&mut self) {
         self.is_doubted = true;
     }
@@ -376,6 +383,12 @@ impl World {
         let over: Vec<u64> =
             sentry.sessions.iter().filter(|(_, held)| !may_stay(held)).map(|(id, _)| *id).collect();
         let sentry = self.sentry(place).expect("it runs");
+        for id in &over {
+            if let Some(held) = sentry.sessions.get(id) {
+                let (member, nonce) = (held.hello.member, held.hello.boot.nonce);
+                sentry.refused(member, nonce);
+            }
+        }
         for (id, held) in &mut sentry.sessions {
             let is_heard = !cut.contains(&(held.place, place))
                 && lives.contains(&(held.place, held.hello.boot.nonce))
@@ -424,6 +437,7 @@ impl World {
                 Life::Born(life) => Some(life),
                 _ => None,
             };
+            self.sentry(peer).expect("it runs").refused(hello.member, hello.boot.nonce);
             let sentry = self.sentry(place).expect("it runs");
             sentry.taken_by.remove(&peer);
             self.outcome.refused += 1;
@@ -438,6 +452,7 @@ impl World {
             self.begin(peer, place, &hello);
         }
         if !answer.is_welcome() {
+            self.sentry(place).expect("it runs").refused(theirs.member, theirs.boot.nonce);
             self.outcome.refused += 1;
             return;
         }
@@ -458,11 +473,8 @@ impl World {
         if sentry.current(member, now).is_some_and(|held| held.hello.boot.nonce != hello.boot.nonce) {
             return;
         }
-        let is_first = sentry.current(member, now).is_none();
         sentry.sessions.insert(member, Held { place, hello: hello.clone(), heard: now });
-        if is_first {
-            sentry.admitted.insert(hello.member, Record::from(hello));
-        }
+        sentry.admitted.insert(hello.member, Record::from(hello));
     }
 
     /// A message has arrived: on a stream of the start that is heard, or brought by somebody who is judged for it.
@@ -482,6 +494,7 @@ impl World {
             return Passage::Accepted;
         }
         self.outcome.refused += 1;
+        self.sentry(to).expect("it runs").refused(hello.member, hello.boot.nonce);
         let member = &self.members[&to];
         let life = member.hello().and_then(|hello| match hello.life {
             Life::Born(life) => Some(life),

@@ -3,7 +3,7 @@
 
 use types::MemberId;
 
-use crate::{Answer, Verdict};
+use crate::{Answer, Verdict, Witness};
 
 /// What one peer said.
 #[derive(Clone, Copy, Debug)]
@@ -37,6 +37,13 @@ pub fn believed<'a>(voters: &[MemberId], own_term: u64, voices: &[Voice<'a>]) ->
             same.count() >= majority
         })
         .map(|voice| voice.verdict)
+}
+
+/// Whether a verdict shows no more than that its speaker's list of members is behind: whoever has applied less than this member knows to
+/// be committed cannot know whom the rest made a member. Were it believed, members that were added while others were down would stay
+/// away after a cold start, and those others could wait for ever for the votes that let them catch up. Who was removed is told so.
+pub fn is_behind(verdict: &Verdict, witness: &Witness, own_commit: u64) -> bool {
+    *verdict == Verdict::Stranger && witness.commit < own_commit
 }
 
 /// For a member that serves nobody yet: also when, after some patience, somebody speaks against it and those who do not are, with
@@ -91,6 +98,18 @@ mod tests {
             believed(&VOTERS[..2], 5, &[voice(2, false, 1, &bad)]).is_none(),
             "one of two is no majority"
         );
+    }
+
+    #[test]
+    fn who_has_applied_less_does_not_know_who_was_added() {
+        let witness = |commit| Witness { member: MemberId(2), leads: false, term: 1, commit };
+        assert!(is_behind(&Verdict::Stranger, &witness(8), 9));
+        assert!(!is_behind(&Verdict::Stranger, &witness(9), 9));
+        assert!(
+            !is_behind(&Verdict::Stranger, &witness(0), 0),
+            "a joiner without a log knows nothing better"
+        );
+        assert!(!is_behind(&Verdict::Pending, &witness(8), 9));
     }
 
     #[test]

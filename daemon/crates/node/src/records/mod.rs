@@ -101,6 +101,14 @@ impl Desk {
         }
     }
 
+    /// This start, which may have been welcomed before something more was known, is not welcome any more: it is not written down.
+    pub(crate) fn refused(&self, member: MemberId, nonce: Unique) {
+        let mut admitted = self.admitted.lock();
+        if admitted.get(&member).is_some_and(|record| record.boot.nonce == nonce) {
+            admitted.remove(&member);
+        }
+    }
+
     /// After entries or a snapshot that may have told the life of the cluster.
     pub(crate) fn applied(&self, reader: &Reader<FjallStore>) {
         let life = life(&self.own, reader);

@@ -12,7 +12,7 @@ use std::{
 
 use identity::{
     LogEnd, Unique, Verdict, Witness,
-    believe::{Voice, believed, believed_at_start},
+    believe::{Voice, believed, believed_at_start, is_behind},
 };
 use types::MemberId;
 
@@ -129,7 +129,10 @@ impl Jury {
             return;
         }
         let outvoted = self.cleared_in.is_some_and(|term| witness.term <= term && !witness.leads);
-        if own.reaches(verdict) || (outvoted && verdict.means_lost_history()) {
+        if own.reaches(verdict)
+            || is_behind(verdict, witness, own.log.commit)
+            || (outvoted && verdict.means_lost_history())
+        {
             return;
         }
         self.voices.insert(witness.member, Spoken { heard, at: now });

@@ -209,8 +209,17 @@ pub(crate) fn meet(shared: &Shared, met: &Met<'_>) -> Result<(), Box<Refused>> {
     // know. And who has no list knows nobody.
     let is_excused =
         verdict == Verdict::Stranger && (met.via == Via::Message || shared.reader().members().is_empty());
+    let nonce = met.hello.map(|hello| hello.boot.nonce);
+    let is_heard = met.session.as_ref().map(|session| session.boot.nonce) == nonce;
+    if let Some(hello) = met.hello.filter(|_| is_heard && verdict.is_welcome()) {
+        shared.records.admitted(met.peer, Record::from(hello));
+    }
     if verdict.is_welcome() || is_excused {
         return Ok(());
+    }
+    // It may have been welcome as long as this member had not applied what speaks against it.
+    if let Some(nonce) = nonce {
+        shared.records.refused(met.peer, nonce);
     }
     shared.sentinel.refusals.refused(&shared.reader(), met.peer, &verdict);
     Err(Box::new(Refused { verdict, witness: known.witness }))
@@ -357,6 +366,7 @@ fn judge_again(shared: &Arc<Shared>) {
         // Who was removed shall still hear that it is committed; its streams end with its peer.
         let may_stay = matches!(verdict, Verdict::Welcome | Verdict::Stranger | Verdict::Removed { .. });
         if !may_stay {
+            shared.records.refused(hello.member, hello.boot.nonce);
             shared.sentinel.refusals.refused(&shared.reader(), hello.member, &verdict);
             transport.end_session(hello.member, hello.boot.nonce);
         }
