@@ -9,7 +9,7 @@ use state_machine::membership::Membership;
 use state_machine::rows::meta;
 use state_machine::store::{Store, Table};
 use state_machine::{Memory, Reader};
-use types::{Entry, LogIndex, LogPosition, MemberId, Term};
+use types::{ConfState, Entry, LogIndex, LogPosition, MemberId, Term};
 
 use super::disk::Disk;
 
@@ -112,6 +112,11 @@ pub struct EqualMembers {
 }
 
 impl EqualMembers {
+    /// The newest configuration that anybody has applied.
+    pub fn newest(&self) -> ConfState {
+        self.known.values().next_back().map(|newest| newest.conf_state().clone()).unwrap_or_default()
+    }
+
     /// True when this is the first to be left with one voter here.
     pub fn sees(&mut self, member: u64, index: LogIndex, membership: Membership) -> bool {
         let conf_state = membership.conf_state();

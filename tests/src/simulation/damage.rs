@@ -11,7 +11,7 @@ use consensus::io::Role;
 use identity::believe::{Voice, believed_at_start, is_behind};
 use identity::{Boot, Hello, Life, LogEnd, Unique, Verdict};
 use rand::Rng;
-use types::{ConfState, LogIndex, MemberId};
+use types::{LogIndex, MemberId};
 
 use super::disk::Disk;
 use super::member::{Member, Told, open};
@@ -41,19 +41,9 @@ impl World {
         Papers { member, dir, origin, ..Papers::default() }
     }
 
-    /// The newest configuration that any good directory's member has applied.
-    fn newest_conf(&self) -> ConfState {
-        let good = self.members.values().filter(|member| !member.disk.is_damaged);
-        let newest = good
-            .filter_map(|member| member.running.as_ref())
-            .map(|running| running.machine.reader())
-            .max_by_key(|reader| reader.applied());
-        newest.map(|reader| reader.conf_state()).unwrap_or_default()
-    }
-
     /// Whether the voters whose directories are good, and who are not asked to go, are a majority, without these.
     pub(super) fn majority_is_good(&self, without: u64) -> bool {
-        let voters = self.newest_conf().voters;
+        let voters = self.memberships.newest().voters;
         let is_good = |id: &&MemberId| {
             let member = self.members.get(&id.0);
             id.0 != without
@@ -82,7 +72,7 @@ impl World {
 
     /// Whether every other member's good directory holds, as applied, what convicts this start.
     fn is_covered(&self, hello: &Hello) -> bool {
-        let conf = self.newest_conf();
+        let conf = self.memberships.newest();
         conf.voters.iter().chain(&conf.learners).filter(|id| **id != hello.member).all(|id| {
             let Some(member) = self.members.get(&id.0) else { return false };
             member.disk.is_damaged || convicts(&member.disk, id.0, hello)
@@ -112,7 +102,7 @@ impl World {
         }
         let pause = self.rng.random_range(2 * TICK..20 * TICK);
         self.at(pause, Event::Damage);
-        let conf = self.newest_conf();
+        let conf = self.memberships.newest();
         let all: Vec<u64> = conf.voters.iter().chain(&conf.learners).map(|id| id.0).collect();
         let choice = self.rng.random_range(0..12);
         if choice < 4 || all.is_empty() {
@@ -209,7 +199,9 @@ impl World {
 
     /// Two machines get each other's disks, for a while: what they find is not theirs.
     fn swap(&mut self, one: u64, other: u64) {
-        let has_its_own = |member: &Member| !member.removed && member.disk.papers.member == member.id;
+        let has_its_own = |member: &Member| {
+            !member.removed && !member.disk.is_damaged && member.disk.papers.member == member.id
+        };
         let fits = |place: u64| self.members.get(&place).is_some_and(has_its_own);
         if one == other || !fits(one) || !fits(other) {
             return;
@@ -397,7 +389,7 @@ impl World {
     pub(super) fn majority_holds(&self) {
         let Some(index) = self.acknowledged.newest() else { return };
         let term = self.committed.term_at(index).expect("what was acknowledged was applied");
-        let voters = self.newest_conf().voters;
+        let voters = self.memberships.newest().voters;
         let lacks = |member: &&Member| {
             let Some(sentry) = member.running.as_ref().and_then(|running| running.sentry.as_ref()) else {
                 return false;

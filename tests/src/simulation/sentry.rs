@@ -545,6 +545,9 @@ impl World {
                 continue;
             }
             if let Some((heard, uuid)) = self.members[&peer].answer(&hello, now, defect) {
+                if !heard.verdict.is_welcome() {
+                    self.sentry(peer).expect("it runs").refused(hello.member, hello.boot.nonce);
+                }
                 let delay = self.rng.random_range(1..10 * TICK);
                 self.at(delay, Event::Voice(place, life, Box::new((heard, uuid))));
             }

@@ -344,6 +344,9 @@ pub(crate) fn answer(shared: &Shared, question: &Question, session: Option<Sessi
             .filter(|verdict| members_known || *verdict != Verdict::Stranger)
             .unwrap_or(Verdict::Welcome)
     };
+    if !verdict.is_welcome() {
+        shared.records.refused(asker.member, asker.boot.nonce);
+    }
     let config = shared.records.own.config.clone().filter(|_| known.cluster_uuid.is_none());
     let members = shared.reader().members().into_iter().map(|member| Named {
         id: member.id,
