@@ -70,17 +70,18 @@ impl Trio {
         (0..3).filter(|at| self.running[*at].is_some()).collect()
     }
 
-    /// Each of these knows the start of each of them that runs.
+    /// Each of these knows the life of the cluster, and the start of each of them that runs.
     async fn admitted(&self, these: &[usize]) {
         let handles: Vec<Handle> = these.iter().map(|at| self.handle(*at)).collect();
         let boots: Vec<_> =
             these.iter().map(|at| (self.members[*at].id, stored_boot(&self.directory(*at)))).collect();
         wait("all starts are written down", || {
-            handles.iter().all(|handle| {
-                boots
-                    .iter()
-                    .all(|(id, seq)| handle.known(*id).record.is_some_and(|record| record.boot.seq == *seq))
-            })
+            handles.iter().all(|handle| handle.cluster_uuid().borrow().is_some())
+                && handles.iter().all(|handle| {
+                    boots.iter().all(|(id, seq)| {
+                        handle.known(*id).record.is_some_and(|record| record.boot.seq == *seq)
+                    })
+                })
         })
         .await;
     }
@@ -291,6 +292,14 @@ fn an_older_copy_of_a_directory_is_recognised() {
         trio.boot(at);
         trio.admitted(&[0, 1, 2]).await;
         trio.others_serve(3).await;
+        trio.stop(at);
+
+        // And as the very start that was admitted: a machine that runs is put back to an earlier moment.
+        put_back(&trio, &aside, &trio.directory(at));
+        fs::write(trio.directory(at).join("wal").with_extension("reverted"), b"").expect("a mark");
+        trio.boot(at);
+        trio.is_expelled(at, "shorter_log").await;
+        trio.others_serve(at).await;
     });
 }
 

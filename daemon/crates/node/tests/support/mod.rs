@@ -13,7 +13,7 @@ use std::{
 
 use api::{error::EtcdError, etcdserverpb as pb, raftpb};
 use bytes::Bytes;
-use identity::{Boot, Home, Record, Unique};
+use identity::{Boot, GenesisConfig, Home, Record, Unique};
 use node::{Fatal, Handle, Node, NodeConfig, OwnIdentity, Parts};
 use prost::Message;
 use state_machine::membership::{Member, cluster_id, member_id};
@@ -73,11 +73,14 @@ pub fn own_identity(wal_dir: &Path) -> OwnIdentity {
         Ok(text) => serde_json::from_slice(&text).expect("what was written here"),
         Err(_) => (random(), None),
     };
-    let boot = Boot {
+    let next = Boot {
         seq: before.map_or(1, |boot| boot.seq + 1),
         nonce: random(),
         previous: before.map(|boot| boot.nonce),
     };
+    // A machine that is put back to an earlier moment, memory and all, goes on with the start that it had.
+    let goes_on = std::fs::remove_file(wal_dir.with_extension("reverted")).is_ok();
+    let boot = before.filter(|_| goes_on).unwrap_or(next);
     let text = serde_json::to_vec(&(dir, Some(boot))).expect("JSON");
     std::fs::write(&file, text).expect("the identity");
     OwnIdentity {
@@ -85,7 +88,8 @@ pub fn own_identity(wal_dir: &Path) -> OwnIdentity {
         cluster_uuid: None,
         parent_uuid: None,
         attendees: BTreeMap::new(),
-        config: None,
+        // Its clusters are founded here: whoever leads first may begin their life, be everybody there or not.
+        config: Some(GenesisConfig { members: vec![], token: String::new(), token_sha256: String::new() }),
         fresh_uuid: random(),
     }
 }
