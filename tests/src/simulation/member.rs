@@ -164,6 +164,9 @@ impl Running {
             outputs.push(output);
         }
         self.core.set_randomized_election_timeout(election_ticks);
+        if let Some(sentry) = &mut self.sentry {
+            sentry.longest = sentry.longest.max(self.core.status().persisted.0);
+        }
         outputs
     }
 

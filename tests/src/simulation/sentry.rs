@@ -130,6 +130,8 @@ pub struct Sentry {
     /// The note under way, and whether it has marks.
     note: Option<(u64, bool)>,
     is_doubted: bool,
+    /// The most that this start has had on disk.
+    pub longest: u64,
     asked_at: Option<Time>,
 }
 
@@ -146,6 +148,7 @@ impl Sentry {
             marks_at: 0,
             note: None,
             is_doubted: false,
+            longest: 0,
             asked_at: None,
         }
     }
@@ -207,7 +210,7 @@ impl Running {
     fn log_end(&self) -> LogEnd {
         let status = self.core.status();
         LogEnd {
-            last_index: status.persisted.0,
+            last_index: status.persisted.0.max(self.sentry.as_ref().map_or(0, |sentry| sentry.longest)),
             last_term: self.machine.applied().term.0,
             term: status.term.0,
             commit: status.committed.0,

@@ -552,6 +552,7 @@ impl RaftLoop {
         // Nobody else can lead a cluster of one, so there is nothing to wait for.
         let alone =
             !self.silent && !self.campaigned && status.voter && status.leader.is_none() && is_sole_voter;
+        self.shared.sentinel.has_on_disk(status.persisted);
         *self.shared.raft_status.lock() = status;
         if alone {
             self.campaigned = true;

@@ -13,7 +13,7 @@ mod refusals;
 use std::{
     sync::{
         Arc,
-        atomic::{AtomicBool, Ordering},
+        atomic::{AtomicBool, AtomicU64, Ordering},
     },
     time::Instant,
 };
@@ -27,7 +27,7 @@ use parking_lot::Mutex;
 use tokio::sync::{Notify, watch};
 use tracing::{info, warn};
 use transport::{Met, Refused, Via};
-use types::MemberId;
+use types::{LogIndex, MemberId};
 
 use crate::{handle::Handle, members, records, shared::Shared};
 
@@ -45,6 +45,9 @@ pub(crate) struct Sentinel {
     /// The leader that is known, and whom it could be asked for a stream since.
     taken_by: Mutex<Vec<MemberId>>,
     expelled: watch::Sender<Option<Expelled>>,
+    /// The most that this start has had on disk. What raft says falls back to the old commit while a snapshot is being installed, and a
+    /// hello of that moment must not look like a log that was lost.
+    longest: AtomicU64,
     /// The guard in front of raft has seen something that means lost history, here or there.
     doubted: AtomicBool,
     look: Arc<Notify>,
@@ -61,6 +64,7 @@ impl Sentinel {
             confirmed: watch::Sender::new(false),
             taken_by: Mutex::default(),
             expelled: watch::Sender::new(None),
+            longest: AtomicU64::new(0),
             doubted: AtomicBool::new(false),
             look: Arc::default(),
             refusals: Refusals::default(),
@@ -80,6 +84,11 @@ impl Sentinel {
     pub(crate) async fn until_confirmed(&self) {
         // The sender lives as long as this does.
         let _ = self.confirmed.subscribe().wait_for(|is_confirmed| *is_confirmed).await;
+    }
+
+    /// By the raft loop, at every turn.
+    pub(crate) fn has_on_disk(&self, last: LogIndex) {
+        self.longest.fetch_max(last.0, Ordering::AcqRel);
     }
 
     /// By the raft loop: a report of the guard that means lost history.
@@ -158,7 +167,7 @@ fn life(shared: &Shared) -> Option<Unique> {
 fn log_end(shared: &Shared) -> LogEnd {
     let status = shared.raft_status.lock();
     LogEnd {
-        last_index: status.persisted.0,
+        last_index: status.persisted.0.max(shared.sentinel.longest.load(Ordering::Acquire)),
         // For people: where nothing is under way it is the last entry's.
         last_term: shared.applied_term.load(Ordering::Acquire),
         term: status.term.0,
