@@ -66,7 +66,11 @@ pub fn decide(me: &Me, voters: &[MemberId], replies: &[Reply], waited: Duration)
             false => verdict::refusal(me, verdict, &said)?,
         })
     };
-    let believed = believe::believed_at_start(voters, own, term, &voices, over);
+    // What marks the directory for good is the leader's to say, or a majority's: no patience makes one voice enough.
+    let (for_good, passing): (Vec<_>, Vec<_>) =
+        voices.iter().copied().partition(|voice| matches!(voice.verdict, Verdict::Removed { .. }));
+    let believed = believe::believed(voters, term, &for_good)
+        .or_else(|| believe::believed_at_start(voters, own, term, &passing, over));
     if let Some((verdict, refusal)) = believed.and_then(|verdict| Some((verdict, refusal_of(verdict)?))) {
         let limit = match verdict {
             Verdict::Duplicate { .. } => TWIN_PATIENCE,

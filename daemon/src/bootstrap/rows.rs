@@ -680,6 +680,7 @@ fn every_row_of_a_start_with_data() {
             &["log entry 12 of term 3", "mv /var/lib/n3"],
         ),
         back("B19 one follower's word", &whole, &follower(removed), at_once, "again", &["REMOVED"]),
+        back("B19 and nobody else's", &whole, &follower(removed), much_later, "start", &["REMOVED"]),
         back(
             "B20 removed, and added again under a new id",
             &whole,
