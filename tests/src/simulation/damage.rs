@@ -9,7 +9,7 @@
 
 use consensus::io::Role;
 use identity::believe::{Voice, believed_at_start, is_behind};
-use identity::{Boot, Hello, Life, LogEnd, Unique, Verdict};
+use identity::{Boot, Hello, LogEnd, Unique, Verdict};
 use rand::Rng;
 use types::{LogIndex, MemberId};
 
@@ -441,6 +441,5 @@ fn convicts(disk: &Disk, me: u64, hello: &Hello) -> bool {
     let found = machine.reader().identity_of(hello.member);
     let witness = identity::Witness { member: MemberId(me), leads: false, term: 0, commit: 0 };
     let known = due::known(&disk.papers.own(disk.papers.dir), hello.member, found, witness);
-    let verdict = judged(hello, &known, None);
-    verdict.means_lost_history() || (matches!(hello.life, Life::Unborn) && verdict == Verdict::Pending)
+    judged(hello, &known, None).means_lost_history()
 }
