@@ -272,11 +272,14 @@ async fn step(shared: &Arc<Shared>, marks_at: &mut Instant) -> Duration {
 /// with that heard.
 fn life_to_begin(shared: &Shared, reader: &Reader<FjallStore>) -> Option<Unique> {
     let desk = &shared.records;
-    let known = desk.own.cluster_uuid.or(*desk.heard.lock());
+    let is_founder = desk.own.config.is_some();
+    // A founder that leads has applied the note of any founder that led before it. What else it hears of is another founding, or another
+    // restore, of the same members.
+    let heard = desk.heard.lock().filter(|_| !is_founder);
+    let known = desk.own.cluster_uuid.or(heard);
     if known.is_some() && known != reader.parent_uuid() {
         return known;
     }
-    let is_founder = desk.own.config.is_some();
     let is_heard = |id| shared.transport.get().is_some_and(|transport| transport.active_since(id).is_some());
     let others =
         reader.members().into_iter().map(|member| member.id).filter(|id| *id != shared.config.member);
