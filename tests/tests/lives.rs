@@ -10,8 +10,8 @@ use std::{
 
 use anyhow::{Context, Result, ensure};
 use api::etcdserverpb::{
-    MemberListRequest, PutRequest, RangeRequest, SnapshotRequest, cluster_client::ClusterClient,
-    kv_client::KvClient, maintenance_client::MaintenanceClient,
+    MemberAddRequest, MemberListRequest, PutRequest, RangeRequest, SnapshotRequest,
+    cluster_client::ClusterClient, kv_client::KvClient, maintenance_client::MaintenanceClient,
 };
 use cairn_tests::{
     harness::{Cluster, Kind, Member, real_etcd, wait_for},
@@ -232,5 +232,44 @@ fn a_forced_member_begins_a_new_life_and_the_others_stay_up() -> Result<()> {
     cluster.members[0].spawn()?;
     ensure!(cluster.members[0].wait_exit()?.code() == Some(64), "{}", cluster.members[0].log_tail());
     ensure!(!nowhere.join("member").exists());
+    Ok(())
+}
+
+/// Regression ME03: whoever else was a member, a learner too, also when the log begins after a snapshot.
+#[test]
+fn force_new_cluster_drops_everyone_else() -> Result<()> {
+    const WRITES: usize = 300;
+    let flags = ["--snapshot-count=50", "--snapshot-catchup-entries=10"];
+    let mut cluster = Cluster::prepare(Kind::Cairn, 3, &flags)?;
+    for member in &mut cluster.members {
+        member.spawn()?;
+    }
+    cluster.wait_healthy()?;
+    let url = cluster.members[0].client_url.clone();
+    let learner = MemberAddRequest {
+        peer_ur_ls: vec!["http://127.0.0.1:1".to_owned()],
+        is_learner: true,
+        ..Default::default()
+    };
+    // Members that have only just met are not yet a healthy cluster, as in etcd.
+    wait_for("the learner to be added", || {
+        block_on(async { ClusterClient::new(channel(&url).ok()?).member_add(learner.clone()).await.ok() })
+    })?;
+    for at in 0..WRITES {
+        put(&url, &format!("k{at:03}"), "1")?;
+    }
+    for member in &mut cluster.members {
+        member.kill()?;
+    }
+    cluster.members[0].add_flag("--force-new-cluster");
+    cluster.members[0].spawn()?;
+    cluster.members[0].wait_healthy()?;
+    put(&url, "after", "1")?;
+    ensure!(keys(&url)?.len() == WRITES + 1);
+    let list = block_on(async {
+        let request = MemberListRequest { linearizable: true };
+        Ok::<_, anyhow::Error>(ClusterClient::new(channel(&url)?).member_list(request).await?.into_inner())
+    })?;
+    ensure!(list.members.len() == 1 && list.members[0].name == "m1", "{:?}", list.members);
     Ok(())
 }

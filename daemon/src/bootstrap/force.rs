@@ -1,6 +1,8 @@
-//! `--force-new-cluster`: of a member with data, a cluster of one that continues it. What is committed here stays, whatever the others
-//! have; what is not committed goes; the log removes every other member; and a new life of the cluster begins, so that those of the old one
-//! neither follow this member nor are stopped by it.
+//! `--force-new-cluster`: of a member with data, a cluster of one that continues it. Its log stays, whatever the others have; the log removes
+//! every other member; and a new life of the cluster begins, so that those of the old one neither follow this member nor are stopped by it.
+//!
+//! etcd cuts what is not known to be committed. Here that stays too: after a kill or a power cut the disk knows less of the commit index
+//! than clients were told, and what nobody was told of may happen or not.
 //!
 //! Order of writing: the identity file names the new life first, and only then is the log changed. A start that was cut short between the
 //! two is finished by the next one, with or without the flag: by then no member of the old life speaks with this one any more, so its log
@@ -61,7 +63,7 @@ pub fn without_data(data_dir: &str) -> Refusal {
 /// What is to be cut and who is to go.
 #[derive(Debug, PartialEq, Eq)]
 struct Plan {
-    /// What is committed here ends here.
+    /// What is kept ends here.
     cut: LogIndex,
     /// Of the entries that are written behind it; above every term that anybody of the old life can have voted in here.
     term: Term,
@@ -110,7 +112,7 @@ pub fn come_back(
         member = %plan.me.id,
         cluster_uuid = %fresh,
         parent_uuid = parent.map(|parent| parent.to_string()),
-        committed = plan.cut.0,
+        kept = plan.cut.0,
         discarded = last.0.saturating_sub(plan.cut.0),
         removed = ?plan.others.iter().map(MemberId::to_string).collect::<Vec<_>>(),
         "this member is a new cluster of one; give the others empty data directories and add them as new members, they cannot come back \
@@ -166,9 +168,9 @@ fn plan(
     let meta = store.table(Table::Meta).map_err(|error| bad(&error))?;
     let life = state_machine::identities::life(&meta).map_err(unreadable)?;
 
-    let cut = contents.hard_state.commit.max(applied.index);
+    let known = contents.hard_state.commit.max(applied.index);
     let last = contents.entries.last().map_or(contents.snapshot.index, |entry| entry.index);
-    if cut > last {
+    if known > last {
         return Err(unreadable(format!("it is at index {}, and the log ends at {last}", applied.index)));
     }
     if contents.snapshot.index > applied.index {
@@ -180,8 +182,9 @@ fn plan(
             "start once without --force-new-cluster, which installs the snapshot, stop, and force then",
         ));
     }
-    let committed = contents.entries.iter().filter(|entry| entry.index > applied.index && entry.index <= cut);
-    let me = change_members(&mut members, committed, identity.member_id);
+    let cut = kept(&contents.entries, known, last, identity.member_id);
+    let kept = contents.entries.iter().filter(|entry| entry.index > applied.index && entry.index <= cut);
+    let me = change_members(&mut members, kept, identity.member_id);
     let mut others: BTreeSet<MemberId> = members.iter().map(|member| member.id).collect();
     others.remove(&identity.member_id);
     let Some(me) = me else {
@@ -195,6 +198,19 @@ fn plan(
     let newest = contents.entries.last().map_or(Term(0), |entry| entry.term);
     let term = Term(contents.hard_state.term.max(newest).0 + 1);
     Ok((Plan { cut, term, me, others }, life))
+}
+
+/// Through which index the log is kept: all of it, unless it removes this very member and is not known to be committed that far.
+fn kept(log: &[Entry], known: LogIndex, last: LogIndex, me: MemberId) -> LogIndex {
+    let removes_me = |entry: &Entry| {
+        entry.kind == EntryKind::ConfChange
+            && ConfChange::decode(entry.data.clone()).is_ok_and(|change| {
+                change.r#type == Some(ConfChangeType::ConfChangeRemoveNode as i32)
+                    && change.node_id == Some(me.0)
+            })
+    };
+    let removal = log.iter().find(|entry| entry.index > known && removes_me(entry));
+    removal.map_or(last, |entry| LogIndex(entry.index.0 - 1))
 }
 
 /// As the entries would change the list if none of them is refused: one too many is removed in vain.
@@ -277,7 +293,21 @@ mod tests {
     }
 
     #[test]
-    fn the_list_is_that_of_the_last_committed_entry() {
+    fn the_log_is_kept_up_to_a_removal_of_this_member_that_may_not_have_happened() {
+        use ConfChangeType::*;
+        let log = [
+            change(5, ConfChangeUpdateNode, 2),
+            change(6, ConfChangeRemoveNode, 3),
+            change(7, ConfChangeRemoveNode, 1),
+        ];
+        let kept = |known, me| kept(&log, LogIndex(known), LogIndex(8), MemberId(me)).0;
+        assert_eq!(kept(4, 1), 6);
+        assert_eq!(kept(4, 2), 8, "nobody removes it");
+        assert_eq!(kept(7, 1), 8, "it is known to be committed: the list says so");
+    }
+
+    #[test]
+    fn the_list_is_that_of_the_last_entry_that_is_kept() {
         use ConfChangeType::*;
         let mut members = vec![member(1, false), member(2, false)];
         let log = [
