@@ -246,11 +246,7 @@ fn force_new_cluster_drops_everyone_else() -> Result<()> {
     }
     cluster.wait_healthy()?;
     let url = cluster.members[0].client_url.clone();
-    let learner = MemberAddRequest {
-        peer_ur_ls: vec!["http://127.0.0.1:1".to_owned()],
-        is_learner: true,
-        ..Default::default()
-    };
+    let learner = MemberAddRequest { peer_ur_ls: vec!["http://127.0.0.1:1".to_owned()], is_learner: true };
     // Members that have only just met are not yet a healthy cluster, as in etcd.
     wait_for("the learner to be added", || {
         block_on(async { ClusterClient::new(channel(&url).ok()?).member_add(learner.clone()).await.ok() })
