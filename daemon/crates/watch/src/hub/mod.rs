@@ -354,7 +354,9 @@ impl Hub {
     /// The client is gone: its watchers are freed now, not when the next event would find nobody there.
     pub fn close(&mut self, stream: u64) {
         let Some(id) = self.stream_ids.remove(&stream) else { return };
-        let watchers: Vec<i64> = self.streams[id as usize].watchers.keys().copied().collect();
+        let mut watchers: Vec<i64> = self.streams[id as usize].watchers.keys().copied().collect();
+        // Which place in the tables is free next follows from the order, and must follow from what happened alone.
+        watchers.sort_unstable();
         for watcher in watchers {
             self.remove_watcher(id, watcher);
         }
