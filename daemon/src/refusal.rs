@@ -226,6 +226,20 @@ impl Refusal {
     }
 }
 
+/// An error with everything that led to it.
+pub fn chain(error: &dyn std::error::Error) -> String {
+    let mut text = error.to_string();
+    let mut source = error.source();
+    while let Some(error) = source {
+        let next = error.to_string();
+        if !text.ends_with(&next) {
+            text = format!("{text}: {next}");
+        }
+        source = error.source();
+    }
+    text
+}
+
 /// A part of the message is a line: what came from outside may hold line ends.
 fn one_line(text: &str) -> String {
     if !text.contains(|c: char| c.is_control()) {

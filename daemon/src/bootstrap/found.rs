@@ -169,13 +169,7 @@ async fn attendance(
             return Outcome::Refused { refusal, seen: false };
         }
     };
-    let targets: Vec<Target> = others
-        .iter()
-        .flat_map(|other| {
-            let url = |url: &String| Target { member: other.id, name: other.name.clone(), url: url.clone() };
-            other.peer_urls.iter().map(url)
-        })
-        .collect();
+    let targets = Target::of_founders(&others);
     let question = Question { hello: own.clone(), config: Some(config.clone()) };
     let everybody = settings.membership.attendance == Attendance::All;
     let exists = |path: &str| std::path::Path::new(path).join(super::facts::MEMBER_DIR).is_dir();

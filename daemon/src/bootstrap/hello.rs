@@ -12,6 +12,7 @@ use types::MemberId;
 
 use super::{
     attend::{Heard, Reply},
+    genesis::FirstMember,
     prepare::VERSION,
 };
 use crate::identity::{Identity, State, host};
@@ -26,6 +27,17 @@ pub struct Target {
     pub member: MemberId,
     pub name: String,
     pub url: String,
+}
+
+impl Target {
+    /// Every URL of every one of them.
+    pub fn of_founders(members: &[FirstMember]) -> Vec<Target> {
+        let targets = members.iter().flat_map(|member| {
+            let at = |url: &String| Target { member: member.id, name: member.name.clone(), url: url.clone() };
+            member.peer_urls.iter().map(at)
+        });
+        targets.collect()
+    }
 }
 
 /// What this directory says of itself when it runs as `boot`.

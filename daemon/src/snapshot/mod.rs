@@ -49,17 +49,3 @@ fn damaged(path: &Path, why: impl Into<String>) -> Refusal {
             "else take an older snapshot, or save a new one from a running member: cairnctl snapshot save",
         )
 }
-
-/// An error with everything that led to it.
-fn chain(error: &dyn std::error::Error) -> String {
-    let mut text = error.to_string();
-    let mut source = error.source();
-    while let Some(error) = source {
-        let next = error.to_string();
-        if !text.ends_with(&next) {
-            text = format!("{text}: {next}");
-        }
-        source = error.source();
-    }
-    text
-}

@@ -17,7 +17,7 @@ use storage::{
 };
 use types::LogPosition;
 
-use super::{arguments::How, chain, damaged, open};
+use super::{arguments::How, damaged, open};
 use crate::{
     bootstrap::{
         execute,
@@ -28,7 +28,7 @@ use crate::{
     },
     config::{self, Settings, Surroundings},
     identity::{self, State},
-    refusal::{Id, Refusal},
+    refusal::{Id, Refusal, chain},
 };
 
 pub fn restore(surroundings: &Surroundings, file: &Path, how: &How) -> Result<String, Refusal> {

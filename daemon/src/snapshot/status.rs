@@ -4,8 +4,8 @@ use std::path::Path;
 
 use dbfile::{Look, LookError};
 
-use super::{chain, damaged, open};
-use crate::refusal::Refusal;
+use super::{damaged, open};
+use crate::refusal::{Refusal, chain};
 
 pub fn status(path: &Path, look: Look) -> Result<String, Refusal> {
     match dbfile::look(open(path)?) {

@@ -18,6 +18,7 @@ use super::{Report, member};
 use crate::{
     config::{Settings, urls},
     identity::Identity,
+    refusal::chain,
 };
 
 /// For one question to one endpoint.
@@ -173,18 +174,4 @@ async fn clock(text: &str) -> Option<Duration> {
     let theirs: SystemTime = timeout(PATIENCE, exchange).await.ok()??.into();
     let now = SystemTime::now();
     Some(now.duration_since(theirs).unwrap_or_else(|early| early.duration()))
-}
-
-/// An error with what led to it.
-fn chain(error: &dyn std::error::Error) -> String {
-    let mut text = error.to_string();
-    let mut source = error.source();
-    while let Some(error) = source {
-        let next = error.to_string();
-        if !text.ends_with(&next) {
-            text = format!("{text}: {next}");
-        }
-        source = error.source();
-    }
-    text
 }

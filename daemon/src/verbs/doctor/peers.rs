@@ -248,13 +248,7 @@ fn founds(new: &NewMember, settings: &Settings, runtime: &Runtime, report: &mut 
         parent: None,
         exists: &exists,
     };
-    let targets: Vec<Target> = others
-        .iter()
-        .flat_map(|other| {
-            let url = |url: &String| Target { member: other.id, name: other.name.clone(), url: url.clone() };
-            other.peer_urls.iter().map(url)
-        })
-        .collect();
+    let targets = Target::of_founders(&others);
     // Without our settings: who hears other ones than its own gives up its start.
     let question = Question { hello: own.clone(), config: None };
     let everybody = settings.membership.attendance == Attendance::All;

@@ -144,7 +144,15 @@ pub fn current(root: &Path) -> Result<Option<Generation>, OpenError> {
         },
     };
     let name = name.trim_end_matches('\n');
-    let refuse = |problem| OpenError::Pointer { path: pointer.clone(), named: name.to_owned(), problem };
+    let path = named(root, name)?;
+    let claim = InUse::claim(&path).ok_or_else(|| OpenError::Locked { path: path.clone() })?;
+    clean(root, Some(name))?;
+    Ok(Some(Generation { path, claim }))
+}
+
+/// The directory that CURRENT names, if it is one of ours and of a form that this version reads.
+fn named(root: &Path, name: &str) -> Result<PathBuf, OpenError> {
+    let refuse = |problem| OpenError::Pointer { path: root.join(CURRENT), named: name.to_owned(), problem };
     if parse_name(name).is_none_or(|found| found.partial) {
         return Err(refuse("is not the name of a state directory"));
     }
@@ -153,9 +161,7 @@ pub fn current(root: &Path) -> Result<Option<Generation>, OpenError> {
         return Err(refuse("does not exist"));
     }
     check_format(&path)?;
-    let claim = InUse::claim(&path).ok_or_else(|| OpenError::Locked { path: path.clone() })?;
-    clean(root, Some(name))?;
-    Ok(Some(Generation { path, claim }))
+    Ok(path)
 }
 
 /// The directory that [`current`] would give, without making, claiming or removing anything: for tools. Only the names and the format
@@ -170,17 +176,7 @@ pub fn look(root: &Path) -> Result<Option<PathBuf>, OpenError> {
             None => return Ok(None),
         },
     };
-    let name = name.trim_end_matches('\n');
-    let refuse = |problem| OpenError::Pointer { path: pointer.clone(), named: name.to_owned(), problem };
-    if parse_name(name).is_none_or(|found| found.partial) {
-        return Err(refuse("is not the name of a state directory"));
-    }
-    let path = root.join(name);
-    if !path.is_dir() {
-        return Err(refuse("does not exist"));
-    }
-    check_format(&path)?;
-    Ok(Some(path))
+    named(root, name.trim_end_matches('\n')).map(Some)
 }
 
 /// Notes in an unpublished state from which snapshot it was made.
