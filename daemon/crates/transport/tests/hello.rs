@@ -138,15 +138,21 @@ fn who_is_refused_hears_why_and_goes_on_asking_slowly() {
     b.wait_attached(a.id);
 }
 
-#[test]
-fn a_twin_is_refused_while_the_first_is_heard() {
-    let runtime = runtime();
-    let (a, b) = (member(&runtime, 0xa, 1), member(&runtime, 0xb, 2));
+/// Attached to each other, both with judgement.
+fn two_that_judge(runtime: &Runtime) -> (Member, Member) {
+    let (a, b) = (member(runtime, 0xa, 1), member(runtime, 0xb, 2));
     judges(&a, &b, |_| ());
     a.knows(&b);
     b.knows(&a);
     a.wait_attached(b.id);
     b.wait_attached(a.id);
+    (a, b)
+}
+
+#[test]
+fn a_twin_is_refused_while_the_first_is_heard() {
+    let runtime = runtime();
+    let (a, b) = two_that_judge(&runtime);
     let twin = Member::start_as(&runtime, hello(0xb, 3), impatient());
     twin.knows(&a);
     let told = twin.seen.wait_event("it is told", |event| matches!(event, Event::NotWelcome(..)));
@@ -170,12 +176,7 @@ fn a_twin_is_refused_while_the_first_is_heard() {
 #[test]
 fn a_session_that_is_ended_takes_all_streams_with_it() {
     let runtime = runtime();
-    let (a, b) = (member(&runtime, 0xa, 1), member(&runtime, 0xb, 2));
-    judges(&a, &b, |_| ());
-    a.knows(&b);
-    b.knows(&a);
-    a.wait_attached(b.id);
-    b.wait_attached(a.id);
+    let (a, b) = two_that_judge(&runtime);
     judges(&a, &b, |known| {
         known.record = Some(Record { dir: Unique::for_test(99), ..Record::from(&hello(0xb, 2)) })
     });
