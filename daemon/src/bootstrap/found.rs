@@ -172,13 +172,12 @@ async fn attendance(
     let targets = Target::of_founders(&others);
     let question = Question { hello: own.clone(), config: Some(config.clone()) };
     let everybody = settings.membership.attendance == Attendance::All;
-    let exists = |path: &str| std::path::Path::new(path).join(super::facts::MEMBER_DIR).is_dir();
     let me = Me {
         hello: &own,
         peer_urls: &new.peer_urls,
         method: new.origin.method,
         parent: None,
-        exists: &exists,
+        exists: &prepare::holds_member,
     };
     let began = Instant::now();
     let mut told = began;

@@ -200,7 +200,8 @@ fn refused_as(joiner: &Joiner, place: &Place, settings: &Settings) -> Option<Ref
     })
 }
 
-fn holds_member(path: &str) -> bool {
+/// Whether a directory of a message is one on this machine, so that it may be named as a way out.
+pub fn holds_member(path: &str) -> bool {
     Path::new(path).join(facts::MEMBER_DIR).is_dir()
 }
 

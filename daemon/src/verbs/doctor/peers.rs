@@ -239,14 +239,13 @@ fn founds(new: &NewMember, settings: &Settings, runtime: &Runtime, report: &mut 
         home: hello::home(&settings.storage.data_dir),
         version: prepare::VERSION.to_owned(),
     };
-    let exists = |path: &str| std::path::Path::new(path).join(facts::MEMBER_DIR).is_dir();
     let config = genesis.config(&new.origin.token);
     let me = Me {
         hello: &own,
         peer_urls: &new.peer_urls,
         method: new.origin.method,
         parent: None,
-        exists: &exists,
+        exists: &prepare::holds_member,
     };
     let targets = Target::of_founders(&others);
     // Without our settings: who hears other ones than its own gives up its start.
