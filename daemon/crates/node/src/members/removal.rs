@@ -165,10 +165,11 @@ async fn believe(shared: Weak<Shared>, said_by: BTreeSet<MemberId>, why: &'stati
     }
 }
 
-/// The leader, or a majority, has named the entry.
+/// The leader, or a majority, has named the entry. Members are named in words: by their name, or by their id while they have none.
 pub(crate) fn told_of(shared: &Shared, index: u64, term: u64, asked_through: Option<&str>) {
-    let asked_through = asked_through.and_then(|text| {
-        shared.reader().members().into_iter().find(|member| text.contains(&member.id.to_string()))
+    let asked_through = asked_through.and_then(|words| {
+        let is_meant = |member: &Member| member.name == words || member.id.to_string() == words;
+        shared.reader().members().into_iter().find(is_meant)
     });
     let position = LogPosition { term: Term(term), index: LogIndex(index) };
     let told = shared.removal.send_if_modified(|removal| {
