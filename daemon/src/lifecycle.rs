@@ -279,6 +279,7 @@ fn own_identity(identity: &Identity, data_dir: &Path) -> Result<OwnIdentity, Ref
         attendees,
         config: genesis_config(identity),
         fresh_uuid,
+        keeps_life: true,
     })
 }
 
@@ -375,7 +376,10 @@ pub async fn serve(member: &mut Member, signals: &mut Signals, surroundings: &Su
     let mut leadership = handle.leadership();
     let mut removal = handle.removal();
     let mut expelled = handle.expelled();
-    let life = handle.cluster_uuid();
+    let mut life = handle.cluster_uuid();
+    // A founder's first write waits until its identity file names the life of the cluster.
+    let mut founds = genesis_config(member.keeper.identity()).is_some();
+    life.mark_changed();
     let mut published: Option<Instant> = None;
     let mut mirror = interval(MIRROR);
     mirror.set_missed_tick_behavior(MissedTickBehavior::Delay);
@@ -401,6 +405,13 @@ pub async fn serve(member: &mut Member, signals: &mut Signals, surroundings: &Su
             Ok(found) = expelled.wait_for(Option::is_some) => {
                 if let Some(expelled) = found.clone() {
                     return Ended::Expelled(Box::new(expelled));
+                }
+            }
+            Ok(()) = life.changed(), if founds => {
+                let found = *life.borrow_and_update();
+                if found.is_some() {
+                    begin_life(member, &handle, found);
+                    founds = false;
                 }
             }
             _ = mirror.tick(), if ready => remember(member, &handle, *life.borrow()),
@@ -471,6 +482,14 @@ fn become_ready(member: &mut Member, handle: &Handle, life: Option<Unique>) {
     member.server.set_serving(true);
     info!("{}", announce::READY);
     info!("{}", announce::INSECURE);
+}
+
+/// On the disk when this returns, and the node knows.
+fn begin_life(member: &mut Member, handle: &Handle, life: Option<Unique>) {
+    if let Err(error) = member.keeper.born(life, handle.parent_uuid()) {
+        fatal(Fatal::Store(format!("write the identity file: {error}")));
+    }
+    handle.life_is_kept();
 }
 
 /// The identity file follows what the cluster has settled, before anybody is told that it has.

@@ -185,8 +185,9 @@ impl ApplyWorker {
             self.term = last.term;
             // After the outcomes: the raft loop then says of the rest that they are lost.
             shared.applied_term.store(last.term.0, Ordering::Release);
-            // A leader takes the table of leases now.
+            // A leader takes the table of leases now, and writes down what is not written yet.
             shared.leases.wake();
+            shared.records.term_began();
         }
         let news = !told.conf_changes.is_empty() || new_term;
         if told.compacted {

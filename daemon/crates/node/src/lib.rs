@@ -30,6 +30,7 @@ mod peers;
 mod raft_loop;
 mod read_gate;
 mod records;
+mod reports;
 mod sentinel;
 mod shared;
 mod snapshots;

@@ -5,7 +5,7 @@
 //! voter, who owes them to nobody, writes the log itself.
 
 use std::{
-    collections::{HashMap, VecDeque},
+    collections::VecDeque,
     sync::{Arc, atomic::Ordering},
     time::{Duration, Instant},
 };
@@ -15,7 +15,7 @@ use consensus::{
     Core, HISTORY_KINDS,
     io::{DropReason, Input, Output, Persist, PersistSeq, Proposal, ProposalId, ReadTicket, Report, Role},
 };
-use tracing::{info, warn};
+use tracing::info;
 use transport::Transport;
 use types::{Entry, EntryKind, LogIndex, LogPosition, MemberId};
 
@@ -23,6 +23,8 @@ use crate::{
     apply_worker::{SharedWorker, ToApply},
     lessor::Grants,
     log_writer::{self, SharedWal, ToLog},
+    records,
+    reports::Reports,
     shared::{Leadership, PROPOSALS_QUEUED_MAX, Shared, ToRaft},
     snapshots,
 };
@@ -32,13 +34,6 @@ const EXPIRY_INTERVAL: Duration = Duration::from_millis(500);
 
 /// Confirmations of leadership that the lessor is told of in one election timeout, at most.
 const CONFIRMATIONS_PER_ELECTION: u32 = 16;
-
-/// Reports of one kind about one peer are logged at most once in this time, with a count of those kept back.
-const REPORT_INTERVAL: Duration = Duration::from_secs(60);
-
-/// Kinds and peers remembered for that. A cluster has some tens of such pairs; more are made up by whoever invents senders, and neither
-/// memory nor log is theirs to fill.
-const REPORTS_KEPT_MAX: usize = 1024;
 
 /// With this many requests under way a group may wait for more of them; with fewer nobody waits for anybody.
 const GATHER_WAITERS_MIN: usize = 16;
@@ -61,10 +56,11 @@ pub(crate) struct RaftLoop {
     /// The last entry given to the apply worker's thread, and up to where that thread has said to have applied.
     handed_to_apply: LogIndex,
     told_applied: LogIndex,
-    /// Proposals that arrived while nobody led. Nothing of them is in any log yet, so they can be fed later without doubt.
+    /// Proposals that arrived while nobody led, or before the life of the cluster was written down. Nothing of them is in any log yet, so
+    /// they can be fed later without doubt.
     parked: VecDeque<(Instant, Proposal)>,
     retry_reads: Vec<ReadTicket>,
-    reports: HashMap<(&'static str, MemberId), (Instant, u64)>,
+    reports: Reports,
     leadership: Leadership,
     /// A leader's: once everything up to here is applied, `sole_leader` may be set. The first entry of its own term, or where the log
     /// ended when it became the only voter.
@@ -82,6 +78,8 @@ pub(crate) struct RaftLoop {
     campaigned: bool,
     /// As of this turn: the sentinel has silenced this member.
     silent: bool,
+    /// The life of the cluster is written down, or nobody begins one: writes are taken.
+    life_is_begun: bool,
     stop: bool,
 }
 
@@ -107,7 +105,7 @@ pub(crate) fn run(
         told_applied: LogIndex(0),
         parked: VecDeque::new(),
         retry_reads: Vec::new(),
-        reports: HashMap::new(),
+        reports: Reports::default(),
         leadership,
         leads_since: None,
         next_expiry: now + EXPIRY_INTERVAL,
@@ -118,6 +116,7 @@ pub(crate) fn run(
         drained: false,
         campaigned: false,
         silent: false,
+        life_is_begun: false,
         stop: false,
     };
     raft_loop.run();
@@ -167,6 +166,11 @@ impl RaftLoop {
                 self.next_expiry = now + EXPIRY_INTERVAL;
             }
             self.obey();
+            // What was obeyed may be what they waited for: a leader, or the life of the cluster.
+            if !self.parked.is_empty() && self.is_taken() {
+                self.unpark(Instant::now());
+                self.obey();
+            }
         }
         shared.sole_leader.store(false, Ordering::Release);
     }
@@ -211,6 +215,8 @@ impl RaftLoop {
                 ToRaft::SnapshotReady(outgoing) => {
                     snapshots::stream(&self.shared, &mut self.core, &self.transport, outgoing);
                 }
+                // Looked at with what is parked.
+                ToRaft::LifeIsKept => {}
                 ToRaft::Stop => self.stop = true,
             }
         }
@@ -245,11 +251,16 @@ impl RaftLoop {
     }
 
     /// Whether what is proposed now comes into somebody's log, or somebody says that it does not. A member that has just been founded
-    /// may hear its leader before its own log has named it: what is sent to nobody is lost, and its client waits in vain.
-    fn is_taken(&self) -> bool {
+    /// may hear its leader before its own log has named it: what is sent to nobody is lost, and its client waits in vain. And nothing is
+    /// promised in a life of the cluster that has no name yet.
+    fn is_taken(&mut self) -> bool {
         let leader = self.leadership.leader;
         let is_reached = leader == self.shared.config.member || self.transport.knows(leader);
-        !leader.is_none() && !self.transferring && is_reached
+        if leader.is_none() || self.transferring || !is_reached {
+            return false;
+        }
+        self.life_is_begun = self.life_is_begun || records::is_begun(&self.shared);
+        self.life_is_begun || !records::is_begun_by(&self.shared, leader)
     }
 
     fn park(&mut self, proposals: &mut Vec<Proposal>, now: Instant) {
@@ -575,21 +586,6 @@ impl RaftLoop {
         if HISTORY_KINDS.contains(&report.kind) {
             self.shared.sentinel.doubt();
         }
-        let now = Instant::now();
-        if self.reports.len() >= REPORTS_KEPT_MAX {
-            self.reports.retain(|_, (last, _)| now.duration_since(*last) < REPORT_INTERVAL);
-            if self.reports.len() >= REPORTS_KEPT_MAX {
-                return;
-            }
-        }
-        let (last, kept_back) =
-            self.reports.entry((report.kind, report.from)).or_insert((now - REPORT_INTERVAL, 0));
-        if now.duration_since(*last) < REPORT_INTERVAL {
-            *kept_back += 1;
-            return;
-        }
-        warn!(kind = report.kind, peer = %report.from, kept_back = *kept_back, "{}", report.text);
-        *last = now;
-        *kept_back = 0;
+        self.reports.tell(&report, Instant::now());
     }
 }

@@ -49,6 +49,8 @@ pub(crate) enum ToRaft {
     SnapshotReady(Outgoing),
     /// From the lessor, to be proposed in the term in which it was decided or not at all; waits with the proposals.
     Decided(Box<Decided>),
+    /// The first life is where it belongs: writes may be taken.
+    LifeIsKept,
     Stop,
 }
 

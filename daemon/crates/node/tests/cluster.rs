@@ -255,7 +255,7 @@ fn a_log_of_another_history_is_refused_although_its_indexes_fit() {
         contents,
         peer_listeners: vec![again],
         boot: 1,
-        identity: own_identity(&wal_dir),
+        identity: own_identity(&wal_dir, &members),
         remotes: vec![],
     };
     let refused = Node::start(config(directory.path(), &members[0], &members), parts).err();

@@ -126,7 +126,7 @@ fn start_joined(directory: &Path, member: &Member, founders: &[Member], listener
         .iter()
         .map(|member| node::Remote { id: member.id, peer_urls: member.peer_urls.clone() })
         .collect();
-    let identity = own_identity(&wal_dir);
+    let identity = own_identity(&wal_dir, founders);
     let boot = identity.record.boot.nonce.low_u64();
     let parts = Parts { wal, contents, peer_listeners: vec![listener], boot, identity, remotes };
     Node::start(config, parts).expect("start the member")

@@ -6,7 +6,7 @@ use std::net::TcpListener;
 
 use api::etcdserverpb as pb;
 use identity::{Boot, Home, Record, Unique};
-use node::Handle;
+use node::{Handle, OwnIdentity};
 use state_machine::membership::Member;
 use support::*;
 use types::MemberId;
@@ -16,23 +16,30 @@ struct Group {
     members: Vec<Member>,
     nodes: Vec<Option<Running>>,
     listeners: Vec<TcpListener>,
+    who: fn(&mut OwnIdentity),
 }
 
 impl Group {
     fn start(count: usize) -> Group {
-        let directory = tempfile::tempdir().expect("a directory");
-        let (members, listeners) = plan(count);
-        let mut group = Group { directory, members, nodes: (0..count).map(|_| None).collect(), listeners };
+        let mut group = Group::planned(count, |_| ());
         (0..count).for_each(|at| group.boot(at));
         group
+    }
+
+    fn planned(count: usize, who: fn(&mut OwnIdentity)) -> Group {
+        let directory = tempfile::tempdir().expect("a directory");
+        let (members, listeners) = plan(count);
+        Group { directory, members, nodes: (0..count).map(|_| None).collect(), listeners, who }
     }
 
     fn boot(&mut self, at: usize) {
         let listener = self.listeners[at].try_clone().expect("the same port once more");
         let member = &self.members[at];
         let path = self.directory.path().join(&member.name);
-        let adjust = |config: &mut node::NodeConfig| config.strict_reconfig_check = false;
-        self.nodes[at] = Some(boot_with(&path, member, &self.members, listener, adjust));
+        self.nodes[at] = Some(boot_as(&path, member, &self.members, listener, |config, identity| {
+            config.strict_reconfig_check = false;
+            (self.who)(identity);
+        }));
     }
 
     fn stop(&mut self, at: usize) {
@@ -123,6 +130,66 @@ fn all_members_know_the_life_of_the_cluster_and_the_start_of_each() {
             lives[0].is_some() && lives.iter().all(|life| *life == lives[0]),
             "still the same: {lives:?}"
         );
+    });
+}
+
+/// Until it is answered; a start may take longer than a request waits.
+async fn put_at_last(handle: Handle, key: &'static str) {
+    while put(&handle, key, "1").await.is_err() {}
+}
+
+#[test]
+fn a_first_write_waits_until_the_life_of_the_cluster_is_where_it_lasts() {
+    for count in [1, 3] {
+        let mut group = Group::planned(count, |identity| identity.keeps_life = true);
+        (0..count).for_each(|at| group.boot(at));
+        block_on(async {
+            let early: Vec<_> =
+                group.running().into_iter().map(|it| tokio::spawn(put_at_last(it, "early"))).collect();
+            wait("the life on all", || {
+                group.running().iter().all(|handle| handle.cluster_uuid().borrow().is_some())
+            })
+            .await;
+            for handle in group.running() {
+                while get(&handle, "early").await.map(|found| assert_eq!(found, None)).is_err() {}
+            }
+            assert!(early.iter().all(|write| !write.is_finished()), "written down, and in no identity file");
+            for (at, write) in early.into_iter().enumerate() {
+                assert!(!write.is_finished(), "each member asks its own file");
+                group.handle(at).life_is_kept();
+                write.await.expect("answered");
+            }
+        });
+    }
+}
+
+#[test]
+fn who_is_answered_first_finds_the_life_written_down() {
+    let mut group = Group::planned(3, |_| ());
+    (0..3).for_each(|at| group.boot(at));
+    block_on(async {
+        let early = group.running().into_iter().map(|handle| {
+            tokio::spawn(async move {
+                put_at_last(handle.clone(), "early").await;
+                assert!(handle.cluster_uuid().borrow().is_some());
+            })
+        });
+        for write in early.collect::<Vec<_>>() {
+            write.await.expect("answered, and not before");
+        }
+    });
+}
+
+/// Whose log was an etcd's, or whose founders are gone: nobody may begin a life while somebody is away who may know of one.
+#[test]
+fn where_nobody_begins_a_life_nobody_waits_for_one() {
+    let mut group = Group::planned(3, |identity| identity.config = None);
+    (0..2).for_each(|at| group.boot(at));
+    block_on(async {
+        for handle in group.running() {
+            put_at_last(handle.clone(), "a").await;
+            assert_eq!(*handle.cluster_uuid().borrow(), None);
+        }
     });
 }
 

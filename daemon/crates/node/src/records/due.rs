@@ -23,6 +23,9 @@ pub struct OwnIdentity {
     pub config: Option<GenesisConfig>,
     /// Random. The life of the cluster, should this member be its first leader.
     pub fresh_uuid: Unique,
+    /// Whoever runs the member writes the life into a file of its own, and says so with [`crate::Handle::life_is_kept`]. A founder takes no
+    /// client's write before.
+    pub keeps_life: bool,
 }
 
 /// Without the session, which is the sentinel's.
@@ -32,6 +35,7 @@ pub(super) fn known(own: &OwnIdentity, member: MemberId, found: Identified, witn
         // The file's first: after a forced new cluster the log says it a little later.
         cluster_uuid: own.cluster_uuid.or(found.cluster_uuid),
         parent_uuid: own.parent_uuid.or(found.parent_uuid),
+        restored: found.restored,
         standing: found.standing,
         record: found.record,
         attendee,
@@ -243,6 +247,7 @@ mod tests {
             attendees: BTreeMap::new(),
             config: None,
             fresh_uuid: Unique::for_test(99),
+            keeps_life: false,
         };
         let due = |leader: &Leader, own: &OwnIdentity, other: Option<Record>| {
             let admitted =

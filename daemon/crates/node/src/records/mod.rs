@@ -7,6 +7,7 @@
 //! Not here: who is admitted (sentinel), what an entry does (state-machine), the identity file (daemon).
 
 mod due;
+mod first_write;
 
 use std::{
     collections::BTreeMap,
@@ -33,6 +34,7 @@ use tracing::{info, warn};
 use types::{EntryKind, MemberId};
 
 pub use due::OwnIdentity;
+pub(crate) use first_write::{is_begun, is_begun_by};
 
 use crate::{
     handle::Handle,
@@ -63,6 +65,8 @@ pub(crate) struct Desk {
     /// Marks are wanted before leadership is handed over.
     closing: AtomicBool,
     life: watch::Sender<Option<Unique>>,
+    /// The identity file names it.
+    kept: AtomicBool,
 }
 
 impl Desk {
@@ -75,7 +79,13 @@ impl Desk {
             look: Arc::new(Notify::new()),
             closing: AtomicBool::new(false),
             life,
+            kept: AtomicBool::new(false),
         }
+    }
+
+    /// A leader has applied the first entry of its term: only now does it know what is written down.
+    pub(crate) fn term_began(&self) {
+        self.look.notify_one();
     }
 
     /// A start of a peer was welcomed, and says which life it is of.

@@ -75,6 +75,11 @@ impl Refusals {
         warn!(peer = %peer, "this peer does not say who it is, like a member of etcd: a copy of it, or one that has lost its data, would not be recognised");
     }
 
+    /// Whether this peer has shown itself to be a member of etcd in this start.
+    pub(crate) fn is_unprotected(&self, peer: MemberId) -> bool {
+        self.0.lock().unprotected.contains(&peer)
+    }
+
     /// Lines that were kept back since the last, when it is time for another.
     fn count(&self, reader: &Reader<FjallStore>, peer: MemberId, verdict: &Verdict, by: By) -> Option<u64> {
         let is_known = reader.member(peer).is_some() || reader.is_removed(peer);

@@ -13,7 +13,7 @@ use std::{
 
 use api::{error::EtcdError, etcdserverpb as pb, raftpb};
 use bytes::Bytes;
-use identity::{Boot, GenesisConfig, Home, Record, Unique};
+use identity::{Boot, FirstMember, GenesisConfig, Home, Record, Unique};
 use node::{Fatal, Handle, Node, NodeConfig, OwnIdentity, Parts};
 use prost::Message;
 use state_machine::membership::{Member, cluster_id, member_id};
@@ -61,12 +61,13 @@ pub fn config(directory: &Path, member: &Member, members: &[Member]) -> NodeConf
         initial_election_tick_advance: true,
         state_dir: directory.join("state"),
         snap_dir: directory.join("snap"),
+        progress: |_| {},
         fatal,
     }
 }
 
 /// The next start on the directory that holds this log, as the daemon's identity file counts them.
-pub fn own_identity(wal_dir: &Path) -> OwnIdentity {
+pub fn own_identity(wal_dir: &Path, founders: &[Member]) -> OwnIdentity {
     let random = || Unique::for_test(rand());
     let file = wal_dir.with_extension("identity");
     let (dir, before): (Unique, Option<Boot>) = match std::fs::read(&file) {
@@ -89,8 +90,17 @@ pub fn own_identity(wal_dir: &Path) -> OwnIdentity {
         parent_uuid: None,
         attendees: BTreeMap::new(),
         // Its clusters are founded here: whoever leads first may begin their life, be everybody there or not.
-        config: Some(GenesisConfig { members: vec![], token: String::new(), token_sha256: String::new() }),
+        config: Some(GenesisConfig {
+            members: founders
+                .iter()
+                .map(|founder| FirstMember { name: founder.name.clone(), peer_urls: founder.peer_urls.clone() })
+                .collect(),
+            token: String::new(),
+            token_sha256: String::new(),
+            restored: None,
+        }),
         fresh_uuid: random(),
+        keeps_life: false,
     }
 }
 
@@ -142,8 +152,18 @@ pub fn boot_with(
     listener: TcpListener,
     adjust: impl FnOnce(&mut NodeConfig),
 ) -> Running {
+    boot_as(directory, member, members, listener, |config, _| adjust(config))
+}
+
+/// What this start is may be adjusted too.
+pub fn boot_as(
+    directory: &Path,
+    member: &Member,
+    members: &[Member],
+    listener: TcpListener,
+    adjust: impl FnOnce(&mut NodeConfig, &mut OwnIdentity),
+) -> Running {
     let mut config = config(directory, member, members);
-    adjust(&mut config);
     std::fs::create_dir_all(directory).expect("the member's directory");
     let wal_dir = directory.join("wal");
     if !Wal::exists(&wal_dir).expect("look for a log") {
@@ -154,7 +174,8 @@ pub fn boot_with(
         wal.sync().expect("sync genesis");
     }
     let (wal, contents) = Wal::open(&wal_dir, wal_options()).expect("open the log");
-    let identity = own_identity(&wal_dir);
+    let mut identity = own_identity(&wal_dir, members);
+    adjust(&mut config, &mut identity);
     let boot = identity.record.boot.nonce.low_u64();
     let parts = Parts { wal, contents, peer_listeners: vec![listener], boot, identity, remotes: vec![] };
     let node = Node::start(config, parts).expect("start the member");
