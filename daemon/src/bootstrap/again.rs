@@ -2,7 +2,9 @@
 //! questions.
 //!
 //! With nobody there it starts: the cold start of a whole cluster needs nobody's leave. What is said against it is believed from a
-//! leader or from a majority, or after some patience when those who do not say so are, with this member, no majority.
+//! leader or from a majority, or after some patience when those who take its side are, with this member, no majority. Members of another
+//! life of the cluster, or of another cluster, at the addresses of its own stop it only when the remaining ones are no majority; those
+//! that only its settings name have no say.
 
 use std::time::Duration;
 
@@ -18,8 +20,9 @@ use crate::refusal::{Id, Refusal};
 /// After this a contradiction that nobody outweighs counts.
 pub const PATIENCE: Duration = Duration::from_secs(3);
 
-/// A predecessor's session ends within 4 s of its last sign of life.
-pub const TWIN_PATIENCE: Duration = Duration::from_secs(5);
+/// A predecessor's session ends within 4 s of its last sign of life, and within 7 s where it was never heard: a link that nobody answers
+/// on gets a heartbeat each 1.7 s and is given up 5 s after the first that was not acknowledged.
+pub const TWIN_PATIENCE: Duration = Duration::from_secs(8);
 
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum Step {
@@ -48,12 +51,17 @@ pub fn decide(me: &Me, voters: &[MemberId], replies: &[Reply], waited: Duration)
         .collect();
     let voices: Vec<believe::Voice> = answers
         .iter()
-        .map(|(reply, answer, verdict)| believe::Voice {
-            from: if is_foreign(me, answer) { reply.member } else { answer.known.witness.member },
-            // Who leads another life of the cluster, or another cluster, proves no quorum of ours.
-            leads: answer.known.witness.leads && !is_foreign(me, answer),
-            term: answer.known.witness.term,
-            verdict,
+        .map(|(reply, answer, verdict)| {
+            let is_foreign = is_foreign(me, answer);
+            let witness = &answer.known.witness;
+            believe::Voice {
+                // In its own life it may be another member than the one whose address it has.
+                from: if is_foreign { reply.member } else { witness.member },
+                leads: witness.leads,
+                term: witness.term,
+                verdict,
+                is_foreign,
+            }
         })
         .collect();
     let over = waited >= PATIENCE;
@@ -61,9 +69,10 @@ pub fn decide(me: &Me, voters: &[MemberId], replies: &[Reply], waited: Duration)
     let refusal_of = |wanted: &Verdict| {
         let (reply, answer, verdict) = answers.iter().find(|(_, _, verdict)| verdict == wanted)?;
         let said = Said { url: &reply.url, answer };
-        Some(match is_another_cluster(me, answer) {
-            true => another_cluster(me, &said),
-            false => verdict::refusal(me, verdict, &said)?,
+        Some(match () {
+            () if is_another_cluster(me, answer) => another_cluster(me, &said),
+            () if began_otherwise(me, answer) => verdict::began_otherwise(me, &said),
+            () => verdict::refusal(me, verdict, &said)?,
         })
     };
     // What marks the directory for good is the leader's to say, or a majority's: no patience makes one voice enough.
@@ -91,7 +100,15 @@ pub fn decide(me: &Me, voters: &[MemberId], replies: &[Reply], waited: Duration)
 
 /// Two clusters that differ in their ids share nothing, whatever the other one makes of a stranger.
 fn said_of(me: &Me, answer: &Answer) -> Verdict {
-    if is_another_cluster(me, answer) { Verdict::Stranger } else { answer.verdict.clone() }
+    let is_strange = is_another_cluster(me, answer) || began_otherwise(me, answer);
+    if is_strange { Verdict::Stranger } else { answer.verdict.clone() }
+}
+
+/// Two members without a life yet, or one of them, that were not restored from the same backup: nothing else tells them apart.
+fn began_otherwise(me: &Me, answer: &Answer) -> bool {
+    me.hello.life == Life::Formed
+        && answer.known.restored.is_some()
+        && answer.known.restored.as_ref() != me.restored
 }
 
 fn is_another_cluster(me: &Me, answer: &Answer) -> bool {
@@ -99,11 +116,17 @@ fn is_another_cluster(me: &Me, answer: &Answer) -> bool {
 }
 
 fn is_foreign(me: &Me, answer: &Answer) -> bool {
-    let other_life = match (me.hello.life, answer.known.cluster_uuid) {
+    let theirs = answer.known.cluster_uuid;
+    let other_life = match (me.hello.life, theirs) {
         (Life::Born(ours), Some(theirs)) => ours != theirs,
+        // Restored, and not yet born: it comes out of that life and belongs to it no more.
+        (_, Some(theirs)) => me.parent == Some(theirs),
         _ => false,
     };
-    other_life || is_another_cluster(me, answer)
+    other_life
+        || matches!(answer.verdict, Verdict::OtherLife { .. })
+        || began_otherwise(me, answer)
+        || is_another_cluster(me, answer)
 }
 
 fn another_cluster(me: &Me, said: &Said) -> Refusal {

@@ -290,6 +290,7 @@ impl World {
                 leads: heard.witness.leads,
                 term: heard.witness.term,
                 verdict: &heard.verdict,
+                is_foreign: matches!(heard.verdict, Verdict::OtherLife { .. }),
             })
             .collect();
         let against =

@@ -1,5 +1,10 @@
 //! When a member may act on what peers say of it. One peer's word is never enough: a confused or foreign one must not be able to stop
 //! a healthy member.
+//!
+//! Who speaks for this member's own life of the cluster repeats what is replicated there, and is weighed against those who take its side.
+//! Who belongs to another life, or to another cluster, knows nothing of this one: it only shows that the voter at its address is
+//! elsewhere. That stops a start when so many voters are elsewhere that the rest are no majority. Voters that are silent count as not
+//! there yet: when a whole cluster starts at once each of its members is silent to the others.
 
 use types::MemberId;
 
@@ -12,12 +17,32 @@ pub struct Voice<'a> {
     pub leads: bool,
     pub term: u64,
     pub verdict: &'a Verdict,
+    /// It is of another life of the cluster, or of another cluster, and stands at this voter's address.
+    pub is_foreign: bool,
+}
+
+impl Voice<'_> {
+    fn is_against(&self) -> bool {
+        !self.verdict.is_welcome()
+    }
+
+    /// Whom a foreign one leads is no quorum of ours.
+    fn leads_us(&self, own_term: u64) -> bool {
+        self.leads && !self.is_foreign && self.term >= own_term
+    }
 }
 
 impl<'a> From<&'a Answer> for Voice<'a> {
     fn from(answer: &'a Answer) -> Voice<'a> {
         let witness = &answer.known.witness;
-        Voice { from: witness.member, leads: witness.leads, term: witness.term, verdict: &answer.verdict }
+        let is_foreign = matches!(answer.verdict, Verdict::OtherLife { .. });
+        Voice {
+            from: witness.member,
+            leads: witness.leads,
+            term: witness.term,
+            verdict: &answer.verdict,
+            is_foreign,
+        }
     }
 }
 
@@ -25,8 +50,8 @@ impl<'a> From<&'a Answer> for Voice<'a> {
 /// agree (of the same kind, whatever the details). Voices of who is no voter count only when they lead, which they then do by proof
 /// of a quorum. `None` also when all is well.
 pub fn believed<'a>(voters: &[MemberId], own_term: u64, voices: &[Voice<'a>]) -> Option<&'a Verdict> {
-    let against = || voices.iter().filter(|voice| !voice.verdict.is_welcome());
-    if let Some(leader) = against().find(|voice| voice.leads && voice.term >= own_term) {
+    let against = || voices.iter().filter(|voice| voice.is_against());
+    if let Some(leader) = against().find(|voice| voice.leads_us(own_term)) {
         return Some(leader.verdict);
     }
     let majority = voters.len() / 2 + 1;
@@ -46,8 +71,8 @@ pub fn is_behind(verdict: &Verdict, witness: &Witness, own_commit: u64) -> bool 
     *verdict == Verdict::Stranger && witness.commit < own_commit
 }
 
-/// For a member that serves nobody yet: also when, after some patience, somebody speaks against it and those who do not are, with
-/// itself, no majority.
+/// For a member that serves nobody yet: also when, after some patience, somebody of its own life speaks against it and those who take its
+/// side are, with itself, no majority; or when so many voters are elsewhere that a majority cannot come up any more.
 pub fn believed_at_start<'a>(
     voters: &[MemberId],
     own: MemberId,
@@ -58,14 +83,26 @@ pub fn believed_at_start<'a>(
     if let Some(verdict) = believed(voters, own_term, voices) {
         return Some(verdict);
     }
-    let against = voices.iter().find(|voice| !voice.verdict.is_welcome())?;
-    let agree = voters
-        .iter()
-        .filter(|voter| {
-            **voter == own || voices.iter().any(|voice| voice.from == **voter && voice.verdict.is_welcome())
-        })
-        .count();
-    (patience_is_over && agree < voters.len() / 2 + 1).then_some(against.verdict)
+    if !patience_is_over {
+        return None;
+    }
+    let majority = voters.len() / 2 + 1;
+    let count = |wanted: &dyn Fn(&Voice<'_>) -> bool| {
+        let says = |voter: &&MemberId| voices.iter().any(|voice| voice.from == **voter && wanted(voice));
+        voters.iter().filter(|voter| **voter != own).filter(says).count()
+    };
+    let ours = voices.iter().find(|voice| voice.is_against() && !voice.is_foreign);
+    if let Some(against) = ours {
+        let own_vote = usize::from(voters.contains(&own));
+        let agree = own_vote + count(&|voice| !voice.is_against() && !voice.is_foreign);
+        if agree < majority {
+            return Some(against.verdict);
+        }
+    }
+    let foreign =
+        voices.iter().find(|voice| voice.is_against() && voice.is_foreign && voters.contains(&voice.from))?;
+    let elsewhere = count(&|voice| voice.is_against() && voice.is_foreign);
+    (voters.len() - elsewhere < majority).then_some(foreign.verdict)
 }
 
 #[cfg(test)]
@@ -75,7 +112,11 @@ mod tests {
     const VOTERS: [MemberId; 3] = [MemberId(1), MemberId(2), MemberId(3)];
 
     fn voice(from: u64, leads: bool, term: u64, verdict: &Verdict) -> Voice<'_> {
-        Voice { from: MemberId(from), leads, term, verdict }
+        Voice { from: MemberId(from), leads, term, verdict, is_foreign: false }
+    }
+
+    fn foreign(from: u64, verdict: &Verdict) -> Voice<'_> {
+        Voice { is_foreign: true, ..voice(from, true, 99, verdict) }
     }
 
     #[test]
@@ -121,5 +162,45 @@ mod tests {
         let both = [voice(2, false, 1, &bad), voice(3, false, 1, &good)];
         assert!(believed_at_start(&VOTERS, MemberId(1), 5, &both, true).is_none(), "two of three agree");
         assert!(believed_at_start(&VOTERS, MemberId(1), 5, &[], true).is_none(), "a cold start asks nobody");
+    }
+
+    /// A whole cluster starts beside members of another life: who of it starts first hears only them.
+    #[test]
+    fn foreign_voices_count_when_the_rest_are_no_majority() {
+        let (other, good) = (Verdict::Stranger, Verdict::Welcome);
+        let stops = |size: u64, foreigners: u64| {
+            let voters: Vec<MemberId> = (1..=size).map(MemberId).collect();
+            let voices: Vec<Voice<'_>> = (2..2 + foreigners).map(|from| foreign(from, &other)).collect();
+            believed_at_start(&voters, MemberId(1), 5, &voices, true).is_some()
+        };
+        for (size, first_that_stops) in [(2, 1), (3, 2), (4, 2), (5, 3), (7, 4)] {
+            for foreigners in 0..size {
+                assert_eq!(
+                    stops(size, foreigners),
+                    foreigners >= first_that_stops,
+                    "{foreigners} of {size} are elsewhere"
+                );
+            }
+        }
+        assert!(
+            believed(&VOTERS, 5, &[foreign(2, &other)]).is_none(),
+            "leading another life proves no quorum of this one"
+        );
+        assert!(believed(&VOTERS, 5, &[foreign(2, &other), foreign(3, &other)]).is_some());
+        let strangers = [foreign(8, &other), foreign(9, &other), foreign(0, &other)];
+        assert!(
+            believed_at_start(&VOTERS, MemberId(1), 5, &strangers, true).is_none(),
+            "addresses that this directory does not know for voters"
+        );
+        assert!(
+            believed_at_start(&[MemberId(1)], MemberId(1), 5, &strangers, true).is_none(),
+            "an only voter needs nobody"
+        );
+        let bad = Verdict::Pending;
+        let mixed = [foreign(2, &good), voice(3, false, 1, &bad)];
+        assert!(
+            believed_at_start(&VOTERS, MemberId(1), 5, &mixed, true).is_some(),
+            "a foreign welcome outweighs nobody"
+        );
     }
 }

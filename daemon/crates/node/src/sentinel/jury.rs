@@ -208,6 +208,8 @@ impl Jury {
                     leads: heard.witness.leads,
                     term: heard.witness.term,
                     verdict: &heard.verdict,
+                    // What else another life says is not taken down.
+                    is_foreign: matches!(heard.verdict, Verdict::OtherLife { .. }),
                 })
                 .collect()
         };
@@ -400,9 +402,9 @@ mod tests {
     #[test]
     fn before_it_serves_a_contradiction_counts_after_a_while() {
         let start = own(false);
-        let one = [(heard(2, false, 5, other_life()), OTHER)];
+        let one = [(heard(2, false, 5, Verdict::Pending), LIFE)];
         assert_eq!(expelled(&after(&start, 0, &one).0), None);
-        assert_eq!(expelled(&after(&start, 4, &one).0), Some("other_life"));
+        assert_eq!(expelled(&after(&start, 4, &one).0), Some("pending"));
         let outweighed = [one[0].clone(), (heard(3, false, 5, Verdict::Welcome), LIFE)];
         assert_eq!(expelled(&after(&start, 9, &outweighed).0), None, "two of three agree");
         let forced = [(heard(2, true, 9, other_life()), OTHER), outweighed[1].clone()];
@@ -412,6 +414,21 @@ mod tests {
         assert_eq!(expelled(&after(&start, 9, &twin).0), Some("duplicate"));
         let foreign = [(heard(2, true, 9, Verdict::Stranger), OTHER)];
         assert_eq!(expelled(&after(&start, 9, &foreign).0), None, "who it is, only its own life can say");
+    }
+
+    #[test]
+    fn another_life_at_one_address_stops_no_start_and_at_most_of_them_does() {
+        let start = own(false);
+        let one = [(heard(2, true, 9, other_life()), OTHER)];
+        assert_eq!(expelled(&after(&start, 60, &one).0), None, "the third may still come up");
+        let unnamed = Verdict::OtherLife { yours: Unique::for_test(7), ours: None, came_from_yours: true };
+        let restored = [(heard(2, true, 9, unnamed), None)];
+        assert_eq!(expelled(&after(&start, 60, &restored).0), None);
+        let both = [one[0].clone(), (heard(3, false, 5, other_life()), OTHER)];
+        assert_eq!(expelled(&after(&start, 0, &both).0), Some("other_life"));
+        let two = Oneself { voters: vec![ME, MemberId(2)], ..own(false) };
+        assert_eq!(expelled(&after(&two, 0, &one).0), None);
+        assert_eq!(expelled(&after(&two, 4, &one).0), Some("other_life"), "no majority without it");
     }
 
     #[test]
