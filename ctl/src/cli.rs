@@ -196,8 +196,10 @@ fn member() -> Command {
             verb("replace", "What replacing a member would mean", "cairnctl member plan replace <id or name>")
                 .args([value("name", "Name of the new member").hide(true), peer_urls().hide(true)]),
         ]),
-        verb("list", "Lists the members", "cairnctl member list [flags]")
-            .arg(value("consistency", "l: linearizable; s: serializable, from the asked member's own state")),
+        verb("list", "Lists the members", "cairnctl member list [flags]").args([
+            value("consistency", "l: linearizable; s: serializable, from the asked member's own state"),
+            crate::again::flag(),
+        ]),
     ])
 }
 
@@ -211,9 +213,29 @@ fn endpoint() -> Command {
             "Version, size, leader and raft position of each endpoint",
             "cairnctl endpoint status [flags]",
         )
-        .arg(cluster()),
+        .args([cluster(), crate::again::flag()]),
         verb("hashkv", "Hash of each endpoint's key-value history", "cairnctl endpoint hashkv [flags]")
             .args([cluster(), number("rev", "Hash the history up to this revision (0: all)")]),
+    ])
+}
+
+fn context() -> Command {
+    group("context", "Settings under a name, so that endpoints and keys are typed once").subcommands([
+        verb("add", "Keeps the flags of this command under a name", "cairnctl context add <name> --endpoints=<endpoints> [flags]")
+            .after_help(
+                "What is kept: endpoints, certificates, user and the other settings of a cluster that are given as flags here; not variables.\n\
+                 They are in ~/.config/cairn/contexts.toml (or below XDG_CONFIG_HOME), which only its owner can read.",
+            )
+            .args([
+                switch("replace", "Replace the context of this name"),
+                switch("use", "Make it the current one as well"),
+            ]),
+        verb("use", "Makes a context the current one", "cairnctl context use <name>\n       cairnctl context use --none")
+            .arg(switch("none", "No current context any more")),
+        verb("list", "Lists the contexts", "cairnctl context list"),
+        verb("show", "Every setting that counts, and where it comes from", "cairnctl context show [name]")
+            .after_help("Order: flag, CAIRNCTL_ variable, ETCDCTL_ variable, context, cairnctl.toml, the member on this host, default."),
+        verb("remove", "Forgets a context", "cairnctl context remove <name>"),
     ])
 }
 
@@ -241,7 +263,7 @@ pub fn command() -> Command {
         .arg_required_else_help(true)
         .infer_subcommands(true)
         .args_override_self(true);
-    for Global { name, short, kind, default: _, help } in GLOBALS {
+    for Global { name, short, kind, help, .. } in GLOBALS {
         let arg = match kind {
             // The settings read all switches alike, whichever source they come from.
             Kind::Switch => switch(name, help).value_parser(ValueParser::string()),
@@ -264,6 +286,7 @@ pub fn command() -> Command {
         lease(),
         member(),
         endpoint(),
+        context(),
         discovery(),
         verb(
             "move-leader",
@@ -444,7 +467,7 @@ mod tests {
     fn two_dashes_end_the_flags_and_a_value_may_begin_with_one() {
         assert_eq!(arguments(&inner("put a -- -v")), [b"a".to_vec(), b"-v".to_vec()]);
         assert_eq!(integer(&inner("get a --rev -5"), "rev"), -5);
-        assert!(parsed("put a -v").unwrap_err().headline.starts_with("unknown shorthand flag: -v"));
+        assert!(parsed("put a -z").unwrap_err().headline.starts_with("unknown shorthand flag: -z"));
     }
 
     #[test]

@@ -6,7 +6,7 @@
 
 use std::fmt;
 
-/// Exit codes. 0 to 6 and 128 mean what they mean for etcdctl; 7 and 64 are ours.
+/// Exit codes. 0 to 6 and 128 mean what they mean for etcdctl; 7 to 11, 64 and 130 are ours.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 #[repr(u8)]
 pub enum Exit {
@@ -24,10 +24,20 @@ pub enum Exit {
     Io = 6,
     /// The server ended a watch because part of the history it was to show is gone.
     Compacted = 7,
+    /// `wait`: the time passed and what was waited for is not so.
+    NotYet = 8,
+    /// `can-stop`: the cluster would lose its quorum.
+    Unsafe = 9,
+    /// `can-stop`: the quorum would be kept, but something is under way or amiss; later.
+    Busy = 10,
+    /// `status`, `doctor`: the cluster serves, and something needs a look.
+    Degraded = 11,
     /// Unknown flag, command, variable value or configuration key.
     Usage = 64,
     /// Wrong number or combination of arguments.
     BadArguments = 128,
+    /// SIGINT before there was anything to see; the code that a shell shows for it.
+    Stopped = 130,
 }
 
 /// The four lines under the first one. Evidence and remedies are lists so that each endpoint and each step has its own place.
@@ -87,24 +97,26 @@ impl From<std::io::Error> for Failure {
     }
 }
 
+impl fmt::Display for Details {
+    fn fmt(&self, out: &mut fmt::Formatter<'_>) -> fmt::Result {
+        writeln!(out, "cause:    {}", self.cause)?;
+        for (i, line) in self.evidence.iter().enumerate() {
+            writeln!(out, "{}{line}", if i == 0 { "evidence: " } else { "          " })?;
+        }
+        for (i, line) in self.remedy.iter().enumerate() {
+            writeln!(out, "{}{}. {line}", if i == 0 { "remedy:   " } else { "          " }, i + 1)?;
+        }
+        if self.never.is_empty() { Ok(()) } else { writeln!(out, "never:    {}", self.never) }
+    }
+}
+
 impl fmt::Display for Failure {
     fn fmt(&self, out: &mut fmt::Formatter<'_>) -> fmt::Result {
         if self.headline.is_empty() {
             return Ok(());
         }
         writeln!(out, "Error: {}", self.headline)?;
-        let Some(details) = &self.details else { return Ok(()) };
-        writeln!(out, "cause:    {}", details.cause)?;
-        for (i, line) in details.evidence.iter().enumerate() {
-            writeln!(out, "{}{line}", if i == 0 { "evidence: " } else { "          " })?;
-        }
-        for (i, line) in details.remedy.iter().enumerate() {
-            writeln!(out, "{}{}. {line}", if i == 0 { "remedy:   " } else { "          " }, i + 1)?;
-        }
-        if !details.never.is_empty() {
-            writeln!(out, "never:    {}", details.never)?;
-        }
-        Ok(())
+        self.details.as_ref().map_or(Ok(()), |details| details.fmt(out))
     }
 }
 

@@ -2,10 +2,13 @@
 //!
 //! This file is the life of one command: parse, weigh the settings, run the verb, say how it ended.
 
+mod again;
 mod bench;
 mod cli;
 mod client;
 mod failure;
+#[cfg(test)]
+mod manual;
 mod output;
 mod session;
 mod settings;
@@ -30,12 +33,13 @@ fn main() -> ExitCode {
 
 fn command() -> Result<()> {
     let Some(matches) = cli::parse(std::env::args_os())? else { return Ok(()) };
-    if let Some(done) = verbs::run_offline(&matches) {
-        return done;
-    }
     let text_variables =
         std::env::vars_os().filter_map(|(name, value)| Some((name.into_string().ok()?, value)));
-    let settings = settings::resolve(&cli::given(&matches), &text_variables.collect::<BTreeMap<_, _>>())?;
+    let (given, variables) = (cli::given(&matches), text_variables.collect::<BTreeMap<_, _>>());
+    if let Some(done) = verbs::run_offline(&matches, &given, &variables) {
+        return done;
+    }
+    let settings = settings::resolve(&given, &variables)?;
     for warning in &settings.warnings {
         eprintln!("{warning}");
     }

@@ -38,7 +38,7 @@ fn quote_char(c: char, out: &mut String) {
 
 /// Letters, marks, numbers, punctuation, symbols and the ASCII space. The standard library knows this set only through its own
 /// debug escapes; a character after the first is not escaped for being a combining mark, hence the leading `a`.
-fn is_printable(c: char) -> bool {
+pub fn is_printable(c: char) -> bool {
     if c.is_ascii() {
         return (' '..='~').contains(&c);
     }

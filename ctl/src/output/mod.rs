@@ -1,12 +1,19 @@
-//! Answers as bytes for stdout, in each of the five formats of `-w`. etcdctl 3.5's shapes, byte for byte; `ctl/tests` compares.
+//! Answers as bytes for stdout: in each of the five formats of `-w`, which are etcdctl 3.5's, byte for byte (`ctl/tests` compares), or in a
+//! shape of `-o`, which are ours (`people`).
 //!
 //! Not here: errors (`failure`) and the tables of the load generator (`bench::report`).
 
 mod fields;
 mod go;
 pub mod json;
+pub mod paint;
+mod people;
+pub mod progress;
+mod sheet;
 mod simple;
 mod table;
+pub mod text;
+mod value;
 
 use crate::failure::{Failure, Result};
 use crate::settings::{Format, Settings};
@@ -18,9 +25,12 @@ use api::etcdserverpb::{
 };
 use fields::Fields;
 pub use go::quote;
+use paint::{Paint, Tone};
 use prost::Message;
+pub use sheet::{Cell, Column, Shape, Sheet};
 use simple::Simple;
 pub use simple::{event_type, lease_id, member_settings};
+pub use value::Value;
 
 /// What one endpoint said about itself.
 pub struct EndpointStatus {
@@ -43,33 +53,113 @@ pub struct EndpointHealth {
     pub error: String,
 }
 
+/// How `-o` prints keys and values.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub enum BytesAs {
+    /// As text; for programs in base64 when they are no UTF-8.
+    #[default]
+    Text,
+    Hex,
+    Base64,
+}
+
 /// How to print.
 #[derive(Clone, Copy)]
 pub struct Printer {
     pub format: Format,
+    /// `-o`; it wins over `format`.
+    pub shape: Option<Shape>,
     pub hex: bool,
+    pub bytes_as: BytesAs,
     /// `get --print-value-only`.
     pub value_only: bool,
+    pub keys_only: bool,
+    pub count_only: bool,
+    /// The colours of stdout.
+    pub paint: Paint,
 }
 
 impl Printer {
     pub fn new(settings: &Settings) -> Printer {
-        Printer { format: settings.format, hex: settings.hex, value_only: false }
+        let bytes_as = match (settings.base64, settings.hex) {
+            (true, _) => BytesAs::Base64,
+            (false, true) => BytesAs::Hex,
+            (false, false) => BytesAs::Text,
+        };
+        Printer {
+            format: settings.format,
+            shape: settings.shape,
+            hex: settings.hex,
+            bytes_as,
+            value_only: false,
+            keys_only: false,
+            count_only: false,
+            paint: Paint::for_stdout(),
+        }
+    }
+
+    /// For verbs that ask nobody, and so may have no settings.
+    pub fn bare(format: Format, shape: Option<Shape>) -> Printer {
+        Printer {
+            format,
+            shape,
+            hex: false,
+            bytes_as: BytesAs::Text,
+            value_only: false,
+            keys_only: false,
+            count_only: false,
+            paint: Paint::for_stdout(),
+        }
+    }
+
+    /// Whether this is etcdctl's default format, which alone may come in parts.
+    pub fn is_simple(self) -> bool {
+        self.format == Format::Simple && self.shape.is_none()
     }
 
     fn unsupported<T>(self) -> Result<T> {
-        let name = Format::ALL.iter().find(|(_, format)| *format == self.format).map_or("", |(name, _)| name);
+        let format =
+            || Format::ALL.iter().find(|(_, format)| *format == self.format).map_or("", |(name, _)| name);
+        let name = self.shape.map_or_else(format, Shape::name);
         Err(Failure::feature(format!("{name} not supported as output format")))
+    }
+
+    /// A list of cairnctl's own, or one that `-o` was asked for. Without `-o` it is a table, and with `-w json` the document on one line.
+    pub fn sheet(self, sheet: &Sheet) -> Result<Vec<u8>> {
+        match (self.shape, self.format) {
+            (Some(shape), _) => Ok(sheet.render(shape, self.paint)),
+            (None, Format::Simple | Format::Table) => Ok(sheet.render(Shape::Table, self.paint)),
+            (None, Format::Json) => Ok((sheet.document().to_json_line() + "\n").into_bytes()),
+            (None, Format::Fields | Format::Protobuf) => self.unsupported(),
+        }
+    }
+
+    /// Something that is no list: `text` for people (with whether it may be wide), `data` for programs.
+    pub fn page(self, data: &Value, text: impl FnOnce(Paint, bool) -> String) -> Result<Vec<u8>> {
+        let bytes = match (self.shape, self.format) {
+            (Some(Shape::Table), _) | (None, Format::Simple | Format::Table) => text(self.paint, false),
+            (Some(Shape::Wide), _) => text(self.paint, true),
+            (Some(Shape::Json), _) => data.to_json(),
+            (Some(Shape::JsonLines), _) | (None, Format::Json) => data.to_json_line() + "\n",
+            (Some(Shape::Yaml), _) => data.to_yaml(),
+            (Some(Shape::Raw), _) | (None, Format::Fields | Format::Protobuf) => return self.unsupported(),
+        };
+        Ok(bytes.into_bytes())
     }
 
     /// `Err` when `-w table` was asked of a verb that has none; for verbs that should not act before saying so.
     pub fn refuse_table(self) -> Result<()> {
-        if self.format == Format::Table { self.unsupported() } else { Ok(()) }
+        if self.format == Format::Table && self.shape.is_none() { self.unsupported() } else { Ok(()) }
+    }
+
+    /// The same for verbs whose answer is no list: `-o raw` has nothing to print then.
+    pub fn refuse_table_and_raw(self) -> Result<()> {
+        if self.shape == Some(Shape::Raw) { self.unsupported() } else { self.refuse_table() }
     }
 
     /// The same for verbs that have no fields either.
     pub fn refuse_fields_and_table(self) -> Result<()> {
-        if self.format == Format::Fields { self.unsupported() } else { self.refuse_table() }
+        if self.format == Format::Fields { self.unsupported() } else { self.refuse_table_and_raw() }
     }
 
     /// For verbs of cairnctl alone, which have only the formats that they say.
@@ -100,23 +190,38 @@ impl Printer {
     }
 
     pub fn put(self, answer: &PutResponse) -> Result<Vec<u8>> {
+        if self.shape.is_some() {
+            return self.shaped_put(answer, self.simple(|s| s.put(answer)));
+        }
         self.key_value_verb(answer, |s| s.put(answer), |f| f.put(answer), |o| json::put(o, answer))
     }
 
     pub fn range(self, answer: &RangeResponse) -> Result<Vec<u8>> {
+        if let Some(shape) = self.shape {
+            return self.shaped_range(shape, answer);
+        }
         self.key_value_verb(answer, |s| s.range(answer), |f| f.range(answer), |o| json::range(o, answer))
     }
 
     pub fn delete(self, answer: &DeleteRangeResponse) -> Result<Vec<u8>> {
+        if self.shape.is_some() {
+            return self.shaped_delete(answer, self.simple(|s| s.delete(answer)));
+        }
         self.key_value_verb(answer, |s| s.delete(answer), |f| f.delete(answer), |o| json::delete(o, answer))
     }
 
     pub fn txn(self, answer: &TxnResponse) -> Result<Vec<u8>> {
+        if self.shape.is_some() {
+            return self.shaped_txn(answer, self.simple(|s| s.txn(answer)));
+        }
         self.key_value_verb(answer, |s| s.txn(answer), |f| f.txn(answer), |o| json::txn(o, answer))
     }
 
     /// What one answer of a watch shows; nothing when the format has nothing to say about it.
     pub fn watch(self, answer: &WatchResponse) -> Result<Vec<u8>> {
+        if let Some(shape) = self.shape {
+            return Ok(self.shaped_watch(shape, answer));
+        }
         let bare = || WatchResponse {
             header: Some(answer.header.unwrap_or_default()),
             watch_id: 0,
@@ -136,6 +241,10 @@ impl Printer {
 
     pub fn lease_grant(self, answer: &LeaseGrantResponse) -> Result<Vec<u8>> {
         let text = || format!("lease {} granted with TTL({}s)", simple::lease_id(answer.id), answer.ttl);
+        if self.shape.is_some() {
+            let data = people::lease_data(answer.id, &[("ttl", answer.ttl.into())]);
+            return self.said(data, self.simple(|s| s.line(&text())));
+        }
         self.key_value_verb(
             answer,
             |s| s.line(&text()),
@@ -145,6 +254,10 @@ impl Printer {
     }
 
     pub fn lease_revoke(self, id: i64, answer: &LeaseRevokeResponse) -> Result<Vec<u8>> {
+        if self.shape.is_some() {
+            let text = format!("lease {} revoked\n", simple::lease_id(id));
+            return self.said(people::lease_data(id, &[("revoked", true.into())]), text.into_bytes());
+        }
         self.key_value_verb(
             answer,
             |s| s.line(&format!("lease {} revoked", simple::lease_id(id))),
@@ -154,6 +267,10 @@ impl Printer {
     }
 
     pub fn keep_alive(self, answer: &LeaseKeepAliveResponse) -> Result<Vec<u8>> {
+        if self.shape.is_some() {
+            let data = people::lease_data(answer.id, &[("ttl", answer.ttl.into())]);
+            return self.said(data, self.simple(|s| s.keep_alive(answer)));
+        }
         self.key_value_verb(
             answer,
             |s| s.keep_alive(answer),
@@ -164,6 +281,9 @@ impl Printer {
 
     /// `keys`: they were asked for.
     pub fn time_to_live(self, answer: &LeaseTimeToLiveResponse, keys: bool) -> Result<Vec<u8>> {
+        if self.shape.is_some() {
+            return self.shaped_time_to_live(answer, keys, self.simple(|s| s.time_to_live(answer, keys)));
+        }
         self.key_value_verb(
             answer,
             |s| s.time_to_live(answer, keys),
@@ -173,14 +293,23 @@ impl Printer {
     }
 
     pub fn leases(self, answer: &LeaseLeasesResponse) -> Result<Vec<u8>> {
+        if self.shape.is_some() {
+            return self.shaped_leases(answer);
+        }
         self.key_value_verb(answer, |s| s.leases(answer), |f| f.leases(answer), |o| json::leases(o, answer))
     }
 
     pub fn alarms(self, answer: &AlarmResponse) -> Result<Vec<u8>> {
+        if self.shape.is_some() {
+            return self.shaped_alarms(answer);
+        }
         self.key_value_verb(answer, |s| s.alarms(answer), |f| f.alarms(answer), |o| json::alarms(o, answer))
     }
 
     pub fn member_list(self, answer: &MemberListResponse) -> Result<Vec<u8>> {
+        if self.shape.is_some() {
+            return self.shaped_members(answer.header.as_ref(), &answer.members);
+        }
         if self.format == Format::Table {
             return Ok(table::draw(simple::MEMBER_HEADINGS, &simple::member_rows(answer)).into_bytes());
         }
@@ -193,13 +322,18 @@ impl Printer {
     /// A member that was added, and with the simple format what it has to be started with. `urls` as they were given.
     pub fn member_add(self, name: &str, urls: &str, answer: &MemberAddResponse) -> Result<Vec<u8>> {
         let id = answer.member.as_ref().map_or(0, |member| member.id);
+        let text = || {
+            let mut text = simple::member_change(id, "added to", answer.header.as_ref());
+            text.push('\n');
+            text.push_str(&simple::member_settings(name, urls, id, &answer.members));
+            text.into_bytes()
+        };
+        if self.shape.is_some() {
+            let data = people::changed(id, "added", answer.header.as_ref(), &answer.members);
+            return self.said(data, text());
+        }
         match self.format {
-            Format::Simple => {
-                let mut text = simple::member_change(id, "added to", answer.header.as_ref());
-                text.push('\n');
-                text.push_str(&simple::member_settings(name, urls, id, &answer.members));
-                Ok(text.into_bytes())
-            }
+            Format::Simple => Ok(text()),
             Format::Json => Ok(json_of(|o| json::member_add(o, answer))),
             Format::Protobuf => Ok(answer.encode_to_vec()),
             Format::Fields | Format::Table => self.unsupported(),
@@ -215,6 +349,11 @@ impl Printer {
         members: &[Member],
         answer: &impl Message,
     ) -> Result<Vec<u8>> {
+        if self.shape.is_some() {
+            let change = what.split(' ').next().unwrap_or(what);
+            let text = simple::member_change(id, what, header).into_bytes();
+            return self.said(people::changed(id, change, header, members), text);
+        }
         match self.format {
             Format::Simple => Ok(simple::member_change(id, what, header).into_bytes()),
             Format::Json => Ok(json_of(|o| json::members(o, header, members))),
@@ -224,6 +363,11 @@ impl Printer {
     }
 
     pub fn move_leader(self, from: u64, to: u64, answer: &MoveLeaderResponse) -> Result<Vec<u8>> {
+        if self.shape.is_some() {
+            let text = format!("Leadership transferred from {from:x} to {to:x}\n");
+            let id = |id: u64| Value::from(format!("{id:x}"));
+            return self.said(Value::map([("from", id(from)), ("to", id(to))]), text.into_bytes());
+        }
         match self.format {
             Format::Simple => Ok(format!("Leadership transferred from {from:x} to {to:x}\n").into_bytes()),
             Format::Json => Ok(json_of(|o| o.header(answer.header.as_ref()))),
@@ -233,6 +377,9 @@ impl Printer {
     }
 
     pub fn status(self, endpoints: &[EndpointStatus]) -> Result<Vec<u8>> {
+        if self.shape.is_some() {
+            return self.shaped_status(endpoints);
+        }
         match self.format {
             Format::Simple => Ok(self.simple(|s| s.status(endpoints))),
             Format::Fields => Ok(fields_of(|f| endpoints.iter().for_each(|endpoint| f.status(endpoint)))),
@@ -248,6 +395,9 @@ impl Printer {
     }
 
     pub fn hash_kv(self, endpoints: &[EndpointHash]) -> Result<Vec<u8>> {
+        if self.shape.is_some() {
+            return self.shaped_hash_kv(endpoints);
+        }
         match self.format {
             Format::Simple => Ok(self.simple(|s| s.hash_kv(endpoints))),
             Format::Fields => Ok(fields_of(|f| endpoints.iter().for_each(|endpoint| f.hash_kv(endpoint)))),
@@ -263,6 +413,9 @@ impl Printer {
     }
 
     pub fn health(self, endpoints: &[EndpointHealth]) -> Result<Vec<u8>> {
+        if self.shape.is_some() {
+            return self.shaped_health(endpoints);
+        }
         match self.format {
             Format::Simple => Ok(self.simple(|s| s.health(endpoints))),
             Format::Fields => Ok(fields_of(|f| endpoints.iter().for_each(|endpoint| f.health(endpoint)))),

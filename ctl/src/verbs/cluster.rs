@@ -1,11 +1,12 @@
 //! member list, move-leader, alarm list and disarm.
 
 use super::{begin, serializable, show};
-use crate::cli;
 use crate::client::{ALARM_CHANGE, ALARM_GET, Client, MEMBER_LIST, MOVE_LEADER, STATUS};
 use crate::failure::{Details, Failure, Result};
+use crate::output::Shape;
 use crate::settings::{Format, Settings};
 use crate::units::parse_u64_hex;
+use crate::{again, cli};
 use api::etcdserverpb::alarm_request::AlarmAction;
 use api::etcdserverpb::{
     AlarmRequest, AlarmResponse, MemberListRequest, MemberListResponse, MoveLeaderRequest,
@@ -14,10 +15,13 @@ use api::etcdserverpb::{
 use clap::ArgMatches;
 
 pub async fn member_list(settings: &Settings, matches: &ArgMatches) -> Result<()> {
-    let (mut client, printer) = begin(settings, false)?;
     let request = MemberListRequest { linearizable: !serializable(matches)? };
-    let answer: MemberListResponse = client.call(&MEMBER_LIST, &request).await?;
-    show(&printer.member_list(&answer)?)
+    again::looking(settings, matches, async || {
+        let (mut client, printer) = begin(settings, false)?;
+        let answer: MemberListResponse = client.call(&MEMBER_LIST, &request).await?;
+        printer.member_list(&answer)
+    })
+    .await
 }
 
 /// Asks each endpoint whether it leads, and the one that does to hand over.
@@ -33,7 +37,7 @@ pub async fn move_leader(settings: &Settings, matches: &ArgMatches) -> Result<()
         let status: StatusResponse = client.call(&STATUS, &StatusRequest {}).await?;
         let member = status.header.unwrap_or_default().member_id;
         if status.leader == member {
-            if matches!(printer.format, Format::Fields | Format::Table) {
+            if matches!(printer.format, Format::Fields | Format::Table) || printer.shape == Some(Shape::Raw) {
                 // Refuses the format before anything is moved.
                 printer.move_leader(member, target_id, &MoveLeaderResponse::default())?;
             }

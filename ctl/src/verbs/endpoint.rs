@@ -1,13 +1,13 @@
 //! endpoint health, status and hashkv: each endpoint is asked by itself, so that one that is down does not hide the others.
 
 use super::show;
-use crate::cli;
 use crate::client::{ALARM_GET, Client, HASH_KV, MEMBER_LIST, RANGE, STATUS};
 use crate::failure::{Exit, Failure, Result};
 use crate::output::{EndpointHash, EndpointHealth, EndpointStatus, Printer};
 use crate::settings::{Format, Settings};
 use crate::units::format_duration;
 use crate::wire::endpoint::Endpoint;
+use crate::{again, cli};
 use api::error::EtcdError;
 use api::etcdserverpb::{
     AlarmRequest, AlarmResponse, AlarmType, HashKvRequest, HashKvResponse, MemberListRequest,
@@ -70,7 +70,7 @@ pub async fn health(settings: &Settings, matches: &ArgMatches) -> Result<()> {
     while let Some(probed) = probes.join_next().await {
         all.push(probed.map_err(|error| Failure::new(Exit::Error, format!("probe: {error}")))??);
     }
-    if printer.format == Format::Simple {
+    if printer.is_simple() {
         for unhealthy in all.iter().filter(|endpoint| !endpoint.error.is_empty()) {
             eprintln!("{} is unhealthy: failed to commit proposal: {}", unhealthy.endpoint, unhealthy.error);
         }
@@ -122,6 +122,10 @@ pub async fn status(settings: &Settings, matches: &ArgMatches) -> Result<()> {
     if printer.format == Format::Protobuf {
         printer.status(&[])?;
     }
+    again::looking(settings, matches, async || status_once(settings, matches, printer).await).await
+}
+
+async fn status_once(settings: &Settings, matches: &ArgMatches, printer: Printer) -> Result<again::Look> {
     let mut all = Vec::new();
     let mut failed = false;
     for endpoint in asked(settings, matches).await? {
@@ -134,8 +138,8 @@ pub async fn status(settings: &Settings, matches: &ArgMatches) -> Result<()> {
             }
         }
     }
-    show(&printer.status(&all)?)?;
-    if failed { Err(Failure::silent(Exit::Error)) } else { Ok(()) }
+    let verdict = if failed { Err(Failure::silent(Exit::Error)) } else { Ok(()) };
+    Ok(again::Look { bytes: printer.status(&all)?, verdict })
 }
 
 pub async fn hash_kv(settings: &Settings, matches: &ArgMatches) -> Result<()> {

@@ -32,7 +32,7 @@ pub async fn put(settings: &Settings, matches: &ArgMatches) -> Result<()> {
         Ok(value)
     })?;
     let (mut client, printer) = begin(settings, false)?;
-    printer.refuse_table()?;
+    printer.refuse_table_and_raw()?;
     let answer: PutResponse = client.call(&PUT, &request).await?;
     show(&printer.put(&answer)?)
 }
@@ -70,10 +70,11 @@ pub async fn get(settings: &Settings, matches: &ArgMatches) -> Result<()> {
     let request = range_request(matches)?;
     let (mut client, mut printer) = begin(settings, false)?;
     printer.value_only = cli::on(matches, "print-value-only");
-    if request.count_only && printer.format != Format::Fields {
+    (printer.keys_only, printer.count_only) = (request.keys_only, request.count_only);
+    if request.count_only && printer.format != Format::Fields && printer.shape.is_none() {
         return Err(Failure::arguments("--count-only is only for `--write-out=fields`"));
     }
-    if printer.value_only && printer.format != Format::Simple {
+    if printer.value_only && !printer.is_simple() {
         return Err(Failure::arguments("print-value-only is only for `--write-out=simple`"));
     }
     printer.refuse_table()?;
@@ -85,7 +86,7 @@ pub async fn get(settings: &Settings, matches: &ArgMatches) -> Result<()> {
     client
         .stream(&RANGE_STREAM, &request, |part: RangeStreamResponse| {
             let part = part.range_response.unwrap_or_default();
-            if printer.format == Format::Simple {
+            if printer.is_simple() {
                 return show(&printer.range(&part)?);
             }
             // Only the last part has header, more and count; all parts together are one ordinary answer.
@@ -96,7 +97,7 @@ pub async fn get(settings: &Settings, matches: &ArgMatches) -> Result<()> {
             Ok(())
         })
         .await?;
-    if printer.format == Format::Simple { Ok(()) } else { show(&printer.range(&whole)?) }
+    if printer.is_simple() { Ok(()) } else { show(&printer.range(&whole)?) }
 }
 
 fn range_request(matches: &ArgMatches) -> Result<RangeRequest> {
@@ -203,7 +204,7 @@ pub async fn del(settings: &Settings, matches: &ArgMatches) -> Result<()> {
         );
     }
     let (mut client, printer) = begin(settings, false)?;
-    printer.refuse_table()?;
+    printer.refuse_table_and_raw()?;
     let answer: DeleteRangeResponse = client.call(&DELETE_RANGE, &request).await?;
     show(&printer.delete(&answer)?)
 }
@@ -224,7 +225,7 @@ pub async fn txn(settings: &Settings, matches: &ArgMatches) -> Result<()> {
         return Err(Failure::arguments("txn command does not accept argument"));
     }
     let printer = Printer::new(settings);
-    printer.refuse_table()?;
+    printer.refuse_table_and_raw()?;
     let interactive = cli::on(matches, "interactive");
     let prompt = |text: &str| {
         if interactive {

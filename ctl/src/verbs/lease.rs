@@ -8,7 +8,7 @@ use crate::client::{
 use crate::failure::{Details, Exit, Failure, Result};
 use crate::output::lease_id;
 use crate::session::{Ended, Session};
-use crate::settings::{Format, Settings};
+use crate::settings::Settings;
 use crate::units::{Radix, parse_i64};
 use api::error::EtcdError;
 use api::etcdserverpb::{
@@ -57,7 +57,7 @@ pub async fn grant(settings: &Settings, matches: &ArgMatches) -> Result<()> {
     let ttl =
         parse_i64(&ttl, Radix::Decimal).map_err(|why| Failure::arguments(format!("bad TTL ({why})")))?;
     let (mut client, printer) = begin(settings, false)?;
-    printer.refuse_table()?;
+    printer.refuse_table_and_raw()?;
     let answer = client.call(&LEASE_GRANT, &LeaseGrantRequest { ttl, id: 0 }).await;
     let answer: LeaseGrantResponse = answer.map_err(|failure| wrapped("grant", failure))?;
     show(&printer.lease_grant(&answer)?)
@@ -66,7 +66,7 @@ pub async fn grant(settings: &Settings, matches: &ArgMatches) -> Result<()> {
 pub async fn revoke(settings: &Settings, matches: &ArgMatches) -> Result<()> {
     let id = id_argument(matches, "lease revoke command needs 1 argument")?;
     let (mut client, printer) = begin(settings, false)?;
-    printer.refuse_table()?;
+    printer.refuse_table_and_raw()?;
     let answer = client.call(&LEASE_REVOKE, &LeaseRevokeRequest { id }).await;
     let answer: LeaseRevokeResponse = answer.map_err(|failure| wrapped("revoke", failure))?;
     show(&printer.lease_revoke(id, &answer)?)
@@ -76,7 +76,7 @@ pub async fn time_to_live(settings: &Settings, matches: &ArgMatches) -> Result<(
     let id = id_argument(matches, "lease timetolive command needs lease ID as argument")?;
     let keys = cli::on(matches, "keys");
     let (mut client, printer) = begin(settings, true)?;
-    printer.refuse_table()?;
+    printer.refuse_table_and_raw()?;
     let answer = client.call(&LEASE_TIME_TO_LIVE, &LeaseTimeToLiveRequest { id, keys }).await;
     let answer: LeaseTimeToLiveResponse = answer.map_err(as_bad_connection)?;
     show(&printer.time_to_live(&answer, keys)?)
@@ -93,7 +93,7 @@ pub async fn list(settings: &Settings) -> Result<()> {
 pub async fn keep_alive(settings: &Settings, matches: &ArgMatches) -> Result<()> {
     let id = id_argument(matches, "lease keep-alive command needs lease ID as argument")?;
     let (mut client, printer) = begin(settings, true)?;
-    printer.refuse_table()?;
+    printer.refuse_table_and_raw()?;
     if cli::on(matches, "once") {
         let answer = client.call(&LEASE_KEEP_ALIVE, &LeaseKeepAliveRequest { id }).await;
         let answer: LeaseKeepAliveResponse = answer.map_err(as_bad_connection)?;
@@ -109,7 +109,7 @@ pub async fn keep_alive(settings: &Settings, matches: &ArgMatches) -> Result<()>
         if answer.ttl <= 0 {
             // etcdctl's end of this story: the text only in the simple format, and success.
             let gone = format!("lease {} expired or revoked.\n", lease_id(id));
-            return if settings.format == Format::Simple { show(gone.as_bytes()) } else { Ok(()) };
+            return if printer.is_simple() { show(gone.as_bytes()) } else { Ok(()) };
         }
         show(&printer.keep_alive(&answer)?)?;
         sleep_until(asked + keeper.ttl / RENEWALS_PER_TTL).await;

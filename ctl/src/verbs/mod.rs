@@ -1,6 +1,7 @@
 //! What each verb does: arguments in, one or a few calls, bytes for stdout.
 
 pub mod cluster;
+mod context;
 pub mod discovery;
 pub mod endpoint;
 pub mod kv;
@@ -11,8 +12,8 @@ pub mod watch;
 
 use crate::client::Client;
 use crate::failure::{Exit, Failure, Result};
-use crate::output::Printer;
-use crate::settings::Settings;
+use crate::output::{Printer, Shape};
+use crate::settings::{Given, Settings, Variables};
 use crate::{bench, cli};
 use clap::ArgMatches;
 use std::io::Write;
@@ -20,9 +21,19 @@ use std::io::Write;
 /// The API level this tool speaks, as `version` prints it.
 const API_VERSION: &str = "3.7";
 
+/// Verbs that make their text and their JSON themselves and know no other shape of `-o`.
+const UNSHAPED: &[&str] =
+    &["member plan", "member replace", "snapshot save", "snapshot status", "discovery new", "discovery show"];
+
 /// Runs the verb that was parsed.
 pub async fn run(settings: &Settings, matches: &ArgMatches) -> Result<()> {
     let (name, inner) = matches.subcommand().expect("the grammar requires a verb");
+    let verb = inner.subcommand_name().map_or_else(|| name.to_owned(), |inner| format!("{name} {inner}"));
+    if let Some(shape) = settings.shape.filter(|shape| *shape != Shape::Json)
+        && UNSHAPED.contains(&verb.as_str())
+    {
+        return Err(Failure::feature(format!("{} not supported as output format", shape.name())));
+    }
     match (name, inner.subcommand()) {
         ("put", _) => kv::put(settings, inner).await,
         ("get", _) => kv::get(settings, inner).await,
@@ -60,14 +71,15 @@ pub async fn run(settings: &Settings, matches: &ArgMatches) -> Result<()> {
     }
 }
 
-/// Verbs that need neither settings nor a server. `None`: it is not one of them.
-pub fn run_offline(matches: &ArgMatches) -> Option<Result<()>> {
+/// Verbs that need no server, and no settings or only to know where they are. `None`: it is not one of them.
+pub fn run_offline(matches: &ArgMatches, given: &Given, variables: &Variables) -> Option<Result<()>> {
     match matches.subcommand()? {
         ("version", _) => Some(show(
             format!("cairnctl version: {}\nAPI version: {API_VERSION}\n", env!("CARGO_PKG_VERSION"))
                 .as_bytes(),
         )),
         ("completion", inner) => Some(completion(inner)),
+        ("context", inner) => Some(context::run(inner, given, variables)),
         _ => None,
     }
 }

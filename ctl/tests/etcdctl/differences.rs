@@ -31,7 +31,7 @@ fn mistakes_on_the_command_line_exit_64_with_the_nearest_name() {
             "Error: invalid argument \"3\" for \"--command-timeout\" flag: time: missing unit in duration \"3\"",
         ),
         ("gte a", "Error: unknown command \"gte\" for \"cairnctl\"; did you mean get?"),
-        ("put a -v", "Error: unknown shorthand flag: -v (a value that begins with a dash goes after --)"),
+        ("put a -z", "Error: unknown shorthand flag: -z (a value that begins with a dash goes after --)"),
     ] {
         let run = ours("127.0.0.1:1", line);
         assert_eq!((run.code, run.stderr.lines().next()), (64, Some(error)), "{line}");

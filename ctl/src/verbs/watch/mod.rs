@@ -39,7 +39,7 @@ pub async fn watch(settings: &Settings, matches: &ArgMatches) -> Result<()> {
     let interactive = cli::on(matches, "interactive");
     let wanted = if interactive { None } else { Some(Wanted::of(matches, &defaults)?) };
     let (client, printer) = begin(settings, true)?;
-    printer.refuse_table()?;
+    printer.refuse_table_and_raw()?;
     let left = u64::try_from(cli::integer(matches, "exit-after")).ok().filter(|count| *count > 0);
     let mut watch = Watch {
         client: client.without_deadline(),
