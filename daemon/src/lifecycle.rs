@@ -33,7 +33,7 @@ use crate::{
     },
     config::{self, LogLevel, Settings, Surroundings, urls, urls::Url},
     identity::{self, CleanStop, Identity, Keeper, KnownMember, State, Unique},
-    logging,
+    logging, port_holder,
     refusal::{Exit, Id, Refusal},
     signals::{Request, Signals},
     systemd,
@@ -150,10 +150,16 @@ pub fn bind_refusal(setting: &str, address: SocketAddr, error: &io::Error) -> Re
         io::ErrorKind::PermissionDenied => (Id::PermissionDenied, "may not be bound by this user"),
         _ => (Id::IoError, "cannot be bound"),
     };
-    Refusal::new(id, format!("address {address} {what}"))
-        .evidence(format!("--{setting}"), format!("http://{address}: {error}"))
-        .remedy(format!("stop what listens there: ss -ltnp 'sport = :{}'", address.port()))
-        .remedy(format!("or change --{setting}"))
+    let refusal = Refusal::new(id, format!("address {address} {what}"))
+        .evidence(format!("--{setting}"), format!("http://{address}: {error}"));
+    let holder = (error.kind() == io::ErrorKind::AddrInUse).then(|| port_holder::of(address)).flatten();
+    let refusal = match holder {
+        Some(port_holder::Holder { pid, command }) => refusal
+            .evidence("holder", format!("pid {pid}: {command}"))
+            .remedy(format!("if that process should not run: kill {pid}")),
+        None => refusal.remedy(format!("stop what listens there: ss -ltnp 'sport = :{}'", address.port())),
+    };
+    refusal.remedy(format!("or change --{setting}"))
 }
 
 fn server_refusal(error: server::StartError) -> Refusal {
@@ -247,7 +253,7 @@ pub fn start(settings: &Settings, ready: Ready, sockets: Sockets) -> Result<Memb
     let Ready { dir, opened } = ready;
     let config = node_config(settings, &dir, &opened);
     let state_dir = config.state_dir.clone();
-    let Opened { keeper, wal, contents, changes } = opened;
+    let Opened { keeper, wal, contents, changes, .. } = opened;
     let Sockets { peer, peer_addresses, server } = sockets;
     let boot = keeper.identity().boot_nonce.low_u64();
     let (remotes, identity) = (remotes(keeper.identity()), own_identity(keeper.identity(), dir.path())?);

@@ -9,6 +9,7 @@ mod discovery;
 mod identity;
 mod lifecycle;
 mod logging;
+mod port_holder;
 mod refusal;
 mod signals;
 mod snapshot;
@@ -79,7 +80,7 @@ fn member(surroundings: &Surroundings) -> Result<(), Refusal> {
     lifecycle::raise_descriptor_limit();
 
     // The data directory: lock, compare, ask whom it concerns. Sockets open only once the local identity is sound.
-    let prepared = prepare::prepare(&settings)?;
+    let mut prepared = prepare::prepare(&settings)?;
     let sockets = match lifecycle::bind(&settings) {
         Ok(sockets) => sockets,
         Err(refusal) => {
@@ -87,6 +88,7 @@ fn member(surroundings: &Surroundings) -> Result<(), Refusal> {
             return Err(refusal);
         }
     };
+    prepared.count()?;
 
     // Signals are caught before there is anything to wait for.
     let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build();

@@ -5,4 +5,5 @@ pub mod harness;
 pub mod namespace;
 pub mod proxy;
 pub mod recorder;
+pub mod refusals;
 pub mod simulation;

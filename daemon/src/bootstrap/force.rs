@@ -89,7 +89,7 @@ pub fn come_back(
             "this member is a cluster of one already; leave --force-new-cluster out from now on, or it removes who joins"
         );
         keeper.booted(identity::random().map_err(refuse)?).map_err(refuse)?;
-        return Ok(Opened { keeper, wal, contents, changes });
+        return Ok(Opened { keeper, wal, contents, changes, uncounted: None });
     }
     let (fresh, parent) = match keeper.identity().cluster_uuid.filter(|_| unfinished) {
         Some(begun) => (begun, keeper.identity().parent_uuid),
@@ -118,7 +118,7 @@ pub fn come_back(
         "this member is a new cluster of one; give the others empty data directories and add them as new members, they cannot come back \
          with what they have"
     );
-    Ok(Opened { keeper, wal, contents: now, changes })
+    Ok(Opened { keeper, wal, contents: now, changes, uncounted: None })
 }
 
 /// Brings the state up to the end of the log, before anything runs: a member that still saw the others in its list would dial them, be

@@ -411,9 +411,9 @@ fn own_entry<'a>(
             urls::shown(announced)
         )));
     };
-    // Not announced explicitly: the entry says where this member is.
+    // Not announced explicitly: the entry says where this member is, if it can only be one member.
     if !asked.advertise_peer_urls.given {
-        return Ok(own);
+        return if own.peer_urls.len() == 1 { Ok(own) } else { Err(several_places(own)) };
     }
     let mut announced = announced.clone();
     announced.sort();
@@ -441,12 +441,44 @@ fn own_entry<'a>(
             if list.is_empty() { "does not resolve".into() } else { list.join(", ") },
         );
     }
-    if own.peer_urls.len() > announced.len() {
-        refusal = refusal.evidence("perhaps", format!("two members of initial-cluster are called {name}"));
+    // The settings of another member, with the address of this one.
+    let mine = cluster.members().iter().find(|other| other.name != own.name && other.peer_urls == announced);
+    if let Some(mine) = mine {
+        refusal = refusal
+            .evidence("this member's URL", format!("stands there as {}", mine.name))
+            .remedy(format!("if this is {}: --name={}", mine.name, mine.name));
+    } else if announced.iter().all(|url| own.peer_urls.contains(url)) {
+        // Whoever took all of them would be two members at once.
+        return Err(refusal
+            .evidence("perhaps", format!("two members of initial-cluster are called {name}"))
+            .remedy(own_name(name))
+            .remedy(at_all_of_them(own)));
     }
     Err(refusal
         .remedy(format!("--initial-advertise-peer-urls={}", urls::texts(&own.peer_urls).join(",")))
         .remedy("or correct this member's entry in --initial-cluster, on every member alike"))
+}
+
+/// One member at several places, or several of one name: the list does not tell, and each of several would found a cluster of its own.
+fn several_places(own: &InitialMember) -> Refusal {
+    let (name, given) = (&own.name, urls::texts(&own.peer_urls).join(","));
+    Refusal::new(Id::AdvertiseMismatch, format!("initial-cluster has several peer URLs for {name}"))
+        .evidence("--initial-cluster", format!("{name} at {given}"))
+        .evidence("--initial-advertise-peer-urls", "not given")
+        .remedy(own_name(name.as_str()))
+        .remedy(at_all_of_them(own))
+}
+
+fn at_all_of_them(own: &InitialMember) -> String {
+    let given = urls::texts(&own.peer_urls).join(",");
+    format!("if this one member is at all of them: --initial-advertise-peer-urls={given}")
+}
+
+fn own_name(name: &str) -> String {
+    format!(
+        "if these are several members: give every member a name of its own instead of {name}, in --name and in --initial-cluster, on \
+         every member alike"
+    )
 }
 
 /// Whether both lists name the same schemes, addresses and ports. A name that does not resolve equals only itself.

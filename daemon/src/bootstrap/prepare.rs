@@ -33,7 +33,8 @@ use crate::{
         cluster::InitialMember,
         urls::{self, Url},
     },
-    identity::{self, Identity, Keeper, State, compare::Changes, host},
+    identity::{self, Identity, Keeper, KnownMember, State, compare::Changes, host},
+    logging,
     refusal::{Id, Refusal},
 };
 
@@ -53,6 +54,15 @@ pub struct Opened {
     pub contents: WalContents,
     /// What the operator means to change about a member with data.
     pub changes: Changes,
+    /// Of a member with data, until [`Prepared::count`].
+    pub uncounted: Option<Uncounted>,
+}
+
+/// A boot that is not on disk yet, because this start may still be refused.
+pub struct Uncounted {
+    nonce: Unique,
+    /// Who may send the log now, for a joiner that has nothing of it.
+    members: Option<Vec<KnownMember>>,
 }
 
 /// A data directory whose lock is held, and what is still to be done before raft may start.
@@ -140,7 +150,7 @@ pub fn open_new(dir: &DataDir, new: &NewMember, settings: &Settings) -> Result<O
     let keeper = execute::found(dir, new, settings)?;
     let (wal, contents) = execute::open_log(dir, keeper.identity(), settings)?;
     say_who(keeper.identity(), dir);
-    Ok(Opened { keeper, wal, contents, changes: Changes::default() })
+    Ok(Opened { keeper, wal, contents, changes: Changes::default(), uncounted: None })
 }
 
 pub fn ask_for_place(joiner: &Joiner, settings: &Settings, notes: &mut Vec<Note>) -> Result<Place, Refusal> {
@@ -188,7 +198,7 @@ fn refused_as(joiner: &Joiner, place: &Place, settings: &Settings) -> Option<Ref
         .flat_map(|member| member.peer_urls.iter().map(move |url| target(member, url)))
         .collect();
     let peer_urls = urls::texts(&joiner.own.peer_urls);
-    let me = Me { hello: &own, peer_urls: &peer_urls, method: "join", parent: None, exists: &holds_member };
+    let me = Me { hello: &own, peer_urls: &peer_urls, method: "join", parent: None, restored: None, exists: &holds_member };
     let question = Question { hello: own.clone(), config: None };
     let replies = ask::runtime().ok()?.block_on(hello::round(&targets, &question));
     replies.iter().find_map(|reply| {
@@ -207,6 +217,7 @@ pub fn holds_member(path: &str) -> bool {
 
 fn come_back(dir: &DataDir, returning: Returning, settings: &Settings) -> Result<Opened, Refusal> {
     let Returning { mut identity, changes } = returning;
+    logging::member(&identity);
     if force::is_wanted(&identity, settings) {
         let opened = force::come_back(dir, identity, changes, settings)?;
         say_who(opened.keeper.identity(), dir);
@@ -235,23 +246,15 @@ fn come_back(dir: &DataDir, returning: Returning, settings: &Settings) -> Result
     let hello = hello::of(&identity, boot, hello::log_end(&contents), dir.path());
     let heard = ask_peers(&identity, &hello, settings);
     let mut keeper = Keeper::new(member.clone(), settings.storage.wal_dir.clone(), identity);
-    // Only now is the boot counted on disk: an older copy that is refused must not climb over its successor by being tried again.
-    match heard {
-        Ok(()) => keeper.booted(nonce).map_err(refuse)?,
-        Err(found) => {
-            let (refusal, verdict) = *found;
-            if let Some(Verdict::Removed { index, term, asked_through }) = verdict {
-                let at = LogPosition { term: Term(term), index: LogIndex(index) };
-                keeper.removed(at, asked_through).map_err(refuse)?;
-            }
-            return Err(refusal);
+    if let Err(found) = heard {
+        let (refusal, verdict) = *found;
+        if let Some(Verdict::Removed { index, term, asked_through }) = verdict {
+            let at = LogPosition { term: Term(term), index: LogIndex(index) };
+            keeper.removed(at, asked_through).map_err(refuse)?;
         }
+        return Err(refusal);
     }
-    if let Some(members) = members {
-        keeper.joining(members).map_err(refuse)?;
-    }
-    say_who(keeper.identity(), dir);
-    Ok(Opened { keeper, wal, contents, changes })
+    Ok(Opened { keeper, wal, contents, changes, uncounted: Some(Uncounted { nonce, members }) })
 }
 
 /// The first name that the committed part of the log gives to this life of the cluster.
@@ -325,6 +328,7 @@ pub fn me<'a>(identity: &'a Identity, hello: &'a Hello) -> Me<'a> {
         peer_urls: &identity.peer_urls,
         method: &identity.origin.method,
         parent: identity.parent_uuid,
+        restored: identity.origin.restored.as_ref(),
         exists: &holds_member,
     }
 }
@@ -395,6 +399,7 @@ pub fn genesis_config(identity: &Identity) -> Option<GenesisConfig> {
         members,
         token: identity.token.clone(),
         token_sha256: identity.token_sha256.clone(),
+        restored: identity.origin.restored.clone(),
     })
 }
 
@@ -422,6 +427,7 @@ fn say_if_moved(identity: &Identity, dir: &DataDir, settings: &Settings) {
 }
 
 fn say_who(identity: &Identity, dir: &DataDir) {
+    logging::member(identity);
     info!(
         member_id = %identity.member_id,
         cluster_id = %identity.cluster_id,
@@ -436,6 +442,21 @@ fn say_who(identity: &Identity, dir: &DataDir) {
 }
 
 impl Prepared {
+    /// Nothing stands against this start any more: the boot of a member with data is counted on disk, before the first packet leaves. Not
+    /// earlier: an older copy that is refused must not climb over its successor by being tried again, and a refusal changes nothing.
+    pub fn count(&mut self) -> Result<(), Refusal> {
+        let Stage::Whole(opened) = &mut self.stage else { return Ok(()) };
+        let Some(Uncounted { nonce, members }) = opened.uncounted.take() else { return Ok(()) };
+        let member = self.dir.member();
+        let refuse = |error: std::io::Error| Refusal::io("write the identity into", &member, &error);
+        opened.keeper.booted(nonce).map_err(refuse)?;
+        if let Some(members) = members {
+            opened.keeper.joining(members).map_err(refuse)?;
+        }
+        say_who(opened.keeper.identity(), &self.dir);
+        Ok(())
+    }
+
     /// The start is refused: a member that nobody has seen leaves nothing behind.
     pub fn abandon(self) {
         let Prepared { dir, stage, is_new } = self;

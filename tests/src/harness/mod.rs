@@ -4,6 +4,7 @@
 //! Not here: what is being tested.
 
 mod binaries;
+pub mod deadly_disk;
 mod http;
 mod ports;
 pub mod slow_disk;
@@ -177,6 +178,11 @@ impl Member {
         self.args.push(flag.into());
     }
 
+    /// The value that counts of a flag that is given with its value, as `--name=`.
+    pub fn flag(&self, lead: &str) -> Option<&str> {
+        self.args.iter().rev().find_map(|arg| arg.strip_prefix(lead))
+    }
+
     /// From the next start another server plays this member: clusters of both kinds.
     pub fn play(&mut self, kind: &Kind) -> Result<()> {
         self.program = program(kind)?;
@@ -201,6 +207,10 @@ impl Member {
     /// For the next start.
     pub fn add_env(&mut self, name: &'static str, value: impl Into<PathBuf>) {
         self.env.push((name, value.into()));
+    }
+
+    pub fn clear_env(&mut self) {
+        self.env.clear();
     }
 
     pub fn set_flags(&mut self, change: impl FnOnce(&mut Vec<String>)) {

@@ -1,0 +1,178 @@
+//! SIGKILL before every step of the writes that found a cluster (`unborn`, `formed`, `born`) or register at a discovery service
+//! (`registering`): the next start with the same settings goes on to a healthy member, with the mark that its directory had. A number is a
+//! step; the shim says which one it was.
+
+use std::{collections::BTreeSet, fs, path::Path};
+
+use anyhow::{Context, Result, ensure};
+use cairn_tests::{
+    harness::{Cluster, Kind, Member, deadly_disk::DeadlyDisk, wait_for},
+    refusals::{insist, life, stored},
+};
+
+use crate::start;
+
+/// More than a first start has; only a count that never ends reaches it.
+const STEPS_MAX: usize = 80;
+
+/// Ran until it was killed, and what it was about to do; None if it served before that.
+fn died(member: &mut Member, deadly: &DeadlyDisk) -> Result<Option<String>> {
+    wait_for("the end or a member that serves", || match deadly.step() {
+        Some(step) => Some(Some(step)),
+        None => cairn_tests::harness::http_get(&member.client_url, "/health")
+            .is_ok_and(|answer| answer.status == 200)
+            .then_some(None),
+    })
+}
+
+/// What must hold of every directory that a kill left: no identity, or one that can be read, in a state of a first start.
+fn mark(member: &Member) -> Result<Option<(String, String)>> {
+    if !member.data_dir.join("member/identity.json").exists() {
+        return Ok(None);
+    }
+    let now = stored(member)?;
+    let state = now["state"].as_str().context("a state")?.to_owned();
+    ensure!(["unborn", "registering", "formed", "born"].contains(&state.as_str()), "{now}");
+    Ok(Some((now["dir_uuid"].as_str().context("a mark")?.to_owned(), state)))
+}
+
+/// Started again without the shim, it is whole: born, with its mark, and nothing half-made beside it.
+fn resumes(member: &mut Member, step: &str, before: Option<(String, String)>) -> Result<()> {
+    member.clear_env();
+    start(member).with_context(|| format!("after a kill before {step}"))?;
+    life(member)?;
+    whole(member, step, before)
+}
+
+fn whole(member: &Member, step: &str, before: Option<(String, String)>) -> Result<()> {
+    let now = stored(member)?;
+    ensure!(now["state"] == "born", "after a kill before {step}: {now}");
+    if let Some((mark, state)) = before {
+        ensure!(
+            now["dir_uuid"] == mark.as_str(),
+            "after a kill before {step}: {state} as {mark}, then {now}"
+        );
+        let boots = if ["unborn", "registering"].contains(&state.as_str()) { 1 } else { 2 };
+        ensure!(now["boot_seq"] == boots, "after a kill before {step}, {state}: {now}");
+    }
+    let left: BTreeSet<_> =
+        fs::read_dir(&member.data_dir)?.flatten().map(|entry| entry.file_name()).collect();
+    ensure!(left == ["LOCK", "member"].map(Into::into).into(), "after a kill before {step}: {left:?}");
+    Ok(())
+}
+
+/// All steps, one after the other, of a member that founds alone or registers; `prepare` gives a new token or nothing.
+fn each_step(
+    member: &mut Member,
+    around: &Path,
+    mut prepare: impl FnMut(&mut Member) -> Result<()>,
+) -> Result<Vec<String>> {
+    let mut steps = Vec::new();
+    for number in 1..STEPS_MAX {
+        prepare(member)?;
+        let deadly = DeadlyDisk::kill_before(number, member, around)?;
+        member.spawn()?;
+        let Some(step) = died(member, &deadly)? else {
+            member.kill()?;
+            return Ok(steps);
+        };
+        let status = member.wait_exit()?;
+        ensure!(status.code().is_none(), "{status}: {}", member.log_tail());
+        let before = mark(member)?;
+        resumes(member, &format!("{number}: {step}"), before)?;
+        member.kill()?;
+        fs::remove_dir_all(&member.data_dir)?;
+        steps.push(step);
+    }
+    anyhow::bail!("more than {STEPS_MAX} steps: {steps:#?}")
+}
+
+#[test]
+fn a_founder_killed_at_any_step_is_born_with_the_next_start() -> Result<()> {
+    let mut cluster = Cluster::prepare(Kind::Cairn, 1, &[])?;
+    let around = cluster.path().to_path_buf();
+    let steps = each_step(&mut cluster.members[0], &around, |_| Ok(()))?;
+    // The shim sees what it is for: the directory, and two changes of the identity file.
+    let renames = |to: &str| steps.iter().filter(|step| *step == &format!("rename to {to}")).count();
+    ensure!(renames("/member") == 1 && renames("/member/identity.json") >= 2, "{steps:#?}");
+    Ok(())
+}
+
+#[test]
+fn a_member_killed_at_any_step_of_its_registration_founds_with_the_next_start() -> Result<()> {
+    let service = Cluster::start_with(Kind::Cairn, 1, &["--discovery-service=true"])?;
+    let endpoints = format!("--endpoints={}", service.endpoints());
+    let mut cluster = Cluster::prepare(Kind::Cairn, 1, &[])?;
+    let around = cluster.path().to_path_buf();
+    let only = &mut cluster.members[0];
+    only.set_flags(|flags| flags.retain(|flag| !flag.starts_with("--initial-cluster")));
+    let mut tokens = Vec::new();
+    let steps = each_step(only, &around, |member| {
+        let made = insist(&[&endpoints, "discovery", "new", "--size=1", "-w", "json"])?;
+        let made: serde_json::Value = serde_json::from_str(made.lines().last().context("json")?)?;
+        // Either protocol in turn.
+        let way: Vec<String> = if tokens.len() % 2 == 0 {
+            vec![format!("--discovery={}", made["discovery"].as_str().context("a URL")?)]
+        } else {
+            let token = made["token"].as_str().context("a token")?;
+            vec![
+                format!("--discovery-token={token}"),
+                format!("--discovery-endpoints={}", service.endpoints()),
+            ]
+        };
+        tokens.push(made["token"].as_str().context("a token")?.to_owned());
+        member.set_flags(|flags| {
+            flags.retain(|flag| !flag.starts_with("--discovery"));
+            flags.extend(way);
+        });
+        Ok(())
+    })?;
+    let renames = |to: &str| steps.iter().filter(|step| *step == &format!("rename to {to}")).count();
+    ensure!(renames("/member") == 2, "once to register, once to found: {steps:#?}");
+    ensure!(renames("/member/identity.json") >= 2, "{steps:#?}");
+    // Nobody registered twice.
+    for token in &tokens {
+        let prefix = format!("/_etcd/registry/{token}/members/");
+        let listed = insist(&[&endpoints, "get", "--prefix", "--keys-only", &prefix])?;
+        ensure!(listed.lines().filter(|line| !line.is_empty()).count() == 1, "{listed}");
+    }
+    Ok(())
+}
+
+/// Three founders, all killed: each in turn before the same step, the others in the same moment, wherever they are.
+#[test]
+fn founders_killed_together_form_one_cluster_with_the_next_start() -> Result<()> {
+    let mut told = Vec::new();
+    for number in 7..STEPS_MAX {
+        let mut cluster = Cluster::prepare(Kind::Cairn, 3, &[])?;
+        let around = cluster.path().to_path_buf();
+        let deadly = DeadlyDisk::kill_before(number, &mut cluster.members[0], &around)?;
+        for member in &mut cluster.members {
+            member.spawn()?;
+        }
+        let step = died(&mut cluster.members[0], &deadly)?;
+        if step.is_none() {
+            break;
+        }
+        let step = format!("{number}: {}", step.unwrap_or_default());
+        cluster.members[0].wait_exit()?;
+        // Every other time the others go on without it.
+        if number % 2 == 0 {
+            cluster.members[1].kill()?;
+            cluster.members[2].kill()?;
+        }
+        let before = cluster.members.iter().map(mark).collect::<Result<Vec<_>>>()?;
+        cluster.members[0].clear_env();
+        for member in cluster.members.iter_mut().filter(|member| !member.is_running()) {
+            member.spawn()?;
+        }
+        cluster.wait_healthy().with_context(|| format!("after a kill before {step}"))?;
+        let lives = cluster.members.iter().map(life).collect::<Result<BTreeSet<_>>>()?;
+        ensure!(lives.len() == 1, "after a kill before {step}: {lives:?}");
+        whole(&cluster.members[0], &step, before[0].clone())?;
+        told.push(step);
+    }
+    ensure!(told.iter().any(|step| step.contains("rename to /member/identity.json")), "{told:#?}");
+    println!("{told:#?}");
+    Ok(())
+}
