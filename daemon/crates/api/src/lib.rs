@@ -1,4 +1,4 @@
-//! The wire contract: messages of etcd's v3 API in Rust, and the one table of errors.
+//! The wire contract: messages of etcd's v3 API in Rust, the few of our own (`operator`), and the one table of errors.
 //!
 //! The `.proto` files under `proto/` are ours, wire-compatible with etcd; `src/generated` is committed and checked for drift by
 //! `tests/generated.rs`. Message structs are always here; gRPC stubs come with the features `client` and `server`. All `bytes`
@@ -22,6 +22,7 @@ mod generated {
     pub mod v3electionpb { include!("generated/v3electionpb.rs"); }
     pub mod v3lockpb { include!("generated/v3lockpb.rs"); }
     pub mod health { include!("generated/grpc.health.v1.rs"); }
+    pub mod cairn { pub mod v1 { include!("generated/cairn.v1.rs"); } }
 }
 
-pub use generated::*;
+pub use generated::{cairn::v1 as operator, *};

@@ -17,6 +17,7 @@ const PROTOS: &[&str] = &[
     "v3electionpb/v3election.proto",
     "v3lockpb/v3lock.proto",
     "grpc/health/v1/health.proto",
+    "cairn/v1/operator.proto",
 ];
 
 #[test]

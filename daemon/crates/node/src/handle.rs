@@ -12,11 +12,13 @@ use api::{error::EtcdError, etcdserverpb as pb};
 use bytes::Bytes;
 use consensus::io::{Input, Proposal, ProposalId};
 use prost::Message;
-use state_machine::{Outcome, Reader, membership::Member, store::Store};
+use state_machine::{
+    History, HistoryError, HistoryRequest, Outcome, Reader, membership::Member, store::Store,
+};
 use storage::state_store::FjallStore;
 use tokio::sync::{oneshot, watch};
 use tracing::warn;
-use types::{EntryKind, LogIndex, MemberId, Term, limits};
+use types::{EntryKind, KeyRange, LogIndex, MemberId, Revision, Term, limits};
 
 use crate::{
     mailbox::PushError,
@@ -25,6 +27,9 @@ use crate::{
     records,
     shared::{Leadership, PROPOSALS_QUEUED_MAX, Shared, ToRaft},
 };
+
+/// Keys and values in one answer of [`Handle::history`]: some milliseconds of reading.
+const HISTORY_BYTES_MAX: usize = 1024 * 1024;
 
 /// See the module text.
 #[derive(Clone)]
@@ -169,6 +174,18 @@ impl Handle {
     {
         self.confirmed_only()?;
         self.reader().range_stream(request, piece_bytes)
+    }
+
+    /// Changes of a range between two revisions, as far as one bounded look comes. Blocks for some milliseconds.
+    ///
+    /// # Errors
+    /// `Compacted` when the first revision is below the compact revision.
+    pub fn history(&self, from: Revision, to: Revision, range: &KeyRange) -> Result<History, EtcdError> {
+        self.confirmed_only()?;
+        let ranges = std::slice::from_ref(range);
+        let request =
+            HistoryRequest { from, to, ranges, revisions_max: usize::MAX, bytes_max: HISTORY_BYTES_MAX };
+        self.reader().history(&request).map_err(|HistoryError::Compacted(_)| EtcdError::Compacted)
     }
 
     /// For streams that read in chunks of their own.

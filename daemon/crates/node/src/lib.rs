@@ -75,7 +75,7 @@ pub use members::Removal;
 pub use records::OwnIdentity;
 pub use sentinel::{Expelled, Heard};
 pub use shared::Leadership;
-pub use watches::{WatchClosed, WatchRequests, WatchResponses};
+pub use watches::{Census, WatchClosed, WatchRequests, WatchResponses, WatchedRange};
 
 use apply_worker::ApplyWorker;
 use lessor::LeaseDesk;

@@ -9,7 +9,9 @@ use std::{
 
 use api::{error::EtcdError, etcdserverpb as pb};
 use bytes::Bytes;
-use node::{Backup, NodeStatus};
+use node::{Backup, Census, NodeStatus};
+use state_machine::History;
+use types::{KeyRange, Revision};
 
 pub(crate) type Answer<T> = Result<T, EtcdError>;
 
@@ -89,6 +91,14 @@ pub trait Backend: Clone + Send + Sync + 'static {
         request: pb::LeaseTimeToLiveRequest,
     ) -> impl Future<Output = Answer<pb::LeaseTimeToLiveResponse>> + Send;
     fn lease_leases(&self) -> impl Future<Output = Answer<pb::LeaseLeasesResponse>> + Send;
+
+    /// Changes of a range between two revisions, in whole revisions and as many as one bounded look finds; says how far it came. Blocks
+    /// for some milliseconds.
+    fn history(&self, from: Revision, to: Revision, range: &KeyRange) -> Answer<History>;
+    /// History below it can no longer be read.
+    fn compact_revision(&self) -> i64;
+    /// What is watched here, in slices: the first from 0, the others from where the one before says.
+    fn census(&self, from: usize) -> impl Future<Output = Answer<Census>> + Send;
 
     type WatchRequests: WatchRequests;
     type WatchResponses: WatchResponses;

@@ -35,6 +35,8 @@ pub(crate) struct Shared {
     pub phase: PhaseReceiver,
     /// When it is served.
     pub discovery: Option<Arc<Discovery>>,
+    /// One scan for operators at a time, whatever the number of runtimes.
+    pub operator_turn: tokio::sync::Semaphore,
 }
 
 /// One per runtime.

@@ -22,6 +22,7 @@ mod grpc;
 mod http;
 mod member;
 mod metrics;
+mod operator;
 mod pace;
 mod running;
 mod serving;

@@ -5,6 +5,8 @@ use std::task::{Context, Poll};
 use api::etcdserverpb as pb;
 use bytes::Bytes;
 use node::NodeStatus;
+use state_machine::History;
+use types::{KeyRange, Revision};
 
 use crate::backend::{Answer, Backend, WatchClosed, WatchRequests, WatchResponses};
 
@@ -90,6 +92,15 @@ impl Backend for node::Handle {
     }
     async fn lease_leases(&self) -> Answer<pb::LeaseLeasesResponse> {
         node::Handle::lease_leases(self).await
+    }
+    fn history(&self, from: Revision, to: Revision, range: &KeyRange) -> Answer<History> {
+        node::Handle::history(self, from, to, range)
+    }
+    fn compact_revision(&self) -> i64 {
+        self.reader().compact_revision().0
+    }
+    async fn census(&self, from: usize) -> Answer<node::Census> {
+        node::Handle::census(self, from).await
     }
     type WatchRequests = node::WatchRequests;
     type WatchResponses = node::WatchResponses;

@@ -61,6 +61,7 @@ impl Server {
             registry: Registry::default(),
             phase: observer,
             discovery: config.discovery.clone().map(|config| Arc::new(Discovery::new(config))),
+            operator_turn: tokio::sync::Semaphore::new(1),
             config,
         });
 

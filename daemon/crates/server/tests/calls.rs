@@ -1,5 +1,7 @@
 //! gRPC through a real client: every method is answered, refusals carry etcd's code and text, limits hold.
 
+#[path = "calls/operator.rs"]
+mod operator;
 mod support;
 
 use std::sync::atomic::Ordering::SeqCst;
@@ -67,6 +69,9 @@ const SURFACE: &[(&str, Code)] = &[
     ("/v3lockpb.Lock/Unlock", Code::Unimplemented),
     ("/grpc.health.v1.Health/Check", Code::Ok),
     ("/grpc.health.v1.Health/List", Code::Ok),
+    ("/cairn.v1.Operator/Prefixes", Code::Ok),
+    ("/cairn.v1.Operator/Writes", Code::Ok),
+    ("/cairn.v1.Operator/Watchers", Code::Ok),
 ];
 
 /// Calls any path with an empty message.

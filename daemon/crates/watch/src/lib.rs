@@ -24,6 +24,6 @@ mod tree;
 
 pub use events::{Previous, RevisionEvents};
 pub use gauges::Gauges;
-pub use hub::{Hub, HubConfig, ReadJob, Request, Slice, StoreNow};
+pub use hub::{Census, Hub, HubConfig, ReadJob, Request, Slice, StoreNow, WatchedRange};
 pub use queue::{Door, QueueLimits, StreamQueue, WatchClosed};
 pub use responses::{Face, Responses};

@@ -21,7 +21,7 @@ pub(crate) struct Watched {
     /// Groups of watchers on it, of all streams and in whatever state.
     pub(crate) groups: Vec<GroupId>,
     /// Watchers that have no group yet since they begin in the future.
-    waiting: u32,
+    pub(crate) waiting: u32,
 }
 
 #[derive(Debug)]
@@ -57,6 +57,15 @@ impl Ranges {
 
     pub(crate) fn get(&self, id: RangeId) -> &Watched {
         &self.all[id as usize]
+    }
+
+    /// How many places there are for ranges, used or not.
+    pub(crate) fn places(&self) -> usize {
+        self.all.capacity()
+    }
+
+    pub(crate) fn at(&self, place: usize) -> Option<&Watched> {
+        self.all.get(place)
     }
 
     pub(crate) fn is_empty(&self) -> bool {

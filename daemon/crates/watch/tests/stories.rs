@@ -6,7 +6,7 @@ use api::etcdserverpb::WatchCreateRequest;
 use bytes::Bytes;
 use support::*;
 use types::Revision;
-use watch::Request;
+use watch::{Census, Request};
 
 const NOPUT: i32 = 0;
 const NODELETE: i32 = 1;
@@ -375,6 +375,11 @@ fn gauge_counted_down_once() {
     }
     assert_eq!(world.gauges.watchers(), 6);
     assert!(world.gauges.slow_watchers() > 0 && world.gauges.queued_bytes() > 0);
+    let slow = u64::try_from(world.gauges.slow_watchers()).unwrap();
+    let census = world.hub.census(0);
+    let [all] = &census.ranges[..] else { panic!("one range is watched: {census:?}") };
+    assert_eq!((all.watchers, all.slow, census.next), (6, slow, None));
+    assert_eq!(all.range, key_range(&on("a")));
     for id in [0, 0, 1, 2] {
         world.ask(&client, Request::Cancel(id));
     }
@@ -389,6 +394,7 @@ fn gauge_counted_down_once() {
     world.ring_bells();
     assert_eq!((world.gauges.watchers(), world.gauges.slow_watchers(), world.gauges.streams()), (0, 0, 0));
     assert!(!world.hub.has_watchers());
+    assert_eq!(world.hub.census(0), Census::default());
 }
 
 /// WA18, in slices instead of time: one watcher reads a long history; others that begin later are done after two slices of their own.

@@ -6,8 +6,9 @@ use std::{mem, sync::Arc, time::Instant};
 
 use api::mvccpb::Event;
 use parking_lot::{Condvar, Mutex};
+use tokio::sync::oneshot;
 use types::Revision;
-use watch::{Request, Slice, StreamQueue};
+use watch::{Census, Request, Slice, StreamQueue};
 
 /// Bytes of events that may wait for the hub. At full load it is a second's worth; the hub is many times faster than that unless the
 /// machine has no time for it.
@@ -33,6 +34,8 @@ pub(crate) enum Asked {
     Drained(u64),
     Closed(u64),
     Read { job: u64, result: Result<Slice, Revision> },
+    /// What is watched, from a place on. Whoever asks has one of these under way at a time.
+    Census { from: usize, told: oneshot::Sender<Census> },
 }
 
 #[derive(Default)]

@@ -19,15 +19,16 @@ use std::{
     thread::JoinHandle,
 };
 
-use api::{etcdserverpb as pb, etcdserverpb::watch_request::RequestUnion, mvccpb::Event};
+use api::{error::EtcdError, etcdserverpb as pb, etcdserverpb::watch_request::RequestUnion, mvccpb::Event};
 use bytes::Bytes;
+use tokio::sync::oneshot;
 use types::{Revision, limits};
 use watch::{Door, Face, Gauges, QueueLimits, Request, Responses, StreamQueue};
 
 use crate::{handle::Handle, shared::Shared};
 use inbox::{Asked, Inbox, Told};
 
-pub use watch::WatchClosed;
+pub use watch::{Census, WatchClosed, WatchedRange};
 
 /// Memory of an event beside its key and value, for the bound of what waits for the hub.
 const EVENT_BYTES: usize = 200;
@@ -143,6 +144,18 @@ impl Handle {
         };
         let responses = Responses::new(queue.clone(), Arc::new(StreamDoor(shared.clone())), face);
         (WatchRequests { shared: shared.clone(), queue }, WatchResponses(responses))
+    }
+}
+
+impl Handle {
+    /// What this member's clients watch, in slices: the first from 0, the others from where the one before says.
+    ///
+    /// # Errors
+    /// When this member stops.
+    pub async fn census(&self, from: usize) -> Result<Census, EtcdError> {
+        let (told, slice) = oneshot::channel();
+        self.shared.watch.inbox.ask(Asked::Census { from, told });
+        slice.await.map_err(|_| EtcdError::Stopped)
     }
 }
 

@@ -112,6 +112,10 @@ fn answer(shared: &Shared, hub: &mut Hub, asked: &mut Vec<Asked>, now_ms: u64) {
             Asked::Drained(stream) => hub.drained(stream),
             Asked::Closed(stream) => hub.close(stream),
             Asked::Read { job, result } => hub.read_done(job, result),
+            Asked::Census { from, told } => {
+                // Whoever asked may be gone.
+                let _ = told.send(hub.census(from));
+            }
         }
     }
     desk.wants_events.store(hub.has_watchers(), Ordering::SeqCst);

@@ -1,4 +1,4 @@
-//! Every method of etcd's gRPC services, by path. The table is the whole surface: what is not here is unknown to clients.
+//! Every method of etcd's gRPC services and of our own, by path. The table is the whole surface: what is not here is unknown to clients.
 
 /// How messages flow, in the words of etcd's metrics.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -108,6 +108,9 @@ methods! {
     HealthCheck: "grpc.health.v1.Health", "Check", Unary;
     HealthList: "grpc.health.v1.Health", "List", Unary;
     HealthWatch: "grpc.health.v1.Health", "Watch", ServerStream;
+    OperatorPrefixes: "cairn.v1.Operator", "Prefixes", Unary;
+    OperatorWrites: "cairn.v1.Operator", "Writes", Unary;
+    OperatorWatchers: "cairn.v1.Operator", "Watchers", Unary;
 }
 
 impl Method {
@@ -144,7 +147,11 @@ mod tests {
                 method.path()
             );
         }
-        assert_eq!(Method::ALL.len(), 52, "42 of etcdserverpb, 7 of election and lock, 3 of health");
+        assert_eq!(
+            Method::ALL.len(),
+            55,
+            "42 of etcdserverpb, 7 of election and lock, 3 of health, 3 of our own"
+        );
         for path in ["", "/", "Range", "/etcdserverpb.KV/range", "/etcdserverpb.KV/Range/"] {
             assert_eq!(Method::from_path(path), None, "{path}");
         }

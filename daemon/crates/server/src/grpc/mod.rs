@@ -44,6 +44,7 @@ use crate::{
     body::{Body, Messages, add_status},
     edge::Edge,
     metrics::RpcMetrics,
+    operator,
 };
 use method::{Kind, Method};
 
@@ -178,6 +179,18 @@ async fn dispatch_rare<B: Backend>(cx: &Context<'_, B>, body: Incoming) -> Resul
         Method::HashKv => cx.unary(body, |request| maintenance::hash_kv(edge, request)).await,
         Method::MoveLeader => cx.unary(body, |request| maintenance::move_leader(edge, request)).await,
         Method::AuthStatus => cx.unary(body, |request| maintenance::auth_status(edge, request)).await,
+        Method::OperatorPrefixes => {
+            let token = watch::token(cx.headers);
+            cx.unary(body, |request| operator::prefixes(edge, token, request)).await
+        }
+        Method::OperatorWrites => {
+            let token = watch::token(cx.headers);
+            cx.unary(body, |request| operator::writes(edge, token, request)).await
+        }
+        Method::OperatorWatchers => {
+            let token = watch::token(cx.headers);
+            cx.unary(body, |request| operator::watchers(edge, token, request)).await
+        }
         Method::HealthCheck => cx.unary(body, |request| health::check(edge, request)).await,
         Method::HealthList => cx.unary(body, |request| health::list(edge, request)).await,
         Method::HealthWatch => cx.server_stream(body, |request| health::watch(edge, request)).await,
@@ -278,6 +291,22 @@ impl LearnerRule for api::health::HealthCheckRequest {
     }
 }
 impl LearnerRule for api::health::HealthListRequest {
+    fn on_learner(&self, _method: Method) -> bool {
+        true
+    }
+}
+// What a member has and whom it serves is asked of that member, whether it votes or not.
+impl LearnerRule for api::operator::PrefixesRequest {
+    fn on_learner(&self, _method: Method) -> bool {
+        true
+    }
+}
+impl LearnerRule for api::operator::WritesRequest {
+    fn on_learner(&self, _method: Method) -> bool {
+        true
+    }
+}
+impl LearnerRule for api::operator::WatchersRequest {
     fn on_learner(&self, _method: Method) -> bool {
         true
     }

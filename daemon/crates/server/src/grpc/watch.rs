@@ -48,7 +48,7 @@ pub(super) fn open<B: Backend>(cx: &Context<'_, B>, body: Incoming) -> Box<dyn M
     Box::new(Watch { responses, entry, reading: reading.abort_handle() })
 }
 
-fn token(headers: &HeaderMap) -> Option<HeaderValue> {
+pub(super) fn token(headers: &HeaderMap) -> Option<HeaderValue> {
     TOKEN_HEADERS.iter().find_map(|name| headers.get(*name)).cloned()
 }
 

@@ -50,6 +50,8 @@ pub struct Inner {
     /// Members beside this one.
     pub others: Mutex<Vec<pb::Member>>,
     pub endless: Arc<Endless>,
+    /// What is watched, for those who ask.
+    pub watched: Mutex<Vec<node::WatchedRange>>,
     /// So many streams find after their first piece that the store moved on and compacted what they read.
     pub overtake: AtomicUsize,
     /// While set, puts wait for a permit after they announced themselves.
@@ -77,6 +79,7 @@ impl Fake {
                 extra_alarms: Mutex::new(Vec::new()),
                 others: Mutex::default(),
                 endless: Arc::default(),
+                watched: Mutex::default(),
                 overtake: AtomicUsize::new(0),
                 holding: AtomicBool::new(false),
                 arrived: Semaphore::new(0),
@@ -338,6 +341,26 @@ impl Backend for Fake {
         let leases = self.inner.endless.leases.lock();
         let leases = leases.keys().map(|&id| pb::LeaseStatus { id }).collect();
         Ok(pb::LeaseLeasesResponse { header: Some(self.header(0)), leases })
+    }
+    fn history(
+        &self,
+        from: Revision,
+        to: Revision,
+        range: &types::KeyRange,
+    ) -> Result<state_machine::History, EtcdError> {
+        let ranges = std::slice::from_ref(range);
+        // Two revisions at a time, so that an answer needs several looks.
+        let request = state_machine::HistoryRequest { from, to, ranges, revisions_max: 2, bytes_max: 1024 };
+        self.inner.reader.history(&request).map_err(|_| EtcdError::Compacted)
+    }
+    fn compact_revision(&self) -> i64 {
+        self.inner.reader.compact_revision().0
+    }
+    /// As the test set it, one range at a time.
+    async fn census(&self, from: usize) -> Result<node::Census, EtcdError> {
+        let watched = self.inner.watched.lock();
+        let ranges = watched.get(from).cloned().into_iter().collect();
+        Ok(node::Census { ranges, next: (from + 1 < watched.len()).then_some(from + 1) })
     }
     type WatchRequests = endless::Asking;
     type WatchResponses = endless::Answering;

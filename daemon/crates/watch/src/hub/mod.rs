@@ -4,6 +4,7 @@
 //! Every step is bounded: an event costs what it matches, [`Hub::work`] does as much as it is given. Wakers of readers are gathered and
 //! taken by the driver, so that a batch of events wakes each reader once.
 
+mod census;
 mod cohorts;
 mod progress;
 mod requests;
@@ -28,6 +29,7 @@ use crate::{
 };
 use cohorts::{Cohort, CohortId, Reading, State};
 
+pub use census::{Census, WatchedRange};
 pub use cohorts::{ReadJob, Slice};
 pub use requests::{Request, StoreNow};
 
