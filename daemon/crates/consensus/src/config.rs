@@ -106,6 +106,16 @@ pub struct Recovered {
     pub applied: LogIndex,
 }
 
+impl Recovered {
+    /// Whether a member can have left this behind, and up to where it is known to be committed.
+    ///
+    /// # Errors
+    /// As [`crate::Core::new`].
+    pub fn committed(&self) -> Result<LogIndex, LoadError> {
+        check_recovered(self).map(|checked| LogIndex(checked.hard_state.commit))
+    }
+}
+
 /// Why the state on disk is none that a member can have left behind. Nothing was changed.
 #[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
 pub enum LoadError {

@@ -30,6 +30,7 @@ mod peers;
 mod raft_loop;
 mod read_gate;
 mod records;
+mod replay;
 mod reports;
 mod sentinel;
 mod shared;
@@ -111,7 +112,7 @@ pub struct Remote {
     pub peer_urls: Vec<String>,
 }
 
-/// Why a member does not start. Nothing was changed on disk.
+/// Why a member does not start. Nothing was changed on disk, unless the state had to catch up with the log before.
 #[derive(Debug, thiserror::Error)]
 pub enum StartError {
     #[error("state store: {0}")]
@@ -150,7 +151,7 @@ impl Node {
         let store = Arc::new(FjallStore::open(&config.state_dir, store_options(&config))?);
         let checkpoint = load_checkpoint(&config);
         let started = Instant::now();
-        let machine = StateMachine::open(store.clone(), machine_options(&config), checkpoint.as_deref())?;
+        let mut machine = StateMachine::open(store.clone(), machine_options(&config), checkpoint.as_deref())?;
         drop(checkpoint);
         let reader = machine.reader();
         let applied = machine.applied();
@@ -164,13 +165,17 @@ impl Node {
 
         same_life(&identity, &reader)?;
         same_history(applied, &contents.entries)?;
-        let recovered = Recovered {
+        let mut recovered = Recovered {
             hard_state: contents.hard_state,
             conf_state: machine.conf_state(),
             snapshot: contents.snapshot,
             entries: contents.entries,
             applied: applied.index,
         };
+        let committed = recovered.committed()?;
+        let changes = replay::replay(&mut machine, &recovered.entries, committed);
+        recovered.conf_state = machine.conf_state();
+        recovered.applied = machine.applied().index;
         let core = Core::new(core_config(&config, boot), recovered)?;
 
         let runtime = tokio::runtime::Builder::new_multi_thread()
@@ -195,8 +200,8 @@ impl Node {
         for remote in &remotes {
             transport.add_remote(remote.id, peers::parse_urls(&remote.peer_urls));
         }
-        // Removed in an earlier life, which ended before it could say so.
-        members::note_removal(&shared, &reader, &[]);
+        // Removed in an earlier start, which ended before it could say so.
+        members::note_removal(&shared, &reader, &changes);
 
         let wal = Arc::new(Mutex::new(wal));
         let log = spawn("log-writer", {

@@ -6,9 +6,9 @@ use std::{net::TcpListener, time::Duration};
 
 use api::{error::EtcdError, etcdserverpb as pb};
 use node::{Handle, Node, Parts};
-use storage::wal::Wal;
+use storage::wal::{Wal, WalMetadata};
 use support::*;
-use types::{Entry, HardState, MemberId, Term};
+use types::{Entry, EntryKind, HardState, LogIndex, MemberId, Term};
 
 #[test]
 fn a_member_alone_serves_restarts_and_remembers() {
@@ -218,6 +218,43 @@ fn proposals_without_a_leader_are_bounded_by_their_bytes() {
         let late = put(&handle, "late", &value).await;
         assert_eq!(late, Err(EtcdError::NoLeader), "it was queued and waited");
     });
+    drop(handle);
+    alone.node.stop();
+}
+
+/// Who connects in the first moment is judged by all that this member had known.
+#[test]
+fn a_member_has_applied_what_its_log_had_committed_before_anybody_can_reach_it() {
+    const PUTS: u64 = 20_000;
+    let directory = tempfile::tempdir().expect("a directory");
+    let (members, listeners) = plan(3);
+    let listener = listeners.into_iter().next().expect("three listeners");
+    let path = directory.path().join("m1");
+    std::fs::create_dir_all(&path).expect("the member's directory");
+    let cluster = config(&path, &members[0], &members).cluster;
+    let metadata = WalMetadata { member_id: members[0].id, cluster_id: cluster, dir_uuid: None };
+    let mut wal = Wal::create(&path.join("wal"), &metadata, wal_options()).expect("create the log");
+    let (mut entries, _) = genesis(&members);
+    let put = pb::PutRequest { key: "a".into(), ..Default::default() };
+    let request = pb::InternalRaftRequest { put: Some(put), ..Default::default() };
+    let data = bytes::Bytes::from(prost::Message::encode_to_vec(&request));
+    let puts = (4..).take(PUTS as usize + 1).map(LogIndex);
+    entries.extend(puts.map(|index| Entry {
+        term: Term(2),
+        index,
+        kind: EntryKind::Normal,
+        data: data.clone(),
+    }));
+    let commit = LogIndex(3 + PUTS);
+    let hard_state = HardState { term: Term(2), vote: MemberId::NONE, commit };
+    wal.append(&entries, Some(&hard_state)).expect("write the log");
+    wal.sync().expect("sync the log");
+    drop(wal);
+
+    let alone = boot(&path, &members[0], &members, listener);
+    let handle = alone.node.handle();
+    assert_eq!(handle.node_status().applied, commit, "and nothing that may be taken back");
+    assert_eq!(handle.reader().revision().0, 1 + PUTS as i64);
     drop(handle);
     alone.node.stop();
 }

@@ -93,7 +93,10 @@ pub fn own_identity(wal_dir: &Path, founders: &[Member]) -> OwnIdentity {
         config: Some(GenesisConfig {
             members: founders
                 .iter()
-                .map(|founder| FirstMember { name: founder.name.clone(), peer_urls: founder.peer_urls.clone() })
+                .map(|founder| FirstMember {
+                    name: founder.name.clone(),
+                    peer_urls: founder.peer_urls.clone(),
+                })
                 .collect(),
             token: String::new(),
             token_sha256: String::new(),
