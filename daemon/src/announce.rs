@@ -21,6 +21,13 @@ pub const INSECURE: &str =
 pub const READY: &str = "ready to serve client requests";
 pub const REMOVED: &str = "this member was removed from its cluster and ends for good";
 pub const EXPELLED: &str = "this member does not belong to the running cluster and ends";
+pub const LEADS: &str = "this member leads the cluster";
+pub const LEADS_NO_MORE: &str = "this member does not lead any more";
+pub const NO_LEADER: &str = "no leader is known";
+/// Followed by what changed.
+pub const RELOADED: &str = "settings were read again";
+pub const RELOAD_REFUSED: &str = "settings were read again and cannot be used: nothing changes";
+pub const NO_PROGRESS: &str = "no progress: the service manager's watchdog is not fed any more, and ends this process";
 pub const STOPPING: &str = "stopping";
 pub const STOPPED: &str = "stopped";
 

@@ -1,6 +1,9 @@
 //! The running process: sockets, member and client edge put together, waited for, and taken apart in order.
 
+pub mod reload;
 mod standing;
+mod stopping;
+mod telling;
 
 use std::{
     io,
@@ -13,15 +16,14 @@ use std::{
 
 use ::identity::Record;
 use nix::sys::resource::{Resource, getrlimit, setrlimit};
-use node::{Expelled, Fatal, Handle, LoadError, Node, NodeConfig, OwnIdentity, Parts, Remote, Removal};
+use node::{
+    Expelled, Fatal, Handle, Leadership, LoadError, Node, NodeConfig, OwnIdentity, Parts, Remote, Removal,
+};
 use serde_json::{Map, Value, json};
 use server::{Bound, Running, Server, ServerConfig};
 use storage::data_dir::DataDir;
-use tokio::{
-    sync::oneshot,
-    time::{MissedTickBehavior, interval, sleep},
-};
-use tracing::{error, info, warn};
+use tokio::time::{MissedTickBehavior, interval, sleep};
+use tracing::{info, warn};
 use types::{MemberId, limits};
 
 use crate::{
@@ -31,22 +33,20 @@ use crate::{
         hello,
         prepare::{Opened, VERSION, genesis_config},
     },
-    config::{self, LogLevel, Settings, Surroundings, urls, urls::Url},
-    identity::{self, CleanStop, Identity, Keeper, KnownMember, State, Unique},
+    config::{AutoReplace, LogLevel, Settings, urls, urls::Url},
+    identity::{Identity, Keeper, KnownMember, State, Unique},
     logging, port_holder,
     refusal::{Exit, Id, Refusal},
+    replace,
     signals::{Request, Signals},
-    systemd,
+    systemd::{self, line, sockets::Inherited},
 };
+use reload::Reload;
+pub use stopping::{stop, stopped_early};
+use telling::Teller;
 
 /// How often a member that is not ready looks whether it is. The cluster's answer takes an election and two commits.
 const READY_CHECK: Duration = Duration::from_millis(10);
-
-/// A removed member's last second: what it still owes leaves (the answer to who asked, the word to its successor as leader), as in etcd.
-const REMOVED_GRACE: Duration = Duration::from_secs(1);
-
-/// Longest wait of a removed member for the others to know: a hundred heartbeats. When nobody can be asked for so long, it goes all the same.
-const REMOVED_WAIT: Duration = Duration::from_secs(10);
 
 /// How long a member whose cluster has no name for its life yet waits for one. The leader gives it with its first entries, unless it is an
 /// etcd, which knows of none.
@@ -57,6 +57,9 @@ const MIRROR: Duration = Duration::from_secs(1);
 
 /// How often a member that is not ready says what it waits for.
 const WAITING_TOLD: Duration = Duration::from_secs(5);
+
+/// How often the facts of the status line are looked at.
+const TELLING: Duration = Duration::from_millis(250);
 
 /// A panic anywhere ends the process: a member with a dead thread must not look alive.
 pub fn install_panic_hook() {
@@ -96,7 +99,7 @@ fn fatal(fatal: Fatal) -> ! {
     let id = match &fatal {
         Fatal::Log(_) | Fatal::Store(_) => Id::IoError,
     };
-    systemd::status(&fatal.to_string());
+    systemd::last_word(&format!("{}: {fatal}", id.name()));
     let mut fields = Map::new();
     fields.insert("code".into(), json!(id.name()));
     fields.insert("exit".into(), json!(id.exit() as u8));
@@ -130,16 +133,26 @@ impl Sockets {
     }
 }
 
-pub fn bind(settings: &Settings) -> Result<Sockets, Refusal> {
+/// A socket for each listen URL: one that the service manager holds already, or a new one.
+pub fn bind(settings: &Settings, mut inherited: Inherited) -> Result<Sockets, Refusal> {
     let mut peer = Vec::new();
     let mut peer_addresses = Vec::new();
     for address in settings.listen.peer.iter().filter_map(Url::bind_address) {
-        let listener =
-            TcpListener::bind(address).map_err(|error| bind_refusal("listen-peer-urls", address, &error))?;
+        const SETTING: &str = "listen-peer-urls";
+        let listener = match inherited.claim(SETTING, address) {
+            Some(listener) => listener,
+            None => {
+                TcpListener::bind(address).map_err(|error| bind_refusal(SETTING, address, &error))?
+            }
+        };
         peer_addresses.push(listener.local_addr().unwrap_or(address));
         peer.push(listener);
     }
-    let server = Bound::bind(server_config(settings)).map_err(server_refusal)?;
+    let server = Bound::bind_or_take(server_config(settings), |listen| {
+        inherited.claim(listen.setting, listen.address)
+    })
+    .map_err(server_refusal)?;
+    inherited.nothing_left()?;
     Ok(Sockets { peer, peer_addresses, server })
 }
 
@@ -204,6 +217,7 @@ fn server_config(settings: &Settings) -> ServerConfig {
 
 fn node_config(settings: &Settings, dir: &DataDir, opened: &Opened) -> NodeConfig {
     let identity = opened.keeper.identity();
+    let live = reload::tunable(settings);
     NodeConfig {
         member: identity.member_id,
         cluster: identity.cluster_id,
@@ -216,23 +230,24 @@ fn node_config(settings: &Settings, dir: &DataDir, opened: &Opened) -> NodeConfi
         pre_vote: settings.raft.pre_vote,
         max_request_bytes: settings.requests.max_request_bytes,
         max_txn_ops: settings.requests.max_txn_ops,
-        quota_backend_bytes: settings.storage.quota_backend_bytes,
-        snapshot_count: settings.raft.snapshot_count,
+        quota_backend_bytes: live.quota_backend_bytes,
+        snapshot_count: live.snapshot_count,
         snapshot_catchup_entries: settings.raft.snapshot_catchup_entries,
-        snapshot_send_bytes_per_second: settings.storage.snapshot_send_rate,
-        snapshot_save_bytes_per_second: settings.storage.snapshot_save_rate,
+        snapshot_send_bytes_per_second: live.snapshot_send_bytes_per_second,
+        snapshot_save_bytes_per_second: live.snapshot_save_bytes_per_second,
         inline_value_bytes_max: settings.storage.inline_value_bytes_max,
-        compaction_batch: settings.storage.compaction_batch_limit,
-        compaction_sleep: settings.storage.compaction_sleep_interval,
-        auto_compaction: settings.storage.auto_compaction,
-        max_learners: settings.membership.max_learners,
-        strict_reconfig_check: settings.membership.strict_reconfig_check,
-        auto_promote_learner: settings.membership.auto_promote_learner,
+        compaction_batch: live.compaction_batch,
+        compaction_sleep: live.compaction_sleep,
+        auto_compaction: live.auto_compaction,
+        max_learners: live.max_learners,
+        strict_reconfig_check: live.strict_reconfig_check,
+        auto_promote_learner: live.auto_promote_learner,
         watch_progress_interval: settings.requests.watch_progress_interval,
         lease_checkpoint_interval: settings.requests.lease_checkpoint_interval,
         initial_election_tick_advance: settings.raft.initial_election_tick_advance,
         state_dir: dir.state(),
         snap_dir: dir.snap(),
+        progress: systemd::rows_read,
         fatal,
     }
 }
@@ -247,11 +262,15 @@ pub struct Member {
     dir: DataDir,
     /// Peer URLs that the operator means this member to have from now on.
     move_to: Option<Vec<String>>,
+    shutdown_timeout: Duration,
+    /// When its history is found to be lost, the process goes on as another member in the same place.
+    replaces_itself: bool,
 }
 
 pub fn start(settings: &Settings, ready: Ready, sockets: Sockets) -> Result<Member, Refusal> {
     let Ready { dir, opened } = ready;
     let config = node_config(settings, &dir, &opened);
+    systemd::status("starting: opening the state");
     let state_dir = config.state_dir.clone();
     let Opened { keeper, wal, contents, changes, .. } = opened;
     let Sockets { peer, peer_addresses, server } = sockets;
@@ -264,7 +283,16 @@ pub fn start(settings: &Settings, ready: Ready, sockets: Sockets) -> Result<Memb
     announce::listening(announce::LISTENING_FOR_CLIENTS, server.client_addresses());
     announce::listening(announce::LISTENING_FOR_CLIENTS, server.client_http_addresses());
     announce::listening(announce::LISTENING_FOR_METRICS, server.metrics_addresses());
-    Ok(Member { id: keeper.identity().member_id, node, server, keeper, dir, move_to: changes.peer_urls })
+    Ok(Member {
+        id: keeper.identity().member_id,
+        node,
+        server,
+        keeper,
+        dir,
+        move_to: changes.peer_urls,
+        shutdown_timeout: settings.shutdown_timeout,
+        replaces_itself: settings.membership.auto_replace == AutoReplace::Learner,
+    })
 }
 
 /// What the others are told of this start.
@@ -377,7 +405,7 @@ pub enum Ended {
 }
 
 /// Waits for the cluster, says when clients are welcome, and goes on until somebody asks to stop.
-pub async fn serve(member: &mut Member, signals: &mut Signals, surroundings: &Surroundings) -> Ended {
+pub async fn serve(member: &mut Member, signals: &mut Signals, reload: &mut Reload<'_>) -> Ended {
     let handle = member.node.handle();
     let mut leadership = handle.leadership();
     let mut removal = handle.removal();
@@ -394,14 +422,19 @@ pub async fn serve(member: &mut Member, signals: &mut Signals, surroundings: &Su
     let mut check = interval(READY_CHECK);
     check.set_missed_tick_behavior(MissedTickBehavior::Delay);
     let mut waiting = interval(WAITING_TOLD);
-    let watchdog = systemd::watchdog_period();
-    let mut pulse = interval(watchdog.unwrap_or(Duration::from_secs(3600)));
+    let mut teller = Teller::new(&handle, member.keeper.identity().name.clone());
+    let mut telling = interval(TELLING);
+    telling.set_missed_tick_behavior(MissedTickBehavior::Delay);
+    let mut leads = false;
+    systemd::watch(handle.clone());
     leadership.mark_changed();
     loop {
         tokio::select! {
             request = signals.next() => match request {
                 Request::Stop(signal) => return Ended::Asked(signal),
-                Request::Reload => reload(surroundings),
+                Request::Reload => if let Some(settings) = reload.run(&handle) {
+                    member.shutdown_timeout = settings.shutdown_timeout;
+                },
             },
             Ok(removed) = removal.wait_for(Option::is_some) => {
                 if let Some(removal) = removed.clone() {
@@ -428,11 +461,8 @@ pub async fn serve(member: &mut Member, signals: &mut Signals, surroundings: &Su
                     continue;
                 }
                 let now = *leadership.borrow_and_update();
-                systemd::status(&if now.leader.is_none() {
-                    format!("member {}: no leader, waiting for a majority (term {})", member.id, now.term)
-                } else {
-                    format!("member {}: leader {} in term {}", member.id, now.leader, now.term)
-                });
+                logging::term(now.term.0);
+                say_who_leads(now, std::mem::replace(&mut leads, now.leader == member.id));
             }
             _ = check.tick(), if !ready => {
                 if !handle.node_status().leader.is_none() && handle.is_confirmed() && is_published(&handle, member.id) {
@@ -447,8 +477,25 @@ pub async fn serve(member: &mut Member, signals: &mut Signals, surroundings: &Su
             _ = waiting.tick(), if !ready && since.elapsed() >= WAITING_TOLD => {
                 say_what_is_awaited(member, &handle, since.elapsed());
             }
-            _ = pulse.tick(), if watchdog.is_some() => systemd::alive(),
+            _ = telling.tick() => {
+                systemd::turned();
+                systemd::status(&line::of(&teller.look(&handle, ready)));
+                if teller.is_recovered(&handle) {
+                    systemd::ready();
+                }
+            }
         }
+    }
+}
+
+fn say_who_leads(now: Leadership, led: bool) {
+    let (term, leads) = (now.term.0, now.is_leader());
+    if leads && !led {
+        info!(term, "{}", announce::LEADS);
+    } else if led && !leads {
+        info!(term, leader = %now.leader, "{}", announce::LEADS_NO_MORE);
+    } else if now.leader.is_none() && now.term.0 > 0 {
+        info!(term, "{}", announce::NO_LEADER);
     }
 }
 
@@ -485,6 +532,9 @@ fn become_ready(member: &mut Member, handle: &Handle, life: Option<Unique>) {
     if let Some(peer_urls) = member.move_to.take() {
         tokio::spawn(standing::move_to(handle.clone(), member.id, peer_urls));
     }
+    if let Some(replaced) = &member.keeper.identity().replaces {
+        tokio::spawn(replace::until_voter(handle.clone(), member.id, replaced.member));
+    }
     member.server.set_serving(true);
     info!("{}", announce::READY);
     info!("{}", announce::INSECURE);
@@ -503,136 +553,6 @@ fn remember(member: &mut Member, handle: &Handle, life: Option<Unique>) {
     let born = member.keeper.born(life, handle.parent_uuid());
     if let Err(error) = born.and_then(|()| standing::mirror(&mut member.keeper, handle)) {
         fatal(Fatal::Store(format!("write the identity file: {error}")));
-    }
-}
-
-/// Only the log's level may change while running.
-fn reload(surroundings: &Surroundings) {
-    match config::load(surroundings) {
-        Ok((settings, _)) => {
-            logging::set_level(settings.log.level);
-            info!(log_level = ?settings.log.level, "settings were read again: only log-level takes effect");
-        }
-        Err(refusal) => error!(
-            code = refusal.id.name(),
-            cause = refusal.cause(),
-            "settings were read again and cannot be used: nothing changes"
-        ),
-    }
-}
-
-/// Ends the member, whatever the reason was. Removed: once the others know, the identity file says so too, so that no later start of this
-/// directory talks to anybody, and this is also the refusal that is answered here. A member that is killed before that starts once more:
-/// its log knows, and its vote may still be needed.
-pub async fn stop(
-    mut member: Member,
-    ended: Ended,
-    signals: &mut Signals,
-    limit: Duration,
-) -> Result<(), Refusal> {
-    let outcome = match ended {
-        Ended::Asked(signal) => {
-            info!(signal, "{}", announce::STOPPING);
-            Ok(())
-        }
-        Ended::Removed(removal) => {
-            warn!(member = %member.id, "{}", announce::REMOVED);
-            let handle = member.node.handle();
-            let known = tokio::time::timeout(REMOVED_WAIT, handle.removal_is_known());
-            tokio::select! {
-                (known, ()) = async { tokio::join!(known, sleep(REMOVED_GRACE)) } => if known.is_err() {
-                    warn!("nobody can be asked whether the others know that this member was removed");
-                },
-                _ = signals.next() => {}
-            }
-            drop(handle);
-            let refusal = note_removal(&mut member.keeper, &removal, member.dir.path());
-            systemd::status(refusal.cause());
-            Err(refusal)
-        }
-        Ended::Expelled(expelled) => {
-            let handle = member.node.handle();
-            let refusal = standing::expelled(&mut member.keeper, &handle, &expelled, member.dir.path());
-            drop(handle);
-            warn!(member = %member.id, verdict = expelled.verdict.name(), "{}", announce::EXPELLED);
-            systemd::status(refusal.cause());
-            Err(refusal)
-        }
-    };
-    end(member, signals, limit).await;
-    outcome
-}
-
-/// Asked to stop while it waited for others.
-pub fn stopped_early(signal: &'static str) {
-    systemd::stopping();
-    info!(signal, "{}", announce::STOPPING);
-    info!("{}", announce::STOPPED);
-}
-
-fn note_removal(keeper: &mut Keeper, removal: &Removal, data_dir: &Path) -> Refusal {
-    let through = removal.asked_through.as_ref().map(|by| match by.name.as_str() {
-        "" => by.id.to_string(),
-        name => format!("{name} ({})", by.id),
-    });
-    if let Err(error) = keeper.removed(removal.position, through) {
-        fatal(Fatal::Store(format!("write the identity file: {error}")));
-    }
-    identity::compare::removed(keeper.identity(), &data_dir.display().to_string())
-}
-
-/// Drains clients, hands leadership over, makes the state durable, and notes an orderly stop. A second signal or a used-up
-/// `shutdown-timeout` ends the process at once, which the log survives.
-async fn end(member: Member, signals: &mut Signals, limit: Duration) {
-    systemd::stopping();
-    let (done, mut finished) = oneshot::channel();
-    let taken_apart = std::thread::Builder::new().name("stop".into()).spawn(move || {
-        take_apart(member, limit);
-        let _ = done.send(());
-    });
-    if let Err(error) = taken_apart {
-        error!(%error, "no thread for an orderly stop");
-        return;
-    }
-    let deadline = sleep(limit);
-    tokio::pin!(deadline);
-    loop {
-        tokio::select! {
-            _ = &mut finished => {
-                info!("{}", announce::STOPPED);
-                return;
-            }
-            () = &mut deadline => {
-                warn!(limit_ms = limit.as_millis() as u64, "the orderly stop took longer than shutdown-timeout: ending now");
-                return;
-            }
-            request = signals.next() => if let Request::Stop(signal) = request {
-                warn!(signal, "asked to stop again: ending now");
-                return;
-            }
-        }
-    }
-}
-
-/// Half of the time is for clients: the rest of the stop has the disk to wait for.
-fn take_apart(member: Member, limit: Duration) {
-    let Member { node, server, mut keeper, dir: _dir, .. } = member;
-    let drained = server.drain(limit / 2);
-    if drained.cut_count > 0 {
-        info!(connections = drained.cut_count, "connections were cut");
-    }
-    let handle = node.handle();
-    node.stop();
-    // What is applied is committed and on disk, so the log reaches at least here.
-    let status = handle.node_status();
-    let stop = CleanStop {
-        last_index: status.applied.0,
-        last_term: status.term.0,
-        hard_state_term: status.term.0,
-        commit: status.applied.0,
-    };
-    if let Err(error) = keeper.stopped(stop) {
-        warn!(%error, "the orderly stop could not be noted");
     }
 }
 

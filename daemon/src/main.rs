@@ -11,6 +11,7 @@ mod lifecycle;
 mod logging;
 mod port_holder;
 mod refusal;
+mod replace;
 mod signals;
 mod snapshot;
 mod systemd;
@@ -23,8 +24,10 @@ use bootstrap::{
     prepare,
 };
 use cli::Verb;
-use config::{Note, Settings, Surroundings};
+use config::{Note, Settings, Surroundings, source::Values};
+use lifecycle::reload::Reload;
 use refusal::{Exit, Refusal};
+use systemd::sockets::Inherited;
 
 /// Allocations of a request are freed on other threads than they were made on; mimalloc is built for that.
 #[global_allocator]
@@ -35,6 +38,7 @@ fn main() -> ExitCode {
     let exit = match life() {
         Ok(exit) => exit,
         Err(refusal) => {
+            systemd::refused(&refusal);
             logging::refuse(&refusal);
             refusal.exit()
         }
@@ -72,16 +76,44 @@ fn life() -> Result<Exit, Refusal> {
 }
 
 fn member(surroundings: &Surroundings) -> Result<(), Refusal> {
+    systemd::begin();
     // Refuse before anything starts: settings that cannot be used end here, with nothing touched.
     let (settings, resolved) = config::load(surroundings)?;
+    let inherited = systemd::sockets::take()?;
     logging::init(&settings.log)?;
     announce::starting(&settings, resolved.file.as_deref());
     resolved.notes.iter().for_each(Note::log);
     lifecycle::raise_descriptor_limit();
 
+    // A member whose history is lost may take its own place, in the same process: then there is a second start.
+    let mut settings = settings;
+    let mut goes_on = replace::resume(&settings)?;
+    loop {
+        match goes_on {
+            Some(replace::Outcome::Joins(joiner)) => settings = *joiner,
+            Some(replace::Outcome::Stopped(signal)) => {
+                lifecycle::stopped_early(signal);
+                return Ok(());
+            }
+            None => {}
+        }
+        match one_start(&settings, inherited.share()?, surroundings, resolved.values.clone()) {
+            Ok(()) => return Ok(()),
+            Err(refusal) => goes_on = Some(replace::instead(&settings, refusal)?),
+        }
+    }
+}
+
+/// From the data directory to the end of the member.
+fn one_start(
+    settings: &Settings,
+    inherited: Inherited,
+    surroundings: &Surroundings,
+    values: Values,
+) -> Result<(), Refusal> {
     // The data directory: lock, compare, ask whom it concerns. Sockets open only once the local identity is sound.
-    let mut prepared = prepare::prepare(&settings)?;
-    let sockets = match lifecycle::bind(&settings) {
+    let mut prepared = prepare::prepare(settings)?;
+    let sockets = match lifecycle::bind(settings, inherited) {
         Ok(sockets) => sockets,
         Err(refusal) => {
             prepared.abandon();
@@ -97,10 +129,9 @@ fn member(surroundings: &Surroundings) -> Result<(), Refusal> {
     let mut signals =
         signals::Signals::listen().map_err(|error| Refusal::io("listen for", "signals".as_ref(), &error))?;
     drop(within);
-    systemd::ready();
 
     // A new cluster begins when its first members are there.
-    let ready = match runtime.block_on(found::settle(prepared, sockets.peers(), &settings, &mut signals))? {
+    let ready = match runtime.block_on(found::settle(prepared, sockets.peers(), settings, &mut signals))? {
         Settled::Ready(ready) => ready,
         Settled::Stopped(signal) => {
             lifecycle::stopped_early(signal);
@@ -110,19 +141,19 @@ fn member(surroundings: &Surroundings) -> Result<(), Refusal> {
 
     // Not in an async function: a start that is refused half-way drops runtimes of its own, which tokio forbids there with a panic.
     let within = runtime.enter();
-    let member = lifecycle::start(&settings, *ready, sockets)?;
+    let member = lifecycle::start(settings, *ready, sockets)?;
     drop(within);
-    runtime.block_on(run(settings, member, &mut signals, surroundings))
+    let reload = Reload::new(surroundings, values);
+    runtime.block_on(run(member, &mut signals, reload))
 }
 
 async fn run(
-    settings: Settings,
     mut member: lifecycle::Member,
     signals: &mut signals::Signals,
-    surroundings: &Surroundings,
+    mut reload: Reload<'_>,
 ) -> Result<(), Refusal> {
-    let ended = lifecycle::serve(&mut member, signals, surroundings).await;
-    lifecycle::stop(member, ended, signals, settings.shutdown_timeout).await
+    let ended = lifecycle::serve(&mut member, signals, &mut reload).await;
+    lifecycle::stop(member, ended, signals).await
 }
 
 /// To stdout. A reader that has gone away (`cairnd --help | head`) is no error.

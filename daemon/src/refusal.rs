@@ -31,7 +31,6 @@ macro_rules! ids {
         pub enum Id { $($variant),* }
 
         impl Id {
-            #[cfg(test)]
             pub const ALL: &[Id] = &[$(Id::$variant),*];
 
             pub fn name(self) -> &'static str {
@@ -107,6 +106,7 @@ ids! {
     Removed = "REMOVED", Replace;
     RolledBack = "ROLLED_BACK", Replace;
     RolledBackLocally = "ROLLED_BACK_LOCALLY", Replace;
+    ReplaceBlocked = "REPLACE_BLOCKED", Replace;
 }
 
 /// Where each name is explained.
@@ -168,6 +168,12 @@ impl Refusal {
     }
 
     pub fn cause(&self) -> &str {
+    /// The facts in one line.
+    pub fn evidence_line(&self) -> String {
+        let fact = |(place, fact): &(String, String)| format!("{}: {}", one_line(place), one_line(fact));
+        self.evidence.iter().map(fact).collect::<Vec<_>>().join("  ·  ")
+    }
+
         &self.cause
     }
 
@@ -178,13 +184,8 @@ impl Refusal {
     /// The five parts, for people.
     pub fn text(&self) -> String {
         let mut out = format!("REFUSED {}\ncause:    {}\n", self.id.name(), one_line(&self.cause));
-        let facts: Vec<String> = self
-            .evidence
-            .iter()
-            .map(|(place, fact)| format!("{}: {}", one_line(place), one_line(fact)))
-            .collect();
-        let _ =
-            writeln!(out, "evidence: {}", if facts.is_empty() { "-".into() } else { facts.join("  ·  ") });
+        let facts = self.evidence_line();
+        let _ = writeln!(out, "evidence: {}", if facts.is_empty() { "-" } else { &facts });
         for (number, step) in self.remedy.iter().enumerate() {
             let lead = if number == 0 { "remedy:  " } else { "         " };
             let _ = writeln!(out, "{lead} {}. {}", number + 1, one_line(step));

@@ -224,12 +224,12 @@ async fn attendance(
         {
             break Outcome::Refused { refusal: refusal.clone(), seen: false };
         }
-        systemd::alive();
         let pause = if began.elapsed() < SOON { PAUSE } else { PAUSE_LATER };
         tokio::select! {
             () = tokio::time::sleep(pause) => {}
-            request = signals.next() => if let Request::Stop(signal) = request {
-                break Outcome::Stopped { signal, seen: false };
+            request = signals.next() => match request {
+                Request::Stop(signal) => break Outcome::Stopped { signal, seen: false },
+                Request::Reload => reload::too_early(),
             }
         }
     };
@@ -244,6 +244,8 @@ async fn attendance(
 
 fn open_lobby(
     listeners: &[TcpListener],
+    // All that is this member's own is there; the wait that follows is for the others.
+    systemd::ready();
     own: &Hello,
     config: &GenesisConfig,
     members: &[FirstMember],
@@ -350,12 +352,10 @@ async fn discover(
     let found = loop {
         tokio::select! {
             found = &mut found => break found,
-            _ = look.tick() => {
-                systemd::alive();
-                say();
-            }
-            request = signals.next() => if let Request::Stop(signal) = request {
-                return Ok(Err(signal));
+            _ = look.tick() => say(),
+            request = signals.next() => match request {
+                Request::Stop(signal) => return Ok(Err(signal)),
+                Request::Reload => reload::too_early(),
             }
         }
     };
@@ -383,3 +383,4 @@ async fn discover(
         Err(_) => unreachable!("a panic in the search ends the process"),
     }
 }
+    systemd::ready();

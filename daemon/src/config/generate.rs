@@ -7,7 +7,7 @@ use super::table::{Group, Setting, Status, settings};
 #[cfg(test)]
 use super::{gates::GATES, value::Kind};
 
-const USAGE: &str = "\
+pub(super) const USAGE: &str = "\
 cairnd: a member of a replicated key-value cluster that speaks etcd's v3 API.
 
 Usage:
@@ -47,7 +47,7 @@ pub fn help() -> String {
     out
 }
 
-fn effect_suffix(setting: &Setting) -> String {
+pub(super) fn effect_suffix(setting: &Setting) -> String {
     match setting.status {
         Status::Active => String::new(),
         _ => format!(" {}", effect(setting)),
@@ -72,7 +72,7 @@ pub fn manual() -> String {
         let _ = write!(out, "\n## {}\n\n", group.title());
         let _ = writeln!(
             out,
-            "| flag | TOML key | value | default | meaning | here |\n|---|---|---|---|---|---|"
+            "| flag | TOML key | value | default | meaning | here | reloadable |\n|---|---|---|---|---|---|---|"
         );
         for setting in settings().filter(|setting| setting.group == group) {
             let default =
@@ -81,11 +81,12 @@ pub fn manual() -> String {
                 setting.toml_place().map_or("–".to_owned(), |_| format!("`{}`", setting.toml_shown()));
             let _ = writeln!(
                 out,
-                "| `--{}` | {key} | {} | {default} | {} | {} |",
+                "| `--{}` | {key} | {} | {default} | {} | {} | {} |",
                 setting.name,
                 setting.kind.describe().replace('|', "\\|"),
                 setting.meaning,
                 effect(setting),
+                if setting.reloadable { "yes" } else { "" },
             );
         }
     }
@@ -113,6 +114,8 @@ each setting by itself; `cairnd config explain` shows which one counted.
 * Durations are written `250ms`, `1m30s`, `2h`; `heartbeat-interval` and `election-timeout` also take bare milliseconds, as in etcd.
 * Sizes are bytes, or numbers with `KiB`, `MiB`, `GiB`, `TiB` (1024) or `kB`, `MB`, `GB`, `TB` (1000).
 * Lists have commas between their items; in the file they may be TOML arrays.
+* `reloadable`: SIGHUP (`systemctl reload cairnd`) reads file and drop-ins again and changes these settings in the running member. The
+  others take effect at the next start; the result of the reload names those that wait for it.
 * A setting that is accepted without effect is logged once when it is set to something other than its default. A setting that is refused
   stops the start with exit code 64 and says what to do instead.
 ";

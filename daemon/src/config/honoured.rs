@@ -8,7 +8,7 @@ use super::{
 use crate::cli::GivenFlag;
 
 /// A value of the setting's kind other than its default; None where there is no other.
-fn other_value(setting: &Setting) -> Option<String> {
+pub fn other_value(setting: &Setting) -> Option<String> {
     Some(match setting.kind {
         Kind::Bool => (setting.default != "true").to_string(),
         Kind::Count { min, max } => {

@@ -5,13 +5,16 @@
 //!
 //! Not here: whether the settings fit the data on disk (`identity`, `bootstrap`).
 
+pub mod change;
 pub mod cluster;
 mod compaction;
 mod file;
 pub mod gates;
 pub mod generate;
 #[cfg(test)]
-mod honoured;
+pub mod honoured;
+#[cfg(test)]
+mod manual;
 mod rows;
 mod settings;
 pub mod source;

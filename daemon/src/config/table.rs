@@ -109,6 +109,8 @@ pub struct Setting {
     pub meaning: &'static str,
     /// Key in the group's TOML table where it differs from the flag; "-" for settings that make no sense in a file.
     pub toml: &'static str,
+    /// SIGHUP changes it in a running member.
+    pub reloadable: bool,
 }
 
 impl Setting {

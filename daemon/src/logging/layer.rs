@@ -1,4 +1,4 @@
-//! From `tracing` events to lines.
+//! From `tracing` events to records.
 
 use std::{
     fmt::{self, Write as _},
@@ -8,7 +8,6 @@ use std::{
     },
 };
 
-use time::OffsetDateTime;
 use tracing::{
     Event, Level, Metadata, Subscriber,
     field::{Field, Visit},
@@ -17,10 +16,11 @@ use tracing::{
 use tracing_subscriber::layer::{Context, Layer};
 
 use super::{
-    line::{Line, push_json_text},
-    writer::Writer,
+    line::push_json_text,
+    record::Record,
+    writer::{Entry, Forms, Writer},
 };
-use crate::config::{LogFormat, LogLevel};
+use crate::config::LogLevel;
 
 /// Crates whose events are ours. The libraries below them speak one level more softly: their "info" is our "debug".
 const OURS: [&str; 9] =
@@ -28,13 +28,13 @@ const OURS: [&str; 9] =
 
 pub struct LineLayer {
     writer: Writer,
-    format: LogFormat,
+    forms: Forms,
     level: Arc<AtomicU8>,
 }
 
 impl LineLayer {
-    pub fn new(writer: Writer, format: LogFormat, level: Arc<AtomicU8>) -> LineLayer {
-        LineLayer { writer, format, level }
+    pub fn new(writer: Writer, forms: Forms, level: Arc<AtomicU8>) -> LineLayer {
+        LineLayer { writer, forms, level }
     }
 
     fn least(&self) -> u8 {
@@ -77,12 +77,14 @@ impl<S: Subscriber> Layer<S> for LineLayer {
         let mut fields = Fields::default();
         event.record(&mut fields);
         let caller = caller(metadata);
-        let now = OffsetDateTime::now_utc();
-        let mut line = Line::new(self.format, level_of(metadata.level()), now, &caller, &fields.message);
-        for (key, json) in &fields.others {
-            line.field(&key.replace('_', "-"), json);
-        }
-        self.writer.write(line.finish());
+        let others = fields.others.into_iter().map(|(key, json)| (key.replace('_', "-"), json));
+        let record = Record {
+            level: level_of(metadata.level()),
+            caller: &caller,
+            message: &fields.message,
+            fields: others.collect(),
+        };
+        self.writer.write(Entry::of(&record, None, self.forms));
     }
 }
 

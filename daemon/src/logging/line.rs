@@ -2,7 +2,6 @@
 
 use std::fmt::Write as _;
 
-use serde_json::{Map, Value};
 use time::OffsetDateTime;
 
 use crate::config::{LogFormat, LogLevel};
@@ -78,20 +77,6 @@ impl Line {
         self.text.push('\n');
         self.text
     }
-}
-
-pub fn from_fields(
-    format: LogFormat,
-    level: LogLevel,
-    caller: &str,
-    message: &str,
-    fields: &Map<String, Value>,
-) -> String {
-    let mut line = Line::new(format, level, OffsetDateTime::now_utc(), caller, message);
-    for (key, value) in fields {
-        line.field(key, &value.to_string());
-    }
-    line.finish()
 }
 
 pub fn push_json_text(out: &mut String, text: &str) {

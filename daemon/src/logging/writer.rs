@@ -1,4 +1,4 @@
-//! The thread that writes lines, so that nobody else waits for where they go.
+//! The thread that writes records, so that nobody else waits for where they go.
 
 use std::{
     fs::{File, OpenOptions},
@@ -13,9 +13,10 @@ use std::{
     time::Duration,
 };
 
-use serde_json::json;
-
-use super::line;
+use super::{
+    journal::{Fields, Journal},
+    record::{self, Record},
+};
 use crate::{
     config::{LogFormat, LogLevel, LogOutput},
     refusal::Refusal,
@@ -28,8 +29,58 @@ const QUEUE_LINES_MAX: usize = 8192;
 /// Longest wait for the last lines when the process ends: a stuck pipe must not keep it from ending.
 const FLUSH_WAIT: Duration = Duration::from_secs(2);
 
+/// In which forms records are wanted.
+#[derive(Clone, Copy, Debug)]
+pub struct Forms {
+    pub line: LogFormat,
+    /// Stderr leads to the journal, which takes fields.
+    pub has_journal: bool,
+}
+
+/// A record in these forms.
+pub struct Entry {
+    line: String,
+    journal: Option<Fields>,
+    priority: &'static str,
+}
+
+impl Entry {
+    /// `text` stands for the message where people read it.
+    pub fn of(record: &Record<'_>, text: Option<&str>, forms: Forms) -> Entry {
+        Entry {
+            line: record.line(forms.line),
+            journal: forms.has_journal.then(|| record.journal(text)),
+            priority: record::priority(record.level),
+        }
+    }
+}
+
+/// Where records go.
+enum Sink {
+    Lines(Box<dyn Write + Send>),
+    Journal(Journal),
+}
+
+impl Sink {
+    /// An output that fails is tried again with the next record: there is nowhere to complain to. What the journal does not take goes to
+    /// stderr, which leads to it by another way.
+    fn write(&mut self, entry: &Entry) {
+        match self {
+            Sink::Lines(lines) => {
+                let _ = lines.write_all(entry.line.as_bytes()).and_then(|()| lines.flush());
+            }
+            Sink::Journal(journal) => {
+                let sent = entry.journal.as_ref().map(|fields| journal.send(fields.bytes()));
+                if !matches!(sent, Some(Ok(()))) {
+                    let _ = write!(io::stderr(), "<{}>{}", entry.priority, entry.line);
+                }
+            }
+        }
+    }
+}
+
 enum Message {
-    Line(String),
+    Entry(Box<Entry>),
     Flush(SyncSender<()>),
 }
 
@@ -42,15 +93,18 @@ pub struct Writer {
 
 impl Writer {
     /// Opens every output first: a log file that cannot be opened is a refusal.
-    pub fn start(outputs: &[LogOutput], format: LogFormat) -> Result<Writer, Refusal> {
-        let mut sinks: Vec<Box<dyn Write + Send>> = Vec::new();
+    pub fn start(outputs: &[LogOutput], forms: Forms, mut journal: Option<Journal>) -> Result<Writer, Refusal> {
+        let mut sinks: Vec<Sink> = Vec::new();
         for output in outputs {
             sinks.push(match output {
-                LogOutput::Stderr => Box::new(io::stderr()),
-                LogOutput::Stdout => Box::new(io::stdout()),
-                LogOutput::File(path) => {
-                    Box::new(open(path).map_err(|error| Refusal::io("write the log to", path, &error))?)
-                }
+                LogOutput::Stderr => match journal.take() {
+                    Some(journal) => Sink::Journal(journal),
+                    None => Sink::Lines(Box::new(io::stderr())),
+                },
+                LogOutput::Stdout => Sink::Lines(Box::new(io::stdout())),
+                LogOutput::File(path) => Sink::Lines(Box::new(
+                    open(path).map_err(|error| Refusal::io("write the log to", path, &error))?,
+                )),
             });
         }
         let (queue, lines) = mpsc::sync_channel(QUEUE_LINES_MAX);
@@ -58,15 +112,15 @@ impl Writer {
         let counter = dropped.clone();
         let spawned = thread::Builder::new()
             .name("log-out".into())
-            .spawn(move || run(&lines, &mut sinks, &counter, format));
+            .spawn(move || run(&lines, &mut sinks, &counter, forms));
         spawned
             .map_err(|error| Refusal::io("start the thread that writes to", Path::new("the log"), &error))?;
         Ok(Writer { queue, dropped })
     }
 
     /// Never waits.
-    pub fn write(&self, line: String) {
-        match self.queue.try_send(Message::Line(line)) {
+    pub fn write(&self, entry: Entry) {
+        match self.queue.try_send(Message::Entry(Box::new(entry))) {
             Ok(()) => {}
             Err(TrySendError::Full(_) | TrySendError::Disconnected(_)) => {
                 self.dropped.fetch_add(1, Ordering::Relaxed);
@@ -74,13 +128,13 @@ impl Writer {
         }
     }
 
-    /// Waits for room and until the line is out, at most [`FLUSH_WAIT`].
-    pub fn write_and_flush(&self, line: String) {
+    /// Waits for room and until the record is out, at most [`FLUSH_WAIT`].
+    pub fn write_and_flush(&self, entry: Entry) {
         let writer = self.clone();
         // In a thread of its own, because waiting for room in the queue has no deadline.
         let (done, finished) = mpsc::sync_channel(1);
         let sent = thread::Builder::new().spawn(move || {
-            let _ = writer.queue.send(Message::Line(line));
+            let _ = writer.queue.send(Message::Entry(Box::new(entry)));
             writer.flush();
             let _ = done.send(());
         });
@@ -107,26 +161,24 @@ const DROPPED_CHECK: Duration = Duration::from_secs(1);
 
 fn run(
     lines: &Receiver<Message>,
-    sinks: &mut [Box<dyn Write + Send>],
+    sinks: &mut [Sink],
     dropped: &AtomicU64,
-    format: LogFormat,
+    forms: Forms,
 ) {
     loop {
         let message = lines.recv_timeout(DROPPED_CHECK);
         let lost = dropped.swap(0, Ordering::Relaxed);
         if lost > 0 {
-            let fields = [("dropped".to_owned(), json!(lost))].into_iter().collect();
-            let text = line::from_fields(
-                format,
-                LogLevel::Warn,
-                "cairnd/logging/writer.rs",
-                "log lines were dropped: they came faster than they could be written",
-                &fields,
-            );
-            write_all(sinks, &text);
+            let record = Record {
+                level: LogLevel::Warn,
+                caller: "cairnd/logging/writer.rs",
+                message: "log lines were dropped: they came faster than they could be written",
+                fields: vec![("dropped".to_owned(), lost.to_string())],
+            };
+            write_all(sinks, &Entry::of(&record, None, forms));
         }
         match message {
-            Ok(Message::Line(text)) => write_all(sinks, &text),
+            Ok(Message::Entry(entry)) => write_all(sinks, &entry),
             Ok(Message::Flush(done)) => {
                 let _ = done.send(());
             }
@@ -136,10 +188,9 @@ fn run(
     }
 }
 
-/// An output that fails is tried again with the next line: there is nowhere to complain to.
-fn write_all(sinks: &mut [Box<dyn Write + Send>], text: &str) {
+fn write_all(sinks: &mut [Sink], entry: &Entry) {
     for sink in sinks {
-        let _ = sink.write_all(text.as_bytes()).and_then(|()| sink.flush());
+        sink.write(entry);
     }
 }
 
@@ -169,14 +220,15 @@ mod tests {
         let dropped = Arc::new(AtomicU64::new(0));
         let writer = Writer { queue, dropped: dropped.clone() };
         for number in 0..5 {
-            writer.write(format!("line {number}\n"));
+            writer.write(Entry { line: format!("line {number}\n"), journal: None, priority: "6" });
         }
         assert_eq!(dropped.load(Ordering::Relaxed), 3);
         drop(writer);
         for _ in 0..3 {
             open.send(()).unwrap();
         }
-        run(&lines, &mut [Box::new(Gate(gate, out))], &dropped, LogFormat::Json);
+        let forms = Forms { line: LogFormat::Json, has_journal: false };
+        run(&lines, &mut [Sink::Lines(Box::new(Gate(gate, out)))], &dropped, forms);
         let written: Vec<String> = written.try_iter().collect();
         assert_eq!(written.len(), 3, "{written:?}");
         assert!(written[0].contains("\"dropped\":3"), "{written:?}");

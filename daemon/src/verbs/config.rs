@@ -215,7 +215,7 @@ fn described(setting: &Setting, resolved: &Resolved) -> Value {
         "variable": setting.variable(),
         "file_key": setting.toml_place().map(|_| setting.toml_shown()),
         "here": here(setting),
-        "reloadable": is_reloadable(setting),
+        "reloadable": setting.reloadable,
         "etcd": etcd_name(setting),
         "former_names": old_names(setting),
     })
@@ -252,12 +252,8 @@ fn here(setting: &Setting) -> String {
     }
 }
 
-fn is_reloadable(setting: &Setting) -> bool {
-    RELOADABLE.contains(&setting.name)
-}
-
 fn change(setting: &Setting) -> &'static str {
-    if is_reloadable(setting) {
+    if setting.reloadable {
         "while running: in the file, then SIGHUP"
     } else {
         match setting.name {

@@ -20,6 +20,7 @@ use crate::{
     lessor, members,
     metrics::Metrics,
     peers,
+    pulse::Work,
     shared::{Shared, ToRaft},
     snapshots,
     watches::{TellEvents, WatchDesk},
@@ -76,9 +77,12 @@ pub(crate) fn run(shared: Arc<Shared>, worker: SharedWorker) {
     let mut entries: Vec<Entry> = Vec::new();
     let mut deadline = Instant::now();
     while shared.apply.take(&mut batch, Some(deadline), true) {
-        let mut worker = worker.lock();
-        worker.work(&mut batch, &mut entries);
-        deadline = worker.deadline(Instant::now());
+        deadline = shared.pulse.apply.within(Work::Disk, || {
+            // Waiting for the lock is waiting for the raft loop, which applies with it.
+            let mut worker = worker.lock();
+            worker.work(&mut batch, &mut entries);
+            worker.deadline(Instant::now())
+        });
     }
 }
 
@@ -111,7 +115,8 @@ impl ApplyWorker {
                 ToApply::Entries(more) => entries.extend(more),
                 ToApply::Install { position, conf_state } => {
                     self.apply(entries);
-                    self.install(position, conf_state);
+                    let shared = self.shared.clone();
+                    shared.pulse.apply.within(Work::Install, || self.install(position, conf_state));
                 }
             }
         }
@@ -122,6 +127,7 @@ impl ApplyWorker {
     fn apply(&mut self, entries: &mut Vec<Entry>) {
         for batch in entries.chunks(ENTRIES_PER_BATCH) {
             let Applied { index, conf_changes, news } = self.apply_batch(batch);
+            self.shared.pulse.apply.beat();
             // Raft waits only for the changes that are its own; the rest it may learn with its next turn, a tick from now at most.
             let applied = ToRaft::input(Input::Applied { index, conf_changes });
             if news {
@@ -208,12 +214,13 @@ impl ApplyWorker {
         if let Some(job) = self.machine.compaction_hash_job() {
             hash_beside(&self.shared, job);
         }
-        let rows = (self.shared.config.compaction_batch / COMPACTION_SLICES).max(1);
+        let live = self.shared.live();
+        let rows = (live.compaction_batch / COMPACTION_SLICES).max(1);
         match self.machine.compact_step(rows) {
             CompactProgress::Working => {
                 self.shared.metrics.compacted_rows.add(rows as u64);
                 self.compaction_next =
-                    Instant::now() + self.shared.config.compaction_sleep / COMPACTION_SLICES as u32;
+                    Instant::now() + live.compaction_sleep / COMPACTION_SLICES as u32;
             }
             CompactProgress::Hashing => self.compaction_next = Instant::now() + HASHING_INTERVAL,
             CompactProgress::Idle => self.compacting = false,
@@ -231,6 +238,7 @@ impl ApplyWorker {
                 let shared = &self.shared;
                 shared.note_conf_state(conf_state);
                 let reader = self.machine.reader();
+                reader.set_quota(shared.live().quota_backend_bytes);
                 peers::follow_members(shared, &self.transport, &reader);
                 members::note_removal(shared, &reader, &[]);
                 shared.records.applied(&reader);

@@ -14,7 +14,7 @@ use tokio::time::{MissedTickBehavior, interval};
 use tracing::{debug, info, warn};
 use types::Revision;
 
-use crate::{handle::Handle, shared::Shared};
+use crate::{handle::Handle, live::Tunable, shared::Shared};
 
 /// How much history is kept.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -129,9 +129,29 @@ impl Schedule {
     }
 }
 
-/// Samples, decides and proposes until the member stops. Returns at once where nothing is compacted automatically.
+/// Follows the policy that is in force until the member stops. One that changes begins to sample anew.
 pub(crate) async fn run(shared: Weak<Shared>) {
-    let Some(policy) = shared.upgrade().and_then(|shared| shared.config.auto_compaction) else { return };
+    let Some(mut live) = shared.upgrade().map(|shared| shared.live.subscribe()) else { return };
+    loop {
+        let policy = live.borrow_and_update().auto_compaction;
+        let other = async |live: &mut tokio::sync::watch::Receiver<Tunable>| {
+            live.wait_for(|live| live.auto_compaction != policy).await.is_ok()
+        };
+        let goes_on = match policy {
+            Some(policy) => tokio::select! {
+                () = follow(&shared, policy) => false,
+                changed = other(&mut live) => changed,
+            },
+            None => other(&mut live).await,
+        };
+        if !goes_on {
+            return;
+        }
+    }
+}
+
+/// Samples, decides and proposes until the member stops.
+async fn follow(shared: &Weak<Shared>, policy: AutoCompaction) {
     let mut schedule = Schedule::new(policy);
     let started = Instant::now();
     let mut samples = interval(policy.sample_interval());

@@ -53,6 +53,8 @@ pub struct NodeConfig {
     /// Where the index checkpoint and snapshots live.
     pub state_dir: PathBuf,
     pub snap_dir: PathBuf,
+    /// Told how many rows of the state were read while it is opened: see `state_machine::Options`.
+    pub progress: fn(u64),
     /// Ends the process with the exit code for the cause; called when going on would mean guessing.
     pub fatal: fn(Fatal) -> !,
 }

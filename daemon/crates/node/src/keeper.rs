@@ -72,7 +72,7 @@ pub(crate) fn run(shared: Arc<Shared>) {
         let entries = applied.0.saturating_sub(noted.0);
         let tail = shared.raft_status.lock().log_tail_bytes;
         tail_kept = tail_kept.min(tail.max(LOG_TAIL_BYTES_KEPT));
-        let due = entries >= shared.config.snapshot_count
+        let due = entries >= shared.live().snapshot_count
             || (entries > 0 && last.elapsed() >= PERSIST_INTERVAL)
             || (entries > 0 && tail >= tail_kept + LOG_TAIL_GROWTH_BYTES);
         if due {

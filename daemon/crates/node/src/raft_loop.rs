@@ -23,6 +23,7 @@ use crate::{
     apply_worker::{SharedWorker, ToApply},
     lessor::Grants,
     log_writer::{self, SharedWal, ToLog},
+    pulse::Work,
     records,
     reports::Reports,
     shared::{Leadership, PROPOSALS_QUEUED_MAX, Shared, ToRaft},
@@ -143,6 +144,7 @@ impl RaftLoop {
             if self.stop || !shared.raft.take(&mut batch, Some(deadline), admit) {
                 break;
             }
+            shared.pulse.raft.beat();
             let now = Instant::now();
             self.keep_silence();
             if self.gather_until.is_some_and(|until| now >= until) {
@@ -354,7 +356,8 @@ impl RaftLoop {
         self.grants.appended(&persist.entries);
         let seq = persist.seq;
         if self.handed.is_none() && self.core.is_sole_voter() {
-            log_writer::write_now(&self.shared, &self.wal, persist);
+            let (shared, wal) = (&self.shared, &self.wal);
+            shared.pulse.raft.within(Work::Disk, || log_writer::write_now(shared, wal, persist));
             self.core.handle(Input::Persisted(seq));
             self.gather(Instant::now());
             return;
@@ -374,7 +377,7 @@ impl RaftLoop {
             && self.core.is_sole_voter()
             && let Some(mut worker) = self.worker.try_lock()
         {
-            let applied = worker.apply_now(&entries);
+            let applied = self.shared.pulse.raft.within(Work::Disk, || worker.apply_now(&entries));
             drop(worker);
             self.core.handle(applied);
             return;

@@ -24,10 +24,12 @@ use crate::{
     apply_worker::ToApply,
     config::NodeConfig,
     lessor::{Decided, LeaseDesk},
+    live::Tunable,
     log_writer::ToLog,
     mailbox::Mailbox,
     members::{Removal, Rumour},
     metrics::Metrics,
+    pulse::Pulse,
     read_gate::ReadGate,
     records::Desk,
     sentinel::Sentinel,
@@ -84,8 +86,19 @@ pub struct Leadership {
     pub role: Role,
 }
 
+impl Leadership {
+    /// This member leads.
+    pub fn is_leader(&self) -> bool {
+        self.role == Role::Leader
+    }
+}
+
 pub(crate) struct Shared {
     pub(crate) config: NodeConfig,
+    /// What of it may change, as it is now.
+    pub(crate) live: watch::Sender<Tunable>,
+    /// Written by the loops.
+    pub(crate) pulse: Pulse,
     pub(crate) raft: Mailbox<ToRaft>,
     pub(crate) log: Mailbox<ToLog>,
     pub(crate) apply: Mailbox<ToApply>,
@@ -148,6 +161,10 @@ impl Shared {
 
     pub(crate) fn release_proposals(&self, bytes: u64) {
         self.proposal_bytes.fetch_sub(bytes, Ordering::Relaxed);
+    }
+
+    pub(crate) fn live(&self) -> Tunable {
+        *self.live.borrow()
     }
 
     pub(crate) fn applied(&self) -> LogIndex {

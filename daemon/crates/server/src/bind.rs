@@ -40,9 +40,22 @@ pub struct Bound {
 impl Bound {
     /// Binds everything the settings name.
     pub fn bind(config: ServerConfig) -> Result<Bound, StartError> {
+        Bound::bind_or_take(config, |_| None)
+    }
+
+    /// As [`Bound::bind`], but for the addresses for which somebody else has a socket already. Such a socket may be listening: its clients
+    /// wait until the server starts.
+    pub fn bind_or_take(
+        config: ServerConfig,
+        mut taken: impl FnMut(&Listen) -> Option<TcpListener>,
+    ) -> Result<Bound, StartError> {
         let runtimes = config.runtimes_count();
-        let groups = |listens: &[Listen], sockets| {
-            listens.iter().map(|listen| Group::bind(listen, sockets)).collect::<Result<Vec<_>, _>>()
+        let mut group = |listen: &Listen, sockets| match taken(listen) {
+            Some(listener) => Group::share(listen, listener, sockets),
+            None => Group::bind(listen, sockets),
+        };
+        let mut groups = |listens: &[Listen], sockets| {
+            listens.iter().map(|listen| group(listen, sockets)).collect::<Result<Vec<_>, _>>()
         };
         Ok(Bound {
             client: groups(&config.client, runtimes)?,
@@ -78,6 +91,19 @@ impl Group {
                 sockets.push(sharing_socket(address).map_err(named(address))?);
             }
         }
+        Ok(Group { setting: listen.setting, address, sockets })
+    }
+
+    /// One socket for all runtimes: which of them accepts a connection is the kernel's choice.
+    fn share(listen: &Listen, listener: TcpListener, count: usize) -> Result<Group, StartError> {
+        let named = |source| StartError::Bind { setting: listen.setting, address: listen.address, source };
+        let address = listener.local_addr().map_err(named)?;
+        let first = Socket::from(listener);
+        let mut sockets = Vec::with_capacity(count);
+        for _ in 1..count {
+            sockets.push(first.try_clone().map_err(named)?);
+        }
+        sockets.push(first);
         Ok(Group { setting: listen.setting, address, sockets })
     }
 

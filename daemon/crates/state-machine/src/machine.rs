@@ -3,6 +3,7 @@
 use std::collections::VecDeque;
 use std::ops::{ControlFlow, Range};
 use std::sync::Arc;
+use std::sync::atomic::AtomicI64;
 
 use api::etcdserverpb::AlarmMember;
 use bytes::{Buf, Bytes};
@@ -153,16 +154,25 @@ impl Version {
     }
 }
 
+/// Rows between two words of [`Options::progress`]: some tens of milliseconds of reading.
+const PROGRESS_ROWS: u64 = 65_536;
+
 /// Reads every row above `above` in order of revision.
 pub(crate) fn scan_rows<S: Store>(
     store: &S,
     above: i64,
+    progress: fn(u64),
     each: &mut dyn FnMut(Version),
 ) -> Result<(), OpenError> {
     let from = RowId { main: Revision(above.saturating_add(1)), sub: i64::MIN };
     let to = RowId { main: Revision(i64::MAX), sub: i64::MAX };
     let mut failed = None;
+    let mut read: u64 = 0;
     store.scan(from, to, &mut |id, row| {
+        read += 1;
+        if read.is_multiple_of(PROGRESS_ROWS) {
+            progress(read);
+        }
         let reason = if id.main.0 <= 0 || !(0..=SUB_MAX).contains(&id.sub) {
             "is outside the numbers a revision can have"
         } else if let Some(parts) = parse_row(&row.value) {
@@ -189,7 +199,7 @@ pub fn check<S: Store>(store: &S) -> Result<(), OpenError> {
     load_alarms(store)?;
     load_leases(store)?;
     ClusterFacts::load(&store.table(Table::Cluster)?);
-    scan_rows(store, 0, &mut |_| {})
+    scan_rows(store, 0, |_| {}, &mut |_| {})
 }
 
 impl<S: Store> StateMachine<S> {
@@ -219,13 +229,13 @@ impl<S: Store> StateMachine<S> {
         let is_warm = loaded.is_none();
         let (index, newest) = match loaded {
             Some((mut index, mut newest)) => {
-                scan_rows(&*store, newest, &mut |row| {
+                scan_rows(&*store, newest, options.progress, &mut |row| {
                     newest = row.id.main.0;
                     index.restore(row.key(), row.id, row.facts, row.value());
                 })?;
                 (index, newest)
             }
-            None => rebuild(&*store, inline_bytes_max)?,
+            None => rebuild(&*store, inline_bytes_max, options.progress)?,
         };
         leases.attach_all(&index);
         // Compaction never lowers the revision, not even when it removed the newest row and the process died in it (AP07).
@@ -244,7 +254,13 @@ impl<S: Store> StateMachine<S> {
             alarms,
             cluster,
         };
-        let shared = Arc::new(Shared { store, options, state: RwLock::new(state), hashes: Mutex::default() });
+        let shared = Arc::new(Shared {
+            store,
+            quota_backend_bytes: AtomicI64::new(options.quota_backend_bytes),
+            options,
+            state: RwLock::new(state),
+            hashes: Mutex::default(),
+        });
         let compactor = Compactor::new(marks.finished);
         let cold_from = if is_warm { None } else { Some(Vec::new()) };
         Ok(StateMachine { shared, compactor, checkpoint_ignored, cold_from })

@@ -51,6 +51,11 @@ impl<S> Clone for Reader<S> {
 pub(crate) struct Overtaken;
 
 impl<S: Store> Reader<S> {
+    /// `quota-backend-bytes` from the next batch of entries on, written as in [`crate::Options`].
+    pub fn set_quota(&self, quota_backend_bytes: i64) {
+        self.shared.quota_backend_bytes.store(quota_backend_bytes, std::sync::atomic::Ordering::Relaxed);
+    }
+
     /// Answers a range at the current or the asked revision, locally. The header carries the revision at which it was read, nothing
     /// else. `serializable` is the caller's business.
     ///

@@ -86,7 +86,11 @@ impl Gathering {
 }
 
 /// Answers the index and the revision of the newest row.
-pub(crate) fn rebuild<S: Store>(store: &S, inline_bytes_max: u64) -> Result<(Index, i64), OpenError> {
+pub(crate) fn rebuild<S: Store>(
+    store: &S,
+    inline_bytes_max: u64,
+    progress: fn(u64),
+) -> Result<(Index, i64), OpenError> {
     let mut gathering = Gathering {
         places: HashMap::new(),
         newest: Vec::new(),
@@ -96,7 +100,7 @@ pub(crate) fn rebuild<S: Store>(store: &S, inline_bytes_max: u64) -> Result<(Ind
         batch: Vec::with_capacity(BATCH_ROWS),
     };
     let mut last = 0;
-    scan_rows(store, 0, &mut |row| {
+    scan_rows(store, 0, progress, &mut |row| {
         last = row.id.main.0;
         gathering.batch.push(row);
         if gathering.batch.len() == BATCH_ROWS {

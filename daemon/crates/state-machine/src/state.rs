@@ -2,6 +2,7 @@
 
 use std::collections::VecDeque;
 use std::sync::Arc;
+use std::sync::atomic::{AtomicI64, Ordering};
 
 use api::mvccpb::KeyValue;
 use parking_lot::{Mutex, RwLock};
@@ -36,6 +37,8 @@ pub struct Options {
     pub inline_value_bytes_max: u64,
     /// As the flag: 0 is the default of 2 GiB, negative is none. Local: only answers depend on it, never the state.
     pub quota_backend_bytes: i64,
+    /// Told how many rows were read so far while the index is made from them, now and then: a large state takes its time to open.
+    pub progress: fn(u64),
 }
 
 impl Default for Options {
@@ -44,14 +47,15 @@ impl Default for Options {
             max_txn_ops: types::limits::TXN_OPS_MAX_DEFAULT,
             inline_value_bytes_max: INLINE_VALUE_BYTES_MAX_DEFAULT,
             quota_backend_bytes: 0,
+            progress: |_| {},
         }
     }
 }
 
-impl Options {
+impl<S> Shared<S> {
     /// The quota in bytes; None when there is none.
-    pub fn quota(&self) -> Option<u64> {
-        match self.quota_backend_bytes {
+    pub(crate) fn quota(&self) -> Option<u64> {
+        match self.quota_backend_bytes.load(Ordering::Relaxed) {
             0 => Some(QUOTA_BACKEND_BYTES_DEFAULT as u64),
             bytes => u64::try_from(bytes).ok(),
         }
@@ -81,6 +85,8 @@ pub(crate) struct State {
 pub(crate) struct Shared<S> {
     pub store: Arc<S>,
     pub options: Options,
+    /// As in `options` at first; it may change while the machine runs.
+    pub quota_backend_bytes: AtomicI64,
     pub state: RwLock<State>,
     /// Taken for a moment only, never together with another lock.
     pub hashes: Mutex<CompactionHashes>,

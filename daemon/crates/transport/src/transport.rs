@@ -3,6 +3,7 @@
 use std::{
     collections::HashMap,
     net::SocketAddr,
+    num::NonZeroU64,
     sync::{Arc, atomic::Ordering::Relaxed},
     time::{Duration, Instant},
 };
@@ -66,6 +67,11 @@ impl Transport {
             shared.spawn(server::serve(shared.clone(), listener));
         }
         Ok(Transport { shared, addresses: addresses.into() })
+    }
+
+    /// How fast snapshots are sent from the next one on; None: as fast as it goes.
+    pub fn set_snapshot_rate(&self, bytes_per_second: Option<NonZeroU64>) {
+        *self.shared.snapshot_pace.lock() = bytes_per_second;
     }
 
     /// Where the listeners are bound, in their order.

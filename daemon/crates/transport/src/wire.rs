@@ -60,7 +60,7 @@ pub(crate) struct Shared {
     pub(crate) identity: Identity,
     pub(crate) limits: Limits,
     pub(crate) timeouts: Timeouts,
-    pub(crate) snapshot_pace: Option<NonZeroU64>,
+    pub(crate) snapshot_pace: Mutex<Option<NonZeroU64>>,
     pub(crate) handler: Arc<dyn Handler>,
     /// Members and remotes. Held for lookups only.
     pub(crate) peers: RwLock<HashMap<MemberId, Arc<Peer>>>,
@@ -90,7 +90,7 @@ impl Shared {
             identity,
             limits,
             timeouts,
-            snapshot_pace,
+            snapshot_pace: Mutex::new(snapshot_pace),
             handler,
             peers: RwLock::default(),
             stop: CancellationToken::new(),

@@ -105,7 +105,8 @@ pub static ROWS: &[Setting] = &[
         Member,
         Active,
         "Longest orderly shutdown; past it the process ends, which the log survives.",
-    ),
+    )
+    .live(),
     row(
         "socket-reuse-port",
         Kind::Bool,
@@ -225,8 +226,9 @@ pub static ROWS: &[Setting] = &[
         Cluster,
         Active,
         "Refuse membership changes that would endanger the quorum.",
-    ),
-    row("max-learners", Kind::Count { min: 1, max: 64 }, "1", Cluster, Active, "Most learners at a time."),
+    )
+    .live(),
+    row("max-learners", Kind::Count { min: 1, max: 64 }, "1", Cluster, Active, "Most learners at a time.").live(),
     row(
         "auto-promote-learner",
         Kind::Bool,
@@ -234,6 +236,15 @@ pub static ROWS: &[Setting] = &[
         Cluster,
         Active,
         "While this member leads, make a learner a voter once it has kept up for some seconds.",
+    )
+    .live(),
+    row(
+        "auto-replace",
+        Kind::Choice(&["off", "learner"]),
+        "off",
+        Cluster,
+        Active,
+        "learner: when this member's data are found to be lost or older than the cluster knows, it is removed and comes back empty under a new id, as a learner, by itself.",
     ),
     row(
         "downgrade-check-time",
@@ -331,7 +342,8 @@ pub static ROWS: &[Setting] = &[
         Storage,
         Active,
         "Applied entries after which the log may be cut behind the state; 0: the default.",
-    ),
+    )
+    .live(),
     row(
         "snapshot-catchup-entries",
         Kind::Count { min: 0, max: u64::MAX as i128 },
@@ -347,15 +359,17 @@ pub static ROWS: &[Setting] = &[
         Storage,
         Active,
         "Bytes a second at which the state is written out and sent to a member that is behind the log; 0: no limit.",
-    ),
+    )
+    .live(),
     row(
         "snapshot-save-rate",
         Kind::Bytes { signed: false },
-        "128MiB",
+        "32MiB",
         Storage,
         Active,
-        "Bytes a second at which the state is written out for a backup; 0: no limit.",
-    ),
+        "Bytes a second at which the state is written out for a backup while clients write; 0: no limit.",
+    )
+    .live(),
     row("max-wals", count(0), "5", Storage, Active, "Log files to keep; 0: all."),
     row(
         "quota-backend-bytes",
@@ -364,7 +378,8 @@ pub static ROWS: &[Setting] = &[
         Storage,
         Active,
         "State size past which writes are refused; 0: 2GiB, negative: no limit.",
-    ),
+    )
+    .live(),
     row(
         "inline-value-bytes-max",
         Kind::Bytes { signed: false },
@@ -412,7 +427,8 @@ pub static ROWS: &[Setting] = &[
         Compaction,
         Active,
         "How auto-compaction-retention is read.",
-    ),
+    )
+    .live(),
     row(
         "auto-compaction-retention",
         Kind::Retention,
@@ -420,7 +436,8 @@ pub static ROWS: &[Setting] = &[
         Compaction,
         Active,
         "History to keep: hours or a duration (periodic), or revisions (revision); 0: all.",
-    ),
+    )
+    .live(),
     row(
         "compaction-batch-limit",
         Kind::Count { min: 0, max: 1_000_000 },
@@ -428,7 +445,8 @@ pub static ROWS: &[Setting] = &[
         Compaction,
         Active,
         "Versions examined at a time in the background; 0: 1000.",
-    ),
+    )
+    .live(),
     row(
         "compaction-sleep-interval",
         Kind::Duration,
@@ -436,7 +454,8 @@ pub static ROWS: &[Setting] = &[
         Compaction,
         Active,
         "Pause between these; 0: 10ms.",
-    ),
+    )
+    .live(),
     row(
         "listen-metrics-urls",
         Kind::Urls,
@@ -467,8 +486,9 @@ pub static ROWS: &[Setting] = &[
         "info",
         Logging,
         Active,
-        "Least severe lines that are written; read again from the file on SIGHUP.",
-    ),
+        "Least severe lines that are written.",
+    )
+    .live(),
     row(
         "log-format",
         Kind::Choice(&["json", "console"]),

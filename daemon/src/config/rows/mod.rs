@@ -20,10 +20,16 @@ const fn row(
     status: Status,
     meaning: &'static str,
 ) -> Setting {
-    Setting { name, kind, default, group, status, meaning, toml: "" }
+    Setting { name, kind, default, group, status, meaning, toml: "", reloadable: false }
 }
 
 impl Setting {
+    /// SIGHUP changes it: `lifecycle::reload` says how, and a test compares.
+    const fn live(mut self) -> Setting {
+        self.reloadable = true;
+        self
+    }
+
     const fn toml(mut self, key: &'static str) -> Setting {
         self.toml = key;
         self

@@ -79,12 +79,12 @@ impl Handle {
         request: pb::MemberAddRequest,
     ) -> Result<pb::MemberAddResponse, EtcdError> {
         self.voters_only()?;
-        let config = &self.shared.config;
+        let live = self.shared.live();
         let peer_urls = urls::peer_urls(&request.peer_ur_ls)?;
         let now = SystemTime::now().duration_since(UNIX_EPOCH).map_or(0, |since| since.as_secs());
         let id = member_id(&peer_urls, "", Some(now));
         let member = Member { id, peer_urls, is_learner: request.is_learner, ..Member::default() };
-        if config.strict_reconfig_check {
+        if live.strict_reconfig_check {
             rules::add(&self.reader().membership(), member.is_learner, &Links(&self.shared))?;
         }
         let kind = if member.is_learner {
@@ -92,7 +92,7 @@ impl Handle {
         } else {
             ConfChangeType::ConfChangeAddNode
         };
-        let members = self.change(kind, id, member.add_context(config.max_learners)).await?;
+        let members = self.change(kind, id, member.add_context(live.max_learners)).await?;
         info!(member = %id, urls = ?member.peer_urls, learner = member.is_learner, "member added");
         Ok(pb::MemberAddResponse {
             header: Some(self.header_of_cluster()),
@@ -108,7 +108,7 @@ impl Handle {
     ) -> Result<pb::MemberRemoveResponse, EtcdError> {
         self.voters_only()?;
         let id = MemberId(request.id);
-        if self.shared.config.strict_reconfig_check {
+        if self.shared.live().strict_reconfig_check {
             rules::remove(&self.reader().membership(), id, &Links(&self.shared))?;
         }
         let members = self.change(ConfChangeType::ConfChangeRemoveNode, id, Vec::new()).await?;
@@ -203,7 +203,7 @@ impl Handle {
         let membership = self.reader().membership();
         let status = self.shared.raft_status.lock().clone();
         rules::is_ready(&membership, id, &status)?;
-        if self.shared.config.strict_reconfig_check {
+        if self.shared.live().strict_reconfig_check {
             rules::promote(&membership)?;
         }
         self.change(ConfChangeType::ConfChangeAddNode, id, promote_context(id)).await

@@ -121,7 +121,7 @@ impl<S: Store> StateMachine<S> {
     fn apply_batch(&mut self, entries: &[Entry], sink: &mut dyn Sink) {
         let commands: Vec<Command> = entries.iter().map(decode).collect();
         let shared = &*self.shared;
-        let quota = Quota { used: shared.store.size().total_bytes, max: shared.options.quota() };
+        let quota = Quota { used: shared.store.size().total_bytes, max: shared.quota() };
         let last = entries.last().expect("a batch has an entry").position();
         shared.store.wait_for_room().unwrap_or_else(|error| store_failed(error));
         let prefetched = prefetch::prefetch(shared, &commands);

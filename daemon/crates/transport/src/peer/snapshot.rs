@@ -124,7 +124,7 @@ async fn upload(
     let body = Upload {
         envelope: Some(envelope.freeze()),
         chunks,
-        pace: shared.snapshot_pace.map(Pace::new),
+        pace: shared.snapshot_pace.lock().map(Pace::new),
         sent: 0,
         done: done_in,
     };

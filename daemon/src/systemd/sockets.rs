@@ -1,0 +1,159 @@
+//! Sockets that the service manager holds for this member and hands over at its start (`LISTEN_FDS`): connections of clients queue in them
+//! while the member restarts.
+//!
+//! A socket stands for the listen URL that has its address; its name, where it is one of ours, says for which setting. A URL without a
+//! socket is bound as ever. A socket without a URL is refused: whoever configured it believes that somebody answers there.
+
+use std::net::{IpAddr, SocketAddr, TcpListener};
+
+use listenfd::ListenFd;
+use nix::sys::socket::{getsockopt, sockopt};
+
+use crate::refusal::{Id, Refusal};
+
+/// `FileDescriptorName=` of a socket unit, and the setting that it belongs to. Any other name (the unit's own is the manager's default) is
+/// told apart by its address alone.
+const NAMES: [(&str, &str); 4] = [
+    ("client", "listen-client-urls"),
+    ("client-http", "listen-client-http-urls"),
+    ("peer", "listen-peer-urls"),
+    ("metrics", "listen-metrics-urls"),
+];
+
+#[derive(Debug)]
+struct Handed {
+    name: String,
+    address: SocketAddr,
+    listener: TcpListener,
+}
+
+/// What was handed over and nobody has claimed yet.
+#[derive(Debug, Default)]
+pub struct Inherited(Vec<Handed>);
+
+/// Once, early: it takes the variables away, so that no child believes that they are meant for it.
+pub fn take() -> Result<Inherited, Refusal> {
+    let names = std::env::var("LISTEN_FDNAMES").unwrap_or_default();
+    let mut names = names.split(':');
+    let mut found = ListenFd::from_env();
+    let mut inherited = Vec::new();
+    for at in 0..found.len() {
+        let name = names.next().unwrap_or_default().to_owned();
+        let refused = |why: String| {
+            Refusal::new(Id::SettingsConflict, "a socket from the service manager cannot be used")
+                .evidence(format!("socket {at} ({name})"), why)
+                .remedy("give the socket unit a TCP address to listen on: ListenStream=127.0.0.1:2379")
+                .remedy("or start without it: systemctl disable --now cairnd.socket")
+        };
+        let listener = found.take_tcp_listener(at).map_err(|error| refused(error.to_string()))?;
+        let Some(listener) = listener else { continue };
+        let address = listener.local_addr().map_err(|error| refused(error.to_string()))?;
+        if !getsockopt(&listener, sockopt::AcceptConn).unwrap_or(false) {
+            return Err(refused(format!(
+                "{address} is no listening socket (Accept=yes is not for this daemon)"
+            )));
+        }
+        inherited.push(Handed { name, address, listener });
+    }
+    Ok(Inherited(inherited))
+}
+
+impl Inherited {
+    /// The same sockets once more: a start that is followed by another in the same process must not take them along.
+    pub fn share(&self) -> Result<Inherited, Refusal> {
+        let copied = |handed: &Handed| {
+            let listener = handed.listener.try_clone().map_err(|error| {
+                Refusal::new(Id::IoError, "a socket from the service manager cannot be kept")
+                    .evidence(handed.address.to_string(), error.to_string())
+            })?;
+            Ok(Handed { name: handed.name.clone(), address: handed.address, listener })
+        };
+        self.0.iter().map(copied).collect::<Result<_, Refusal>>().map(Inherited)
+    }
+
+    /// The socket for this address of this setting.
+    pub fn claim(&mut self, setting: &str, address: SocketAddr) -> Option<TcpListener> {
+        let at = self.0.iter().position(|handed| {
+            let of_setting = setting_of(&handed.name).is_none_or(|named| named == setting);
+            of_setting && is_same(handed.address, address)
+        })?;
+        Some(self.0.swap_remove(at).listener)
+    }
+
+    /// After every URL has claimed its own.
+    pub fn nothing_left(&self) -> Result<(), Refusal> {
+        let Some(handed) = self.0.first() else { return Ok(()) };
+        let address = handed.address;
+        let named = setting_of(&handed.name);
+        let setting = named.unwrap_or("listen-client-urls");
+        Err(Refusal::new(
+            Id::SettingsConflict,
+            format!("the service manager listens on {address}, and no URL of {} has this address", named.unwrap_or("this member")),
+        )
+        .evidence(format!("socket {}", if handed.name.is_empty() { "without a name" } else { &handed.name }), address.to_string())
+        .remedy(format!("listen there: --{setting}=http://{address}"))
+        .remedy("or correct ListenStream= of the socket unit (FileDescriptorName= is client, client-http, peer or metrics)"))
+    }
+}
+
+fn setting_of(name: &str) -> Option<&'static str> {
+    NAMES.iter().find(|(known, _)| *known == name).map(|(_, setting)| *setting)
+}
+
+/// `ListenStream=2379` listens on all addresses by way of IPv6, which covers those of IPv4.
+fn is_same(handed: SocketAddr, wanted: SocketAddr) -> bool {
+    let all = |ip: IpAddr| ip.is_unspecified();
+    handed == wanted
+        || (handed.port() == wanted.port()
+            && all(handed.ip())
+            && all(wanted.ip())
+            && (handed.is_ipv6() || wanted.is_ipv4()))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn handed(name: &str) -> (Handed, SocketAddr) {
+        let listener = TcpListener::bind("127.0.0.1:0").unwrap();
+        let address = listener.local_addr().unwrap();
+        (Handed { name: name.to_owned(), address, listener }, address)
+    }
+
+    #[test]
+    fn a_socket_goes_to_the_url_that_has_its_address_and_its_name() {
+        let ((first, client), (second, peer), (third, odd)) =
+            (handed("client"), handed("peer"), handed("cairnd.socket"));
+        let mut inherited = Inherited(vec![first, second, third]);
+        assert!(inherited.claim("listen-client-urls", peer).is_none(), "the name says another setting");
+        assert!(inherited.claim("listen-peer-urls", peer).is_some());
+        assert!(inherited.claim("listen-peer-urls", peer).is_none(), "once");
+        assert!(
+            inherited.claim("listen-metrics-urls", odd).is_some(),
+            "any other name is told apart by address"
+        );
+        let refusal = inherited.nothing_left().unwrap_err();
+        assert_eq!(refusal.id, Id::SettingsConflict);
+        assert!(
+            refusal.text().contains(&format!("--listen-client-urls=http://{client}")),
+            "{}",
+            refusal.text()
+        );
+        assert!(inherited.claim("listen-client-urls", client).is_some());
+        assert_eq!(inherited.nothing_left(), Ok(()));
+    }
+
+    #[test]
+    fn all_addresses_of_ipv6_cover_those_of_ipv4() {
+        let at = |text: &str| text.parse::<SocketAddr>().unwrap();
+        for (handed, wanted, same) in [
+            ("[::]:2379", "0.0.0.0:2379", true),
+            ("0.0.0.0:2379", "[::]:2379", false),
+            ("[::]:2379", "[::]:2379", true),
+            ("[::]:2379", "0.0.0.0:2380", false),
+            ("[::]:2379", "127.0.0.1:2379", false),
+        ] {
+            assert_eq!(is_same(at(handed), at(wanted)), same, "{handed} for {wanted}");
+        }
+    }
+}
