@@ -319,7 +319,12 @@ pub fn command() -> Command {
             "completion",
             "Prints the completion script of a shell",
             "cairnctl completion bash|zsh|fish|powershell",
+        )
+        .after_help(
+            "bash: source <(cairnctl completion bash); zsh: put it into a file _cairnctl in a directory of fpath; fish: cairnctl completion fish | source.\n\
+             Keys, members, leases and contexts are completed as they are now; the packages install the scripts.",
         ),
+        verb("__complete", "Answers the completion scripts", "cairnctl __complete -- <shell> <word>...").hide(true),
     ])
 }
 

@@ -6,6 +6,7 @@ mod again;
 mod bench;
 mod cli;
 mod client;
+mod completion;
 mod failure;
 #[cfg(test)]
 mod manual;

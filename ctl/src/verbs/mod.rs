@@ -14,7 +14,7 @@ use crate::client::Client;
 use crate::failure::{Exit, Failure, Result};
 use crate::output::{Printer, Shape};
 use crate::settings::{Given, Settings, Variables};
-use crate::{bench, cli};
+use crate::{bench, cli, completion};
 use clap::ArgMatches;
 use std::io::Write;
 
@@ -78,37 +78,26 @@ pub fn run_offline(matches: &ArgMatches, given: &Given, variables: &Variables) -
             format!("cairnctl version: {}\nAPI version: {API_VERSION}\n", env!("CARGO_PKG_VERSION"))
                 .as_bytes(),
         )),
-        ("completion", inner) => Some(completion(inner)),
+        ("completion", inner) => Some(completion_script(inner)),
+        ("__complete", inner) => {
+            completion::run(inner, variables);
+            Some(Ok(()))
+        }
         ("context", inner) => Some(context::run(inner, given, variables)),
         _ => None,
     }
 }
 
-fn completion(matches: &ArgMatches) -> Result<()> {
-    use clap_complete::Shell;
+fn completion_script(matches: &ArgMatches) -> Result<()> {
     let arguments = cli::arguments(matches);
-    let shell = match arguments.as_slice() {
-        [shell] => match shell.as_slice() {
-            b"bash" => Shell::Bash,
-            b"zsh" => Shell::Zsh,
-            b"fish" => Shell::Fish,
-            b"powershell" => Shell::PowerShell,
-            other => {
-                return Err(Failure::arguments(format!(
-                    "unknown shell {:?}; known are bash, zsh, fish and powershell",
-                    String::from_utf8_lossy(other)
-                )));
-            }
-        },
-        _ => {
-            return Err(Failure::arguments(
-                "completion command needs 1 argument: bash, zsh, fish or powershell",
-            ));
-        }
+    let [shell] = arguments.as_slice() else {
+        return Err(Failure::arguments("completion command needs 1 argument: bash, zsh, fish or powershell"));
     };
-    let mut out = Vec::new();
-    clap_complete::generate(shell, &mut cli::command(), "cairnctl", &mut out);
-    show(&out)
+    let shell = String::from_utf8_lossy(shell);
+    let script = completion::script(&shell).ok_or_else(|| {
+        Failure::arguments(format!("unknown shell {shell:?}; known are {}", completion::SHELLS.join(", ")))
+    })?;
+    show(&script)
 }
 
 /// Puts an answer on stdout in one piece.
