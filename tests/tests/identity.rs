@@ -406,6 +406,9 @@ fn a_restored_member_does_not_mix_with_the_others() -> Result<()> {
     ctl(&cluster, &["put", "k", "v"])?;
     let file = cluster.path().join("backup.db");
     ctl(&cluster, &["snapshot", "save", &file.display().to_string()])?;
+    ctl(&cluster, &["put", "k", "later"])?;
+    let later = cluster.path().join("later.db");
+    ctl(&cluster, &["snapshot", "save", &later.display().to_string()])?;
     cluster.members[2].kill()?;
     fs::remove_dir_all(&cluster.members[2].data_dir)?;
     restore(&cluster, 2, &file)?;
@@ -419,15 +422,39 @@ fn a_restored_member_does_not_mix_with_the_others() -> Result<()> {
     cluster.members[1].kill()?;
     fs::remove_dir_all(&cluster.members[0].data_dir)?;
     restore(&cluster, 0, &file)?;
+    let told = cluster.members[0].log().len();
     cluster.members[0].spawn()?;
     cluster.members[2].spawn()?;
-    cluster.members[0].wait_healthy()?;
+    let first = &cluster.members[0];
+    wait_for("the restored to wait for each other", || {
+        first.log()[told..].contains("waiting for the first members").then_some(())
+    })?;
     let text = refused(&mut cluster.members[1], "RESTORED_ELSEWHERE", 78);
     says(&text, &["belongs to the old one"]);
+    // Wiped instead of restored, or restored from another file: nobody votes.
+    fs::remove_dir_all(&cluster.members[1].data_dir)?;
+    cluster.members[1].spawn()?;
+    for at in [0, 1, 2] {
+        let text = ended(&mut cluster.members[at], "GENESIS_MISMATCH", 78);
+        says(&text, &["first state: ", "with nothing", "restore every member from the same file"]);
+    }
+    for at in [0, 2] {
+        cluster.members[at].add_flag("--initial-cluster-attendance=majority");
+        cluster.members[at].spawn()?;
+    }
+    for at in [0, 2] {
+        cluster.members[at].wait_healthy()?;
+    }
+    let text = refused(&mut cluster.members[1], "RESTORED_ELSEWHERE", 78);
+    says(&text, &["begins with nothing", "began at revision"]);
+    restore(&cluster, 1, &later)?;
+    let text = refused(&mut cluster.members[1], "RESTORED_ELSEWHERE", 78);
+    says(&text, &["did not begin with the same backup", "restore it from the same file"]);
     fs::remove_dir_all(&cluster.members[1].data_dir)?;
     restore(&cluster, 1, &file)?;
     cluster.members[1].spawn()?;
     cluster.wait_healthy()?;
+    assert_eq!(life(&cluster.members[1])?, life(&cluster.members[0])?);
     assert_eq!(ctl(&cluster, &["get", "k", "--print-value-only"])?.trim(), "v");
     Ok(())
 }

@@ -1,5 +1,9 @@
 //! What members write down about each other, beside etcd and beyond the end of a cluster: a real etcd follows a leader that writes notes,
-//! starts from its log and from its backup; and a cluster that is forced out of another leaves that one alone. Release binaries.
+//! starts from its log and from its backup; a cluster that is forced out of another leaves that one alone; and members that lose their
+//! history take their own place. Release binaries.
+
+#[path = "lives/replace.rs"]
+mod replace;
 
 use std::{
     fs,
@@ -206,6 +210,18 @@ fn a_forced_member_begins_a_new_life_and_the_others_stay_up() -> Result<()> {
     // The others go on trying to reach it, and are told that it is of another life.
     cluster.members[1].wait_log("never mix").or_else(|_| cluster.members[2].wait_log("never mix"))?;
     put(&urls[2], "still here", "4")?;
+    for at in [1, 2] {
+        cluster.members[at].wait_healthy()?;
+        ensure!(names(&urls[at])? == ["before", "only the others have it", "still here"]);
+    }
+
+    // They go down and come up beside it. Whoever is first hears nobody but the forced one, which leads itself.
+    for at in [1, 2] {
+        cluster.members[at].kill()?;
+    }
+    for at in [1, 2] {
+        cluster.members[at].spawn()?;
+    }
     for at in [1, 2] {
         cluster.members[at].wait_healthy()?;
         ensure!(names(&urls[at])? == ["before", "only the others have it", "still here"]);

@@ -3,6 +3,9 @@
 //!
 //! The first election of a static cluster waits for the others, because whoever is awaited always gets to say "I am born": a member
 //! that lost its directory can therefore never pass for a new one. The wait ends with answers, never with time.
+//!
+//! The same rules hold for members that were restored from a backup and have never met: what they were restored from is part of the
+//! settings that they compare. Whoever begins with nothing, or with another backup, founds no cluster with them and joins none late.
 
 use std::collections::BTreeMap;
 
@@ -189,6 +192,10 @@ fn born(me: &Me, said: &Said, cluster_uuid: Unique) -> One {
     if let Some(refusal) = verdict::refusal(me, &said.answer.verdict, said) {
         return One::Refuse(refusal, said.answer.verdict.may_pass());
     }
+    // Its first state is the one that the cluster began with, or it would be another one's.
+    if known.restored.as_ref() != me.restored {
+        return One::Refuse(verdict::began_otherwise(me, said), false);
+    }
     // Admitted with this very directory, which is unborn now: the directory has lost what came after.
     if let Some(record) = &known.record {
         let lost =
@@ -230,6 +237,8 @@ pub struct Host<'a> {
     pub members: &'a [FirstMember],
     /// The other first members as this one has reached them itself: who else claims to be one of them is its twin.
     pub met: &'a BTreeMap<MemberId, Session>,
+    /// The life of the cluster that was backed up, where this one is restored.
+    pub parent: Option<Unique>,
 }
 
 impl Host<'_> {
@@ -243,7 +252,8 @@ impl Host<'_> {
         };
         let known = Known {
             cluster_uuid: None,
-            parent_uuid: None,
+            parent_uuid: self.parent,
+            restored: self.config.restored.clone(),
             standing: match listed {
                 true => Standing::Member { is_learner: false, is_new: false },
                 false => Standing::Stranger,
@@ -263,7 +273,8 @@ impl Host<'_> {
     pub fn is_contradicted_by(&self, question: &Question) -> bool {
         let asker = &question.hello;
         let listed = |member: &FirstMember| member.id == asker.member || member.name == asker.name;
-        asker.life == Life::Unborn
+        // Restored members are formed before they meet.
+        matches!(asker.life, Life::Unborn | Life::Formed)
             && question.config.as_ref().is_some_and(|config| config != self.config)
             && self.members.iter().any(listed)
     }

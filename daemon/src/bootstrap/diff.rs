@@ -4,6 +4,7 @@ use std::{collections::BTreeMap, net::IpAddr};
 
 use ::identity::{FirstMember, GenesisConfig};
 
+use super::verdict::from_backup;
 use crate::{
     config::urls::Url,
     refusal::{Id, Refusal},
@@ -39,6 +40,15 @@ pub fn mismatch(own: &GenesisConfig, peer: &str, place: &str, theirs: &GenesisCo
             (None, None) => continue,
         };
         refusal = refusal.evidence(name, fact);
+    }
+    if own.restored != theirs.restored {
+        let of =
+            |config: &GenesisConfig| config.restored.as_ref().map_or("with nothing".to_owned(), from_backup);
+        refusal = refusal
+            .evidence("first state", format!("{peer} begins {}, you begin {}", of(theirs), of(own)))
+            .remedy(
+                "restore every member from the same file, with the same flags, each into an empty directory",
+            );
     }
     if own.token_sha256 != theirs.token_sha256 {
         let hidden =

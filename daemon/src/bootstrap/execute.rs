@@ -128,6 +128,7 @@ pub fn first_identity(data_dir: &Path, new: &NewMember, settings: &Settings) -> 
             method: origin.method.into(),
             initial_cluster: origin.initial_cluster.clone(),
             discovery_url: origin.discovery_url.clone(),
+            restored: None,
             created_at: OffsetDateTime::now_utc().format(&Rfc3339).unwrap_or_default(),
             version: env!("CARGO_PKG_VERSION").into(),
         },

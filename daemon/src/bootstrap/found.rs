@@ -1,5 +1,6 @@
 //! The founding of a cluster, carried out: the others are found, then awaited, and the list of first members is made durable. The
-//! listeners are open meanwhile, and answer nothing but who this member is.
+//! listeners are open meanwhile, and answer nothing but who this member is. A restored cluster is founded in the same way, by members that
+//! have their first state already, each from a file of its own: here it is seen that it was the same.
 
 use std::{
     collections::BTreeMap,
@@ -9,7 +10,7 @@ use std::{
     time::{Duration, Instant},
 };
 
-use ::identity::{Answer, GenesisConfig, Hello, LogEnd, Question, Session, Unique};
+use ::identity::{Answer, GenesisConfig, Hello, Question, Session, Unique};
 use parking_lot::Mutex;
 use storage::data_dir::DataDir;
 use tracing::{info, warn};
@@ -29,6 +30,8 @@ use crate::{
     announce,
     config::{Attendance, Settings},
     discovery::{self, NotFound},
+    identity::{Identity, KnownMember},
+    lifecycle::reload,
     refusal::{Id, Refusal},
     signals::{Request, Signals},
     systemd,
@@ -69,6 +72,9 @@ pub async fn settle(
 ) -> Result<Settled, Refusal> {
     let Prepared { dir, stage, is_new } = prepared;
     let (mut opened, new) = match stage {
+        Stage::Whole(opened) if opened.keeper.identity().awaits_the_restored() => {
+            return settle_restored(dir, opened, listeners, settings, signals).await;
+        }
         Stage::Whole(opened) => return Ok(Settled::Ready(Box::new(Ready { dir, opened }))),
         Stage::New(opened, new) => (opened, new),
         Stage::Discovers(discoverer) => match discover(&dir, discoverer, settings, signals).await {
@@ -83,16 +89,46 @@ pub async fn settle(
         },
     };
     let own_dir = opened.keeper.identity().dir_uuid;
-    let mut members = execute::known_members(&new, own_dir);
+    let members = execute::known_members(&new, own_dir);
     let refuse = |error: io::Error| Refusal::io("write the identity into", &dir.member(), &error);
     let genesis = match &new.beginning {
         Beginning::Joins(_) => {
             opened.keeper.joining(members).map_err(refuse)?;
+            crate::replace::joined(dir.path());
             return Ok(Settled::Ready(Box::new(Ready { dir, opened })));
         }
         Beginning::Founds(genesis) => genesis,
     };
-    let outcome = attendance(&dir, &opened, &new, genesis, listeners, settings, signals).await;
+    let founding = Founding::new(&new, genesis);
+    let outcome = attendance(&dir, &opened, &founding, listeners, settings, signals).await;
+    concluded(dir, opened, members, is_new, outcome)
+}
+
+/// The members that were restored meet for the first time.
+async fn settle_restored(
+    dir: DataDir,
+    opened: Opened,
+    listeners: &[TcpListener],
+    settings: &Settings,
+    signals: &mut Signals,
+) -> Result<Settled, Refusal> {
+    let members = opened.keeper.identity().members.clone();
+    let Some(founding) = Founding::restored(opened.keeper.identity()) else {
+        unreachable!("a restored member that awaits the others has no life yet")
+    };
+    let outcome = attendance(&dir, &opened, &founding, listeners, settings, signals).await;
+    concluded(dir, opened, members, false, outcome)
+}
+
+/// What came of the wait, on disk. A refused start of a restored member leaves its directory as it is.
+fn concluded(
+    dir: DataDir,
+    mut opened: Opened,
+    mut members: Vec<KnownMember>,
+    is_new: bool,
+    outcome: Outcome,
+) -> Result<Settled, Refusal> {
+    let refuse = |error: io::Error| Refusal::io("write the identity into", &dir.member(), &error);
     match outcome {
         Outcome::Form(attendees) => {
             for member in members.iter_mut().filter(|member| member.dir_uuid.is_none()) {
@@ -114,6 +150,46 @@ pub async fn settle(
         }
     }
     Ok(Settled::Ready(Box::new(Ready { dir, opened })))
+}
+
+/// The cluster that is founded, and this member of it.
+struct Founding {
+    member: MemberId,
+    peer_urls: Vec<String>,
+    method: String,
+    parent: Option<Unique>,
+    /// This member too.
+    members: Vec<FirstMember>,
+    config: GenesisConfig,
+}
+
+impl Founding {
+    fn new(new: &NewMember, genesis: &Genesis) -> Founding {
+        Founding {
+            member: new.member,
+            peer_urls: new.peer_urls.clone(),
+            method: new.origin.method.to_owned(),
+            parent: None,
+            members: genesis.members.clone(),
+            config: genesis.config(&new.origin.token),
+        }
+    }
+
+    fn restored(identity: &Identity) -> Option<Founding> {
+        let first = |member: &KnownMember| FirstMember {
+            id: member.id,
+            name: member.name.clone(),
+            peer_urls: member.peer_urls.clone(),
+        };
+        Some(Founding {
+            member: identity.member_id,
+            peer_urls: identity.peer_urls.clone(),
+            method: identity.origin.method.clone(),
+            parent: identity.parent_uuid,
+            members: identity.members.iter().map(first).collect(),
+            config: prepare::genesis_config(identity)?,
+        })
+    }
 }
 
 /// Who was counted by somebody must be known again by its directory; who was not leaves nothing.
@@ -147,36 +223,38 @@ struct Guests {
 async fn attendance(
     dir: &DataDir,
     opened: &Opened,
-    new: &NewMember,
-    genesis: &Genesis,
+    founding: &Founding,
     listeners: &[TcpListener],
     settings: &Settings,
     signals: &mut Signals,
 ) -> Outcome {
+    let Founding { config, members, .. } = founding;
     let others: Vec<FirstMember> =
-        genesis.members.iter().filter(|member| member.id != new.member).cloned().collect();
+        members.iter().filter(|member| member.id != founding.member).cloned().collect();
     if others.is_empty() {
         return Outcome::Form(BTreeMap::new());
     }
     let identity = opened.keeper.identity();
-    let own = hello::of(identity, hello::boot(identity), LogEnd::default(), dir.path());
-    let config = genesis.config(&new.origin.token);
+    let own = hello::of(identity, hello::boot(identity), hello::log_end(&opened.contents), dir.path());
     let guests = Arc::new(Mutex::new(Guests::default()));
-    let lobby = match open_lobby(listeners, &own, &config, &genesis.members, &guests) {
+    let lobby = match open_lobby(listeners, &own, founding, &guests) {
         Ok(lobby) => lobby,
         Err(error) => {
             let refusal = Refusal::io("answer at the peer port for", dir.path(), &error);
             return Outcome::Refused { refusal, seen: false };
         }
     };
+    // All that is this member's own is there; the wait that follows is for the others.
+    systemd::ready();
     let targets = Target::of_founders(&others);
     let question = Question { hello: own.clone(), config: Some(config.clone()) };
     let everybody = settings.membership.attendance == Attendance::All;
     let me = Me {
         hello: &own,
-        peer_urls: &new.peer_urls,
-        method: new.origin.method,
-        parent: None,
+        peer_urls: &founding.peer_urls,
+        method: &founding.method,
+        parent: founding.parent,
+        restored: config.restored.as_ref(),
         exists: &prepare::holds_member,
     };
     let began = Instant::now();
@@ -191,14 +269,8 @@ async fn attendance(
             guests.contradicted.clone()
         };
         let settled = doubted.is_some_and(|since| since.elapsed() >= SETTLES_WITHIN);
-        let founder = Founder {
-            me,
-            config: &config,
-            others: &others,
-            everybody,
-            contradicted: contradicted.as_ref(),
-            settled,
-        };
+        let founder =
+            Founder { me, config, others: &others, everybody, contradicted: contradicted.as_ref(), settled };
         match attend::decide(&founder, &replies) {
             Step::Form(_) | Step::Late(_) if differs.is_some() => {}
             Step::Form(attendees) => break Outcome::Form(attendees),
@@ -244,18 +316,16 @@ async fn attendance(
 
 fn open_lobby(
     listeners: &[TcpListener],
-    // All that is this member's own is there; the wait that follows is for the others.
-    systemd::ready();
     own: &Hello,
-    config: &GenesisConfig,
-    members: &[FirstMember],
+    founding: &Founding,
     guests: &Arc<Mutex<Guests>>,
 ) -> io::Result<Lobby> {
     let listeners = listeners.iter().map(TcpListener::try_clone).collect::<io::Result<Vec<_>>>()?;
-    let (own, config, members, guests) = (own.clone(), config.clone(), members.to_vec(), guests.clone());
+    let (own, config, members) = (own.clone(), founding.config.clone(), founding.members.clone());
+    let (parent, guests) = (founding.parent, guests.clone());
     let answer = move |question: Question| -> Answer {
         let mut guests = guests.lock();
-        let host = Host { hello: &own, config: &config, members: &members, met: &guests.met };
+        let host = Host { hello: &own, config: &config, members: &members, met: &guests.met, parent };
         let answer = host.answer(&question);
         let (contradicted, counted) = (host.is_contradicted_by(&question), host.is_counted_by(&question));
         guests.seen |= counted;
@@ -342,6 +412,7 @@ async fn discover(
     };
     let spawned = std::thread::Builder::new().name("discovery".into()).spawn(search);
     spawned.map_err(|error| Refusal::io("start a thread for", dir.path(), &error))?;
+    systemd::ready();
     let mut look = tokio::time::interval(Duration::from_millis(100));
     let say = || {
         for line in progress.try_iter() {
@@ -383,4 +454,3 @@ async fn discover(
         Err(_) => unreachable!("a panic in the search ends the process"),
     }
 }
-    systemd::ready();

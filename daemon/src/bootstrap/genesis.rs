@@ -60,7 +60,12 @@ impl Genesis {
             })
             .collect();
         members.sort();
-        GenesisConfig { members, token: host::redacted(token), token_sha256: host::sha256_hex(token) }
+        GenesisConfig {
+            members,
+            token: host::redacted(token),
+            token_sha256: host::sha256_hex(token),
+            restored: None,
+        }
     }
 
     pub fn entries(&self) -> Vec<Entry> {

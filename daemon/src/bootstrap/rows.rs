@@ -4,8 +4,8 @@
 use std::{collections::BTreeMap, time::Duration};
 
 use ::identity::{
-    Answer, Boot, GenesisConfig, Hello, Home, Known, Life, LogEnd, Named, Question, Record, Session,
-    Standing, Unique, Verdict, Watermark, Witness, judge::judge,
+    Answer, Boot, GenesisConfig, Hello, Home, Known, Life, LogEnd, Named, Question, Record, Restored,
+    Session, Standing, Unique, Verdict, Watermark, Witness, judge::judge,
 };
 use types::{ClusterId, MemberId};
 
@@ -79,6 +79,7 @@ fn knows(by: &str, of: &Hello, leads: bool) -> Known {
     Known {
         cluster_uuid: Some(LIFE),
         parent_uuid: None,
+        restored: None,
         standing: Standing::Member { is_learner: false, is_new: false },
         record: Some(record(&admitted)),
         attendee: None,
@@ -130,7 +131,7 @@ fn unborn(name: &str, initial: &str, token: &str) -> Answer {
         own.member = first.id;
     }
     let (config, met) = (genesis.config(token), BTreeMap::new());
-    let host = Host { hello: &own, config: &config, members: &genesis.members, met: &met };
+    let host = Host { hello: &own, config: &config, members: &genesis.members, met: &met, parent: None };
     host.answer(&Question { hello: newcomer(), config: None })
 }
 
@@ -176,6 +177,7 @@ fn founded(case: &First, contradicted: Option<&(Hello, GenesisConfig)>) -> (&'st
         peer_urls: &["http://h3:1".to_owned()],
         method: "static",
         parent: None,
+        restored: None,
         exists: &|path| path == "/var/lib/here",
     };
     let founder = Founder {
@@ -439,6 +441,108 @@ fn every_row_of_a_first_start() {
     }
 }
 
+/// B16, SR: members that were restored one by one meet before the first of them votes.
+#[test]
+fn restored_members_found_a_cluster_only_with_the_same_backup() {
+    let backup =
+        |sha256: &str, revision| Restored { sha256: sha256.repeat(32), revision, is_compacted: true };
+    let (one, bumped, other) = (backup("ab", 91), backup("ab", 92), backup("cd", 91));
+    let own = Hello { life: Life::Formed, ..newcomer() };
+    let from = |name: &str, restored: Option<&Restored>| {
+        let mut answer = unborn(name, THREE, TOKEN);
+        answer.hello.life = if restored.is_some() { Life::Formed } else { Life::Unborn };
+        answer.known.restored = restored.cloned();
+        answer.config.as_mut().unwrap().restored = restored.cloned();
+        answers(name, answer)
+    };
+    let reborn = |name: &str, restored: Option<&Restored>| {
+        let mut answer = runs(name, &own, true, &|known| {
+            (known.cluster_uuid, known.parent_uuid) = (Some(OTHER_LIFE), Some(LIFE));
+            (known.record, known.watermark) = (None, None);
+        });
+        answer.known.restored = restored.cloned();
+        answers(name, answer)
+    };
+    let old_life = |name: &str| answers(name, runs(name, &own, true, &|_| ()));
+    let cases = [
+        ("all from one", [from("n1", Some(&one)), from("n2", Some(&one))], "form", "2 attend"),
+        ("one is missing", [from("n1", Some(&one)), silent("n2")], "wait", "n2 ("),
+        (
+            "another backup",
+            [from("n1", Some(&one)), from("n2", Some(&other))],
+            "GENESIS_MISMATCH",
+            "n2 begins at revision 91, history before it compacted out of the backup with SHA-256 cdcdcdcdcdcdcdcd",
+        ),
+        ("other flags", [from("n1", Some(&bumped)), silent("n2")], "GENESIS_MISMATCH", "at revision 92"),
+        ("one was only wiped", [from("n1", None), silent("n2")], "GENESIS_MISMATCH", "begins with nothing"),
+        ("late, from the same", [reborn("n1", Some(&one)), silent("n2")], "late", "0202"),
+        (
+            "late, from another",
+            [reborn("n1", Some(&other)), silent("n2")],
+            "RESTORED_ELSEWHERE",
+            "restore it from the same file",
+        ),
+        (
+            "late to a cluster that was not restored",
+            [reborn("n1", None), silent("n2")],
+            "RESTORED_ELSEWHERE",
+            "began with nothing",
+        ),
+        ("the old life runs", [old_life("n1"), silent("n2")], "RESTORED_ELSEWHERE", "made by restore"),
+    ];
+    let genesis = genesis(THREE, TOKEN);
+    let config = GenesisConfig { restored: Some(one.clone()), ..genesis.config(TOKEN) };
+    let others: Vec<_> = genesis.members.iter().filter(|member| member.id != own.member).cloned().collect();
+    let me = Me {
+        hello: &own,
+        peer_urls: &["http://h3:1".to_owned()],
+        method: "restore",
+        parent: Some(LIFE),
+        restored: Some(&one),
+        exists: &|_| false,
+    };
+    let founder =
+        Founder { me, config: &config, others: &others, everybody: true, contradicted: None, settled: false };
+    for (row, replies, expected, says) in cases {
+        let (got, text) = outcome(attend::decide(&founder, &replies));
+        assert_eq!(got, expected, "{row}: {text}");
+        assert!(text.contains(says), "{row}: {says:?} is not in {text}");
+    }
+    // Who begins with nothing finds a restored cluster, born or not.
+    let wiped = first("", vec![reborn("n1", Some(&one)), silent("n2")], "", &[]);
+    assert_eq!(founded(&wiped, None).0, "RESTORED_ELSEWHERE");
+    let wiped = first("", vec![from("n1", Some(&one)), silent("n2")], "", &[]);
+    assert_eq!(founded(&wiped, None).0, "GENESIS_MISMATCH");
+    // What its lobby answers: a member of the life that was backed up is told that this one left it, and who begins otherwise is heard.
+    let met = BTreeMap::new();
+    let host =
+        Host { hello: &own, config: &config, members: &genesis.members, met: &met, parent: Some(LIFE) };
+    let old = Question { hello: hello("n1", Life::Born(LIFE), 11), config: None };
+    assert!(matches!(
+        host.answer(&old).verdict,
+        Verdict::OtherLife { ours: None, came_from_yours: true, .. }
+    ));
+    let asks = |restored: &Restored| Question {
+        hello: Hello { life: Life::Formed, ..hello("n1", Life::Formed, 11) },
+        config: Some(GenesisConfig { restored: Some(restored.clone()), ..config.clone() }),
+    };
+    assert!(host.is_contradicted_by(&asks(&other)) && !host.is_contradicted_by(&asks(&one)));
+    assert!(host.is_counted_by(&asks(&one)) && !host.is_counted_by(&asks(&other)));
+    // Formed before the backup was restored, and never born: nothing but this tells it apart.
+    let formed = Hello { life: Life::Formed, ..returning() };
+    let case = |replies: Vec<Reply>| Back {
+        row: "",
+        own: formed.clone(),
+        replies,
+        waited: again::PATIENCE,
+        method: "static",
+        expected: "",
+        says: &[],
+    };
+    let both = vec![reborn("n1", Some(&one)), reborn("n2", Some(&one))];
+    assert_eq!(came_back(&case(both)).0, "RESTORED_ELSEWHERE");
+}
+
 #[test]
 fn who_is_asked_with_other_settings_refuses_as_who_asks() {
     let asker = unborn("n1", THREE, "t2");
@@ -454,7 +558,7 @@ fn the_lobby_knows_its_guests() {
     let (own, config) = (newcomer(), genesis.config(TOKEN));
     let n1 = hello("n1", Life::Unborn, 11);
     let met = BTreeMap::from([(n1.member, Session { dir: n1.dir, boot: n1.boot, home: n1.home.clone() })]);
-    let host = Host { hello: &own, config: &config, members: &genesis.members, met: &met };
+    let host = Host { hello: &own, config: &config, members: &genesis.members, met: &met, parent: None };
     let asked = |hello: &Hello, config: &GenesisConfig| Question {
         hello: hello.clone(),
         config: Some(config.clone()),
@@ -512,6 +616,7 @@ fn came_back(case: &Back) -> (&'static str, String) {
         peer_urls: &["http://h3:1".to_owned()],
         method: case.method,
         parent: (case.method == "restore").then_some(LIFE),
+        restored: None,
         exists: &|_| false,
     };
     let voters = [id("n1"), id("n2"), id("n3")];
@@ -592,6 +697,11 @@ fn every_row_of_a_start_with_data() {
                 answers(by, answer)
             })
             .to_vec()
+    };
+    let one_foreign = |own: &Hello| vec![foreign(own).remove(0), silent("n2")];
+    let foreign_by_settings = |own: &Hello| {
+        let unknown = |reply: Reply| Reply { member: MemberId::NONE, ..reply };
+        foreign(own).into_iter().map(unknown).chain([silent("n1"), silent("n2")]).collect()
     };
     let nobody = |_: &Hello| vec![silent("n1"), silent("n2")];
     let etcd = |own: &Hello| {
@@ -699,6 +809,54 @@ fn every_row_of_a_start_with_data() {
         ),
         back("F the others began a second life", &whole, &both(reborn), at_once, "OTHER_CLUSTER", &["0202"]),
         back("F one of them alone", &whole, &follower(reborn), at_once, "again", &["OTHER_CLUSTER"]),
+        back(
+            "F and the third may still come up",
+            &whole,
+            &follower(reborn),
+            later,
+            "start",
+            &["OTHER_CLUSTER"],
+        ),
+        back(
+            "B17 FN a cold start beside the forced one, which leads itself",
+            &whole,
+            &leader(restored),
+            at_once,
+            "again",
+            &["RESTORED_ELSEWHERE"],
+        ),
+        back(
+            "B17 FN and the other half of the majority is not up yet",
+            &whole,
+            &leader(restored),
+            later,
+            "start",
+            &["RESTORED_ELSEWHERE"],
+        ),
+        back(
+            "B16 one of the others was restored and has no leader yet",
+            &whole,
+            &leader(restored_unled),
+            much_later,
+            "start",
+            &["RESTORED_ELSEWHERE"],
+        ),
+        back(
+            "B10 one address leads to another cluster",
+            &whole,
+            &one_foreign,
+            later,
+            "start",
+            &["OTHER_CLUSTER"],
+        ),
+        back(
+            "B10 another cluster at addresses that only the settings name",
+            &whole,
+            &foreign_by_settings,
+            later,
+            "start",
+            &["OTHER_CLUSTER"],
+        ),
     ];
     let mut formed = whole.clone();
     (formed.life, formed.dir) = (Life::Formed, unique(60));
@@ -761,7 +919,14 @@ fn verdicts_do_not_depend_on_who_leads() {
 #[test]
 fn every_verdict_but_welcome_is_a_refusal() {
     let (own, answer) = (returning(), runs("n1", &returning(), true, &|_| ()));
-    let me = Me { hello: &own, peer_urls: &[], method: "static", parent: None, exists: &|_| false };
+    let me = Me {
+        hello: &own,
+        peer_urls: &[],
+        method: "static",
+        parent: None,
+        restored: None,
+        exists: &|_| false,
+    };
     let said = super::verdict::Said { url: "http://h1:1", answer: &answer };
     let refusal =
         |verdict: Verdict| super::verdict::refusal(&me, &verdict, &said).map(|refusal| refusal.exit() as u8);

@@ -3,7 +3,7 @@
 //!
 //! Not here: whether a verdict is believed (`identity::believe`), and when.
 
-use ::identity::{Answer, Hello, Home, Life, Named, Unique, Verdict};
+use ::identity::{Answer, Hello, Home, Life, Named, Restored, Unique, Verdict};
 use types::MemberId;
 
 use crate::refusal::{Id, Refusal};
@@ -17,6 +17,8 @@ pub struct Me<'a> {
     pub method: &'a str,
     /// The life that this directory was restored or forced out of.
     pub parent: Option<Unique>,
+    /// What it was restored from.
+    pub restored: Option<&'a Restored>,
     /// Whether a directory of this host is there.
     pub exists: &'a dyn Fn(&str) -> bool,
 }
@@ -240,6 +242,32 @@ fn restored_here(me: &Me, said: &Said) -> Refusal {
         .remedy("to go back to the backup: stop all members, restore every one of them from the same file, and start them")
         .remedy(format!("to keep the running cluster: {}", replace(me, said)))
         .never("do not mix restored and unrestored members: they would disagree about what was written")
+}
+
+/// A member that the cluster has not met yet, with another first state than the one that it began with.
+pub fn began_otherwise(me: &Me, said: &Said) -> Refusal {
+    let theirs = said.answer.known.restored.as_ref();
+    let of = |restored: Option<&Restored>| restored.map_or("with nothing".to_owned(), from_backup);
+    Refusal::new(
+        Id::RestoredElsewhere,
+        "this member and the running cluster did not begin with the same backup",
+    )
+    .evidence("here", format!("{}; begins {}", here(me), of(me.restored)))
+    .evidence(said.at(), format!("{}; began {}", lives(said), of(theirs)))
+    .remedy(match theirs {
+        Some(_) => "if this member is to begin with the cluster: restore it from the same file, with the same flags, into an empty directory".to_owned(),
+        None => "to go back to the backup: stop all members, restore every one of them from the same file, and start them".to_owned(),
+    })
+    .remedy(format!("to keep the running cluster: {}", replace(me, said)))
+    .never("do not mix members that began differently: they would disagree about what was written")
+}
+
+/// As messages name it.
+pub fn from_backup(restored: &Restored) -> String {
+    let Restored { sha256, revision, is_compacted } = restored;
+    let compacted = if *is_compacted { ", history before it compacted" } else { "" };
+    let digest: String = sha256.chars().take(16).collect();
+    format!("at revision {revision}{compacted} out of the backup with SHA-256 {digest}…")
 }
 
 fn lives(said: &Said) -> String {

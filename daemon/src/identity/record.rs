@@ -11,6 +11,9 @@ use super::Unique;
 /// The newest form of the file that this version reads and the only one it writes.
 pub const FORMAT: u32 = 1;
 
+/// The method of an origin: the directory was made by `snapshot restore`.
+pub const RESTORE: &str = "restore";
+
 /// How far the member has come. `Registering` and `Joining` are written by bootstraps that ask others.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "lowercase")]
@@ -43,6 +46,9 @@ pub struct Origin {
     pub method: String,
     pub initial_cluster: String,
     pub discovery_url: Option<String>,
+    /// What its first state was made of.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub restored: Option<::identity::Restored>,
     /// RFC 3339. Told to people; never compared.
     pub created_at: String,
     pub version: String,
@@ -115,6 +121,18 @@ pub struct Identity {
 }
 
 const CHECKSUM_KEY: &str = "crc32c";
+
+impl Identity {
+    /// Restored, and never yet together with the others: what they were restored from must be compared before the first vote.
+    pub fn awaits_the_restored(&self) -> bool {
+        let is_met = |member: &KnownMember| member.id != self.member_id && member.dir_uuid.is_some();
+        self.origin.method == RESTORE
+            && self.state == State::Formed
+            && self.cluster_uuid.is_none()
+            && self.members.len() > 1
+            && !self.members.iter().any(is_met)
+    }
+}
 
 impl Identity {
     /// The file's bytes.

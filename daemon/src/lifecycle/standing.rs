@@ -136,6 +136,7 @@ fn answer_of(handle: &Handle, identity: &Identity, speaker: MemberId, expelled: 
                 _ => identity.cluster_uuid,
             },
             parent_uuid: None,
+            restored: None,
             standing: Standing::Stranger,
             record: None,
             attendee: None,

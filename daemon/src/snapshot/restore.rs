@@ -27,7 +27,7 @@ use crate::{
         prepare,
     },
     config::{self, Settings, Surroundings},
-    identity::{self, State},
+    identity::{self, RESTORE, State},
     refusal::{Id, Refusal, chain},
 };
 
@@ -175,7 +175,9 @@ fn build(
 
     let mut identity =
         execute::first_identity(dir.path(), new, settings).map_err(refuse("make an identity for"))?;
-    identity.origin.method = "restore".to_owned();
+    identity.origin.method = RESTORE.to_owned();
+    identity.origin.restored.clone_from(&restored.mark);
+    identity.parent_uuid = restored.parent;
     let wal_dir = settings.storage.wal_dir.clone();
     let log_dir = wal_dir.clone().unwrap_or_else(|| aside.join("wal"));
     if let Some(dedicated) = &wal_dir {
@@ -289,6 +291,9 @@ fn told(
             restored.alarms
         );
     }
-    out += "restore every member of --initial-cluster from the same file, then start them with the same settings\n";
+    if genesis.members.len() > 1 {
+        out += "restore every member of --initial-cluster from the same file, then start them with the same settings; the first leader is elected\n\
+            when all of them are there (or a majority, with --initial-cluster-attendance=majority)\n";
+    }
     out
 }

@@ -82,6 +82,7 @@ impl Papers {
             attendees: self.attendees.clone(),
             config: None,
             fresh_uuid,
+            keeps_life: false,
         }
     }
 

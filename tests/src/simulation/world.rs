@@ -728,7 +728,11 @@ impl World {
                 conf_state,
                 "raft's configuration at {id} is that of the state"
             );
-            assert!(!status.leader.is_none(), "{id} knows a leader: {status:?}");
+            let is_silent = running.sentry.as_ref().is_some_and(|sentry| sentry.is_silent);
+            assert!(
+                !status.leader.is_none(),
+                "{id} knows a leader: {status:?}, silent {is_silent}, {conf_state:?}"
+            );
             assert_eq!(running.machine.applied().index, last, "{id} has everything: {status:?}");
             assert!(
                 running.writes.is_empty() && running.reads.is_empty(),

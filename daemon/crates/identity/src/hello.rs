@@ -67,6 +67,18 @@ pub struct Home {
     pub started: String,
 }
 
+/// What the first state of a restored cluster was made of. Each member of it is restored by itself, so this is all that shows whether two
+/// of them began with the same.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Restored {
+    /// Of the database in the backup, in hexadecimal; without the digest at its end, which a file may lack.
+    pub sha256: String,
+    /// The revision that the state begins with.
+    pub revision: i64,
+    /// The history before that counts as compacted.
+    pub is_compacted: bool,
+}
+
 /// The settings that all first members must share. Compared as a whole, shown as a difference.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct GenesisConfig {
@@ -75,6 +87,9 @@ pub struct GenesisConfig {
     /// User information in a token that is a URL is left out; the hash is of the whole.
     pub token: String,
     pub token_sha256: String,
+    /// None where a cluster begins with nothing.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub restored: Option<Restored>,
 }
 
 #[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord, Serialize, Deserialize)]

@@ -174,6 +174,7 @@ mod tests {
         Known {
             cluster_uuid: Some(UUID),
             parent_uuid: None,
+            restored: None,
             standing: Standing::Member { is_learner: false, is_new: false },
             record: Some(Record {
                 dir: DIR,

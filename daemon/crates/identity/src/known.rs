@@ -6,7 +6,7 @@ use std::collections::BTreeMap;
 use serde::{Deserialize, Serialize};
 use types::MemberId;
 
-use crate::{Boot, Hello, Home, Unique, hex};
+use crate::{Boot, Hello, Home, Restored, Unique, hex};
 
 /// The directory and the start that were last admitted as this member. Written through the log by the leader.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
@@ -106,6 +106,9 @@ pub struct Known {
     /// This life of the answerer's cluster, and the one it came from by restore or force.
     pub cluster_uuid: Option<Unique>,
     pub parent_uuid: Option<Unique>,
+    /// What it was restored from, if it was: a member that is to begin with it must have begun with the same.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub restored: Option<Restored>,
     pub standing: Standing,
     pub record: Option<Record>,
     /// The directory that answered for this member when the cluster was formed, while there is no record.

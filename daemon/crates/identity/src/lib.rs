@@ -12,7 +12,9 @@ pub mod judge;
 mod known;
 mod unique;
 
-pub use hello::{Answer, Boot, FirstMember, GenesisConfig, Hello, Home, Life, LogEnd, Named, Question};
+pub use hello::{
+    Answer, Boot, FirstMember, GenesisConfig, Hello, Home, Life, LogEnd, Named, Question, Restored,
+};
 pub use judge::Verdict;
 pub use known::{Known, Private, Record, Session, Standing, Watermark, Witness};
 pub use unique::Unique;

@@ -10,7 +10,7 @@
 use std::collections::BTreeMap;
 
 use bytes::Bytes;
-use identity::{Private, Record, Standing, Unique, Watermark};
+use identity::{Private, Record, Restored, Standing, Unique, Watermark};
 use serde::de::DeserializeOwned;
 use types::{LogIndex, LogPosition, MemberId};
 
@@ -20,6 +20,7 @@ use crate::store::{Table, WriteBatch};
 
 const CLUSTER_UUID: &[u8] = b"cairn/cluster_uuid";
 const PARENT_UUID: &[u8] = b"cairn/parent_uuid";
+const RESTORED: &[u8] = b"cairn/restored";
 const RECORD: &str = "cairn/record/";
 const WATERMARK: &str = "cairn/watermark/";
 const REMOVED: &str = "cairn/removed/";
@@ -63,6 +64,7 @@ pub struct Removed {
 pub struct Identified {
     pub cluster_uuid: Option<Unique>,
     pub parent_uuid: Option<Unique>,
+    pub restored: Option<Restored>,
     pub standing: Standing,
     pub record: Option<Record>,
     pub watermark: Option<Watermark>,
@@ -75,6 +77,7 @@ pub struct Identified {
 pub(crate) struct Identities {
     pub cluster_uuid: Option<Unique>,
     pub parent_uuid: Option<Unique>,
+    restored: Option<Restored>,
     pub records: BTreeMap<MemberId, Record>,
     pub watermarks: BTreeMap<MemberId, Watermark>,
     removals: BTreeMap<MemberId, Removed>,
@@ -97,6 +100,8 @@ impl Identities {
                 all.cluster_uuid = Some(unique(value).map_err(bad)?);
             } else if key == PARENT_UUID {
                 all.parent_uuid = Some(unique(value).map_err(bad)?);
+            } else if key == RESTORED {
+                all.restored = Some(json(value).map_err(bad)?);
             } else if let Some(id) = name.strip_prefix(RECORD) {
                 all.records.insert(member(id).map_err(bad)?, json(value).map_err(bad)?);
             } else if let Some(id) = name.strip_prefix(WATERMARK) {
@@ -168,6 +173,7 @@ impl Identities {
         Identified {
             cluster_uuid: self.cluster_uuid,
             parent_uuid: self.parent_uuid,
+            restored: self.restored.clone(),
             standing: self.standing(id, membership),
             record: self.records.get(&id).cloned(),
             watermark: self.watermarks.get(&id).copied(),
@@ -227,6 +233,19 @@ fn json<T: DeserializeOwned>(value: &[u8]) -> Result<T, String> {
 /// Why the pair cannot be read.
 pub fn life(rows: &[(Bytes, Bytes)]) -> Result<Option<Unique>, String> {
     rows.iter().find(|(key, _)| key == CLUSTER_UUID).map(|(_, value)| unique(value)).transpose()
+}
+
+/// The life that the one of these pairs came from.
+///
+/// # Errors
+/// Why the pair cannot be read.
+pub fn parent(rows: &[(Bytes, Bytes)]) -> Result<Option<Unique>, String> {
+    rows.iter().find(|(key, _)| key == PARENT_UUID).map(|(_, value)| unique(value)).transpose()
+}
+
+/// The pair of `meta` that says so, for the first state of a restored cluster.
+pub fn restored(from: &Restored) -> (Bytes, Bytes) {
+    (Bytes::from_static(RESTORED), text(from).into())
 }
 
 /// For the first state of a cluster that continues another: nobody of the old one is known, and its life is the parent of the one that

@@ -245,6 +245,7 @@ fn founds(new: &NewMember, settings: &Settings, runtime: &Runtime, report: &mut 
         peer_urls: &new.peer_urls,
         method: new.origin.method,
         parent: None,
+        restored: None,
         exists: &prepare::holds_member,
     };
     let targets = Target::of_founders(&others);

@@ -10,7 +10,8 @@ use std::ops::ControlFlow;
 use std::path::Path;
 
 use bytes::Bytes;
-use dbfile::check_digest;
+use dbfile::{DIGEST_BYTES, check_digest, has_digest, sha256};
+use identity::Unique;
 use state_machine::identities;
 use state_machine::membership::Member;
 use state_machine::rows::{self, meta};
@@ -40,8 +41,12 @@ pub struct Restoration {
 }
 
 /// What is in the new state.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct Restored {
+    /// What it was made of, as members compare it. The state says so too.
+    pub mark: Option<identity::Restored>,
+    /// The life of the cluster that was backed up.
+    pub parent: Option<Unique>,
     pub rows: u64,
     /// The newest one of the backup.
     pub revision_before: Revision,
@@ -92,7 +97,8 @@ pub fn restore(
     let open = || FjallStore::open_dir(partial.path(), &options, None);
     let mut expected = Content::default();
     let mut restored = Restored::default();
-    open()?.import(how.position, |take| feed(&source, how, &mut expected, &mut restored, take))?;
+    let digest = database_digest(backup).map_err(RestoreError::Io)?;
+    open()?.import(how.position, |take| feed(&source, how, &digest, &mut expected, &mut restored, take))?;
     // Opened anew, so that what is compared is what the first start will find.
     let store = open()?;
     let view = store.view()?;
@@ -108,9 +114,17 @@ pub fn restore(
     Ok(restored)
 }
 
+/// In hexadecimal, and equal for a saved backup and for the bare database that it was made of.
+fn database_digest(backup: &File) -> io::Result<String> {
+    let len = backup.metadata()?.len();
+    let len = if has_digest(len) { len - DIGEST_BYTES } else { len };
+    Ok(sha256(backup, len)?.iter().map(|byte| format!("{byte:02x}")).collect())
+}
+
 fn feed(
     source: &DbFile,
     how: &Restoration,
+    digest: &str,
     content: &mut Content,
     restored: &mut Restored,
     take: &mut Take<'_>,
@@ -147,8 +161,18 @@ fn feed(
         restored.revision = Revision(main);
         mark = how.mark_compacted.then_some(id);
     }
+    let made_of = identity::Restored {
+        sha256: digest.to_owned(),
+        revision: restored.revision.0,
+        is_compacted: mark.is_some(),
+    };
     for table in Table::ALL {
-        for (key, value) in edited(source, table, how, mark)? {
+        let pairs = edited(source, table, how, mark, &made_of)?;
+        if table == Table::Meta {
+            let pairs: Vec<_> = pairs.iter().map(|(key, value)| (key.clone(), value.clone())).collect();
+            restored.parent = identities::parent(&pairs).map_err(RestoreError::Content)?;
+        }
+        for (key, value) in pairs {
             if key.len() > TABLE_KEY_BYTES_MAX {
                 let (name, bytes) = (table.name(), key.len());
                 return Err(RestoreError::Content(format!("bucket {name}: a key of {bytes} bytes")));
@@ -158,6 +182,7 @@ fn feed(
             take(Piece::Pair { table, key: &key, value: &value })?;
         }
     }
+    restored.mark = Some(made_of);
     Ok(())
 }
 
@@ -181,6 +206,7 @@ fn edited(
     table: Table,
     how: &Restoration,
     mark: Option<RowId>,
+    made_of: &identity::Restored,
 ) -> Result<BTreeMap<Bytes, Bytes>, RestoreError> {
     let mut pairs: BTreeMap<Bytes, Bytes> = match table {
         // Members of the old cluster are strangers to the new one, those that left it too.
@@ -200,6 +226,7 @@ fn edited(
             let voters: Vec<MemberId> = how.members.iter().map(|member| member.id).collect();
             let conf_state = rows::conf_state_json(&ConfState { voters, ..ConfState::default() });
             pairs.insert(Bytes::from_static(meta::CONF_STATE), conf_state.into());
+            pairs.extend([identities::restored(made_of)]);
             if let Some(mark) = mark {
                 let mark = Bytes::copy_from_slice(&rows::coordinate(mark));
                 pairs.insert(Bytes::from_static(meta::SCHEDULED_COMPACT), mark);

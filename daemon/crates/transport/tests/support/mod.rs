@@ -270,6 +270,7 @@ pub fn knows_nothing_against(me: MemberId) -> Known {
     Known {
         cluster_uuid: None,
         parent_uuid: None,
+        restored: None,
         standing: Standing::Member { is_learner: false, is_new: false },
         record: None,
         attendee: None,
