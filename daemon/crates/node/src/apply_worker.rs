@@ -208,7 +208,9 @@ impl ApplyWorker {
     }
 
     fn compact(&mut self) {
-        if !self.compacting || Instant::now() < self.compaction_next {
+        // A hash that was given up for the sake of a stop is computed by the next start, while its rows are there.
+        let stops = self.shared.stopping.load(Ordering::Acquire);
+        if !self.compacting || stops || Instant::now() < self.compaction_next {
             return;
         }
         if let Some(job) = self.machine.compaction_hash_job() {

@@ -13,7 +13,7 @@ use std::sync::atomic::Ordering;
 use types::{Revision, RowId};
 
 use crate::StateMachine;
-use crate::compaction_hash::{CompactionHashJob, Progress};
+use crate::compaction_hash::{CompactionHashJob, Progress, Recorded, Span};
 use crate::index::Version;
 use crate::range::after;
 use crate::rows::{coordinate, meta};
@@ -40,12 +40,13 @@ pub enum CompactProgress {
 pub(crate) struct Compactor {
     finished: i64,
     run: Option<Run>,
-    hashing: Option<Arc<Progress>>,
+    hashing: Option<(Arc<Progress>, Vec<Span>)>,
+    recorded: Recorded,
 }
 
 impl Drop for Compactor {
     fn drop(&mut self) {
-        if let Some(job) = &self.hashing {
+        if let Some((job, _)) = &self.hashing {
             job.unwanted.store(true, Ordering::Release);
         }
     }
@@ -58,8 +59,8 @@ struct Run {
 }
 
 impl Compactor {
-    pub fn new(finished: i64) -> Compactor {
-        Compactor { finished, run: None, hashing: None }
+    pub fn new(finished: i64, recorded: Recorded) -> Compactor {
+        Compactor { finished, run: None, hashing: None, recorded }
     }
 }
 
@@ -79,8 +80,8 @@ impl<S: Store> StateMachine<S> {
         let target = spans.last().expect("one is due").through;
         self.compactor.run = Some(Run { target, next_key: Vec::new() });
         let progress = Arc::default();
-        let job = CompactionHashJob::new(self.reader(), spans, &progress);
-        self.compactor.hashing = Some(progress);
+        let job = CompactionHashJob::new(self.reader(), spans.clone(), &progress);
+        self.compactor.hashing = Some((progress, spans));
         Some(job)
     }
 
@@ -90,10 +91,11 @@ impl<S: Store> StateMachine<S> {
         if let Some(job) = self.compaction_hash_job() {
             job.run(&mut || true);
         }
-        if let Some(job) = &self.compactor.hashing {
+        if let Some((job, spans)) = &self.compactor.hashing {
             if !job.ended.load(Ordering::Acquire) {
                 return CompactProgress::Hashing;
             }
+            self.compactor.recorded.settle(spans);
             self.compactor.hashing = None;
         }
         let shared = &*self.shared;
@@ -134,6 +136,8 @@ impl<S: Store> StateMachine<S> {
             let mark = coordinate(RowId { main: Revision(target), sub: 0 });
             batch.put(Table::Meta, meta::FINISHED_COMPACT, mark.to_vec());
         }
+        // With the first rows that go: were they gone and the hash not written, nobody could compute it any more.
+        self.compactor.recorded.write(&shared.hashes.lock(), &mut batch);
         if !batch.changes.is_empty() {
             shared.store.wait_for_room().unwrap_or_else(|error| store_failed(error));
             // The index forgets first: a reader that still finds a version also finds its row, or learns that it was overtaken.
@@ -147,7 +151,8 @@ impl<S: Store> StateMachine<S> {
             shared.store.write(batch).unwrap_or_else(|error| store_failed(error));
         }
         if is_last {
-            self.compactor = Compactor::new(target);
+            self.compactor.finished = target;
+            self.compactor.run = None;
             return CompactProgress::Finished(Revision(target));
         }
         CompactProgress::Working

@@ -38,7 +38,7 @@ pub use apply::{Outcome, Sink};
 pub use checkpoint::CheckpointError;
 pub use cluster::Downgrade;
 pub use compaction::CompactProgress;
-pub use compaction_hash::{COMPACTION_HASHES_KEPT, CompactionHashJob};
+pub use compaction_hash::{COMPACTION_HASHES_KEPT, CompactionHashJob, is_of_this_store};
 pub use hash::HashKv;
 pub use history::{History, HistoryError, HistoryRequest};
 pub use index::IndexSize;

@@ -1,6 +1,5 @@
 //! The state machine as a whole: opened from a store, fed by apply, read through [`Reader`].
 
-use std::collections::VecDeque;
 use std::ops::{ControlFlow, Range};
 use std::sync::Arc;
 use std::sync::atomic::AtomicI64;
@@ -15,6 +14,7 @@ use crate::alarms::Alarms;
 use crate::checkpoint::{self, CheckpointError};
 use crate::cluster::ClusterFacts;
 use crate::compaction::Compactor;
+use crate::compaction_hash::Recorded;
 use crate::identities::Identities;
 use crate::index::{Facts, SUB_MAX};
 use crate::leases::{self, Leases};
@@ -215,7 +215,9 @@ impl<S: Store> StateMachine<S> {
     ) -> Result<StateMachine<S>, OpenError> {
         let marks = Marks::load(&*store)?;
         let membership = load_membership(&*store, marks.conf_state.clone())?;
-        let identities = Identities::load(&store.table(Table::Meta)?)
+        let pairs = store.table(Table::Meta)?;
+        let (recorded, hashes, unhashed) = Recorded::load(&pairs, marks.finished);
+        let identities = Identities::load(&pairs)
             .map_err(|(key, reason)| bad_pair(Table::Meta, &key, reason))?;
         let alarms = load_alarms(&*store)?;
         let mut leases = load_leases(&*store)?;
@@ -247,7 +249,7 @@ impl<S: Store> StateMachine<S> {
             revision,
             compacted: marks.scheduled.max(marks.finished),
             removing: marks.scheduled.max(marks.finished),
-            unhashed: VecDeque::new(),
+            unhashed,
             applied: marks.applied,
             membership,
             identities,
@@ -259,9 +261,9 @@ impl<S: Store> StateMachine<S> {
             quota_backend_bytes: AtomicI64::new(options.quota_backend_bytes),
             options,
             state: RwLock::new(state),
-            hashes: Mutex::default(),
+            hashes: Mutex::new(hashes),
         });
-        let compactor = Compactor::new(marks.finished);
+        let compactor = Compactor::new(marks.finished, recorded);
         let cold_from = if is_warm { None } else { Some(Vec::new()) };
         Ok(StateMachine { shared, compactor, checkpoint_ignored, cold_from })
     }

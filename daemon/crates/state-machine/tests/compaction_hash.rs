@@ -7,7 +7,8 @@ use std::sync::atomic::{AtomicBool, Ordering};
 
 use api::error::EtcdError;
 use common::*;
-use state_machine::{COMPACTION_HASHES_KEPT, CompactProgress, HashKv};
+use state_machine::store::{Store, Table, WriteBatch};
+use state_machine::{COMPACTION_HASHES_KEPT, CompactProgress, HashKv, is_of_this_store};
 use types::Revision;
 
 fn story(bench: &mut Bench) {
@@ -41,9 +42,83 @@ fn the_hash_of_a_compaction_is_the_one_from_before_it() {
     assert_eq!(hash(&bench, 12), before, "also when history has ended behind it");
     assert_eq!(bench.reader.hash_kv(13), Err(EtcdError::Compacted));
     assert_eq!(hash(&bench, 0).compact_revision, Revision(17), "0 is the current one");
+    let checksum = bench.reader.hash();
     bench.reopen(None);
-    assert_eq!(bench.reader.hash_kv(12), Err(EtcdError::Compacted), "as in etcd a restart forgets them");
-    assert_eq!(hash(&bench, 17).compact_revision, Revision(17));
+    assert_eq!((hash(&bench, 12), hash(&bench, 17)), (before, next), "etcd has forgotten them by now");
+    assert_eq!(bench.reader.hash(), checksum);
+}
+
+/// Two members that compact alike, one of which is started anew at the worst moments, can be compared all the time.
+#[test]
+fn compaction_hashes_survive_restarts_at_any_moment() {
+    let (mut plain, mut restarted) = (Bench::new(), Bench::new());
+    let mut rng: u64 = 7;
+    let mut chance = |of: u64| {
+        rng = rng.wrapping_mul(6364136223846793005).wrapping_add(1442695040888963407);
+        (rng >> 33) % of == 0
+    };
+    let mut decided = Vec::new();
+    for _ in 0..60 {
+        for bench in [&mut plain, &mut restarted] {
+            story(bench);
+        }
+        let revision = plain.reader.revision().0 - 3;
+        for bench in [&mut plain, &mut restarted] {
+            bench.compact(revision).unwrap();
+        }
+        decided.push(revision);
+        if chance(2) {
+            plain.compact_physically(3);
+        }
+        // Some steps, of which the last may be amid a run, or none.
+        while chance(2) {
+            restarted.machine.compact_step(2);
+            if chance(2) {
+                restarted.reopen(None);
+            }
+        }
+        restarted.reopen(None);
+    }
+    plain.compact_physically(3);
+    restarted.compact_physically(3);
+    restarted.reopen(None);
+    for revision in &decided[decided.len() - COMPACTION_HASHES_KEPT..] {
+        assert_eq!(hash(&plain, *revision), hash(&restarted, *revision));
+        assert!(hash(&plain, *revision).compact_revision.0 < *revision, "a stored one");
+    }
+    for bench in [&plain, &restarted] {
+        let pairs = bench.machine.store().table(Table::Meta).unwrap();
+        let count = |name: &str| pairs.iter().filter(|(key, _)| key.starts_with(name.as_bytes())).count();
+        assert_eq!(count("cairn/compaction_hash/"), COMPACTION_HASHES_KEPT);
+        assert_eq!(count("cairn/compaction_due/"), 0);
+        assert!(pairs.iter().all(|(key, _)| !is_of_this_store(key)));
+    }
+}
+
+/// Pairs that came with a snapshot and make no sense cost nothing but themselves.
+#[test]
+fn strange_pairs_of_hashes_are_passed_over() {
+    let mut bench = Bench::new();
+    story(&mut bench);
+    let mut batch = WriteBatch::at(bench.machine.applied());
+    for (key, value) in [
+        ("cairn/compaction_hash/", &[][..]),
+        ("cairn/compaction_hash/zz", &[1; 12]),
+        ("cairn/compaction_hash/0000000000000005", &[0; 11]),
+        ("cairn/compaction_hash/0000000000000006", &[0x7f; 12]),
+        ("cairn/compaction_due/000000000000000f", &[9; 3]),
+        ("cairn/compaction_due/ffffffffffffffff", &[0; 8]),
+    ] {
+        batch.put(Table::Meta, key.as_bytes().to_vec(), value.to_vec());
+    }
+    bench.machine.store().write(batch).unwrap();
+    bench.reopen(None);
+    for revision in [5, 6] {
+        assert_eq!(hash(&bench, revision).compact_revision, Revision(-1), "computed");
+    }
+    bench.compact(12).unwrap();
+    bench.compact_physically(1);
+    assert_eq!(hash(&bench, 12).compact_revision, Revision(-1));
 }
 
 #[test]

@@ -283,7 +283,8 @@ impl<S: Store> Run<'_, '_, S> {
         if request.revision > state.revision {
             return Err(EtcdError::FutureRev);
         }
-        note_decided(&mut state.unhashed, Span { after: state.compacted, through: request.revision });
+        let span = Span { after: state.compacted, through: request.revision };
+        note_decided(&mut state.unhashed, span, &mut self.step.batch);
         state.compacted = request.revision;
         let mark = coordinate(RowId { main: Revision(request.revision), sub: 0 });
         self.step.batch.put(Table::Meta, meta::SCHEDULED_COMPACT, mark.to_vec());

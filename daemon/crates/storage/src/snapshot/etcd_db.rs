@@ -54,7 +54,8 @@ pub fn write(view: &impl View, dir: &Path) -> Result<SnapshotFile, WriteError> {
             rows = write_rows(view, bolt.bucket(KEY_BUCKET))?;
         }
         let mut bucket = bolt.bucket(table.name());
-        for (key, value) in view.table(table)? {
+        let has_place = |key: &[u8]| table != Table::Meta || !state_machine::is_of_this_store(key);
+        for (key, value) in view.table(table)?.into_iter().filter(|(key, _)| has_place(key)) {
             bucket.put(&key, &value)?;
         }
         bucket.finish()?;
