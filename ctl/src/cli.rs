@@ -5,7 +5,7 @@
 
 use crate::failure::{Failure, Result};
 use crate::settings::{GLOBALS, Given, Global, Kind};
-use crate::units;
+use crate::{units, verbs};
 use clap::builder::ValueParser;
 use clap::error::{ContextKind, ContextValue, ErrorKind};
 use clap::{Arg, ArgAction, ArgMatches, Command};
@@ -38,12 +38,12 @@ pub fn switch(name: &'static str, help: &'static str) -> Arg {
         .value_name("bool")
 }
 
-fn verb(name: &'static str, about: &'static str, usage: &'static str) -> Command {
+pub fn verb(name: &'static str, about: &'static str, usage: &'static str) -> Command {
     let arguments = Arg::new(ARGUMENTS).num_args(0..).value_parser(ValueParser::os_string()).hide(true);
     Command::new(name).about(about).override_usage(usage).arg(arguments)
 }
 
-fn group(name: &'static str, about: &'static str) -> Command {
+pub fn group(name: &'static str, about: &'static str) -> Command {
     Command::new(name).about(about).subcommand_required(true).arg_required_else_help(true)
 }
 
@@ -128,8 +128,9 @@ fn lease() -> Command {
         verb(
             "revoke",
             "Ends a lease and deletes its keys",
-            "cairnctl lease revoke <lease id in hexadecimal>",
-        ),
+            "cairnctl lease revoke [flags] <lease id in hexadecimal>",
+        )
+        .args(verbs::confirm::flags()),
         verb(
             "timetolive",
             "What a lease was granted and what is left of it",
@@ -161,7 +162,8 @@ fn member() -> Command {
             "Removes a member",
             "cairnctl member remove <member id in hexadecimal>",
         )
-        .after_help("The member ends by itself and never comes back under this id. member plan remove tells what it would mean."),
+        .after_help("The member ends by itself and never comes back under this id. member plan remove tells what it would mean.")
+        .args(verbs::confirm::flags()),
         verb(
             "update",
             "Tells the cluster that a member moved",
@@ -276,13 +278,18 @@ pub fn command() -> Command {
     command.subcommands([
         put(),
         get(),
-        del(),
+        del().args(verbs::confirm::flags()),
         verb("txn", "Runs a transaction read from stdin", "cairnctl txn [flags] < script")
             .arg(switch("interactive", "Say what is expected next").short('i')),
         verb("compaction", "Discards history before a revision", "cairnctl compaction [flags] <revision>")
             .visible_alias("compact")
-            .arg(switch("physical", "Wait until the space is given back")),
+            .arg(switch("physical", "Wait until the space is given back"))
+            .args(verbs::confirm::flags()),
         watch(),
+        verbs::status::command(),
+        verbs::doctor::command(),
+        verbs::wait::command(),
+        verbs::can_stop::command(),
         lease(),
         member(),
         endpoint(),

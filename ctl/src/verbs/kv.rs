@@ -1,9 +1,11 @@
 //! put, get, del, txn, compaction. The request builders are shared by the verbs and by the lines of a transaction.
 
+use super::confirm::{self, Blast};
 use super::{begin, serializable, show};
-use crate::client::{COMPACT, DELETE_RANGE, PUT, RANGE, RANGE_STREAM, TXN};
+use crate::client::{COMPACT, Client, DELETE_RANGE, PUT, RANGE, RANGE_STREAM, STATUS, TXN};
 use crate::failure::{Exit, Failure, Result};
 use crate::output::Printer;
+use crate::output::text::readable;
 use crate::settings::{Format, Settings};
 use crate::units::{Radix, parse_i64};
 use crate::{cli, txn_script};
@@ -11,7 +13,7 @@ use api::etcdserverpb::range_request::{SortOrder, SortTarget};
 use api::etcdserverpb::request_op::Request;
 use api::etcdserverpb::{
     CompactionRequest, CompactionResponse, DeleteRangeRequest, DeleteRangeResponse, PutRequest, PutResponse,
-    RangeRequest, RangeResponse, RangeStreamResponse, RequestOp, TxnResponse,
+    RangeRequest, RangeResponse, RangeStreamResponse, RequestOp, StatusRequest, StatusResponse, TxnResponse,
 };
 use bytes::Bytes;
 use clap::{ArgMatches, Command};
@@ -203,10 +205,39 @@ pub async fn del(settings: &Settings, matches: &ArgMatches) -> Result<()> {
             "warning: two arguments delete every key from the first up to the second; --range says that this is meant"
         );
     }
+    Printer::new(settings).refuse_table_and_raw()?;
+    if !confirm::gate(matches, async || deletion(settings, matches, &request).await).await? {
+        return Ok(());
+    }
     let (mut client, printer) = begin(settings, false)?;
-    printer.refuse_table_and_raw()?;
     let answer: DeleteRangeResponse = client.call(&DELETE_RANGE, &request).await?;
     show(&printer.delete(&answer)?)
+}
+
+/// How many keys a deletion meets, and which. One key is not worth a question.
+async fn deletion(settings: &Settings, matches: &ArgMatches, request: &DeleteRangeRequest) -> Result<Blast> {
+    let DeleteRangeRequest { key, range_end, .. } = request.clone();
+    let range = RangeRequest {
+        key: key.clone(),
+        range_end: range_end.clone(),
+        count_only: true,
+        ..Default::default()
+    };
+    let answer: RangeResponse = Client::new(settings, false)?.call(&RANGE, &range).await?;
+    let text = |key: &[u8]| format!("\"{}\"", readable(key));
+    let place = match (cli::on(matches, "prefix"), &range_end[..]) {
+        _ if key == ZERO && range_end == ZERO => "in the whole store".to_owned(),
+        (true, _) => format!("under {}", text(&key)),
+        (false, []) => text(&key),
+        (false, ZERO) => format!("from {} on", text(&key)),
+        (false, end) => format!("from {} up to {}, which stays", text(&key), text(end)),
+    };
+    let number = answer.count.unsigned_abs();
+    Ok(Blast {
+        what: format!("delete {} {place}", confirm::count(number, "key")),
+        more: Vec::new(),
+        ask: !range_end.is_empty() && number > 0,
+    })
 }
 
 fn delete_request(matches: &ArgMatches) -> Result<DeleteRangeRequest> {
@@ -265,6 +296,24 @@ fn txn_operation(words: Vec<Vec<u8>>) -> Result<RequestOp> {
     Ok(RequestOp { request: Some(request?) })
 }
 
+/// What is lost by a compaction: no key, only what keys were before.
+async fn compacting(settings: &Settings, revision: i64) -> Result<Blast> {
+    let status: StatusResponse = Client::new(settings, false)?.call(&STATUS, &StatusRequest {}).await?;
+    let now = status.header.unwrap_or_default().revision;
+    Ok(Blast {
+        what: format!("discard the history before revision {revision}; the store is at {now}"),
+        more: vec![
+            format!(
+                "no key is lost; {} of history stay",
+                confirm::count((now - revision).max(0).unsigned_abs(), "revision")
+            ),
+            "watches and reads that need older revisions end with \"required revision has been compacted\""
+                .into(),
+        ],
+        ask: true,
+    })
+}
+
 pub async fn compaction(settings: &Settings, matches: &ArgMatches) -> Result<()> {
     let arguments = cli::arguments(matches);
     let [revision] = arguments.as_slice() else {
@@ -272,6 +321,9 @@ pub async fn compaction(settings: &Settings, matches: &ArgMatches) -> Result<()>
     };
     let revision = String::from_utf8_lossy(revision);
     let revision = parse_i64(&revision, Radix::Decimal).map_err(|why| Failure::new(Exit::Error, why))?;
+    if !confirm::gate(matches, async || compacting(settings, revision).await).await? {
+        return Ok(());
+    }
     let (mut client, _) = begin(settings, false)?;
     let request = CompactionRequest { revision, physical: cli::on(matches, "physical") };
     let _: CompactionResponse = client.call(&COMPACT, &request).await?;

@@ -1,12 +1,14 @@
 //! lease grant, revoke, timetolive, list and keep-alive.
 
+use super::confirm::{self, Blast};
 use super::{begin, show};
 use crate::cli;
 use crate::client::{
     Client, LEASE_GRANT, LEASE_KEEP_ALIVE, LEASE_LEASES, LEASE_REVOKE, LEASE_TIME_TO_LIVE, server_failure,
 };
 use crate::failure::{Details, Exit, Failure, Result};
-use crate::output::lease_id;
+use crate::output::text::readable;
+use crate::output::{Printer, lease_id};
 use crate::session::{Ended, Session};
 use crate::settings::Settings;
 use crate::units::{Radix, parse_i64};
@@ -26,6 +28,9 @@ const RENEWALS_PER_TTL: u32 = 3;
 const PATIENCE_MIN: Duration = Duration::from_millis(500);
 /// Pause between attempts while no member renews: an election takes about ten of them.
 const RETRY_PAUSE: Duration = Duration::from_millis(100);
+
+/// Keys that are named before a lease is revoked: as many as one can take in.
+const KEYS_SHOWN: usize = 10;
 
 fn one_argument(matches: &ArgMatches, complaint: &str) -> Result<String> {
     match cli::arguments(matches).as_slice() {
@@ -63,10 +68,28 @@ pub async fn grant(settings: &Settings, matches: &ArgMatches) -> Result<()> {
     show(&printer.lease_grant(&answer)?)
 }
 
+/// The keys that end with a lease; a lease without any is not worth a question.
+async fn revocation(settings: &Settings, id: i64) -> Result<Blast> {
+    let request = LeaseTimeToLiveRequest { id, keys: true };
+    let lease: LeaseTimeToLiveResponse =
+        Client::new(settings, false)?.call(&LEASE_TIME_TO_LIVE, &request).await?;
+    let keys = lease.keys.iter().take(KEYS_SHOWN).map(|key| format!("\"{}\"", readable(key)));
+    let mut more: Vec<String> = keys.collect();
+    if lease.keys.len() > KEYS_SHOWN {
+        more.push(format!("and {}", confirm::count((lease.keys.len() - KEYS_SHOWN) as u64, "more key")));
+    }
+    let number = confirm::count(lease.keys.len() as u64, "attached key");
+    let what = format!("revoke lease {} and delete {number}", lease_id(id));
+    Ok(Blast { what, more, ask: !lease.keys.is_empty() })
+}
+
 pub async fn revoke(settings: &Settings, matches: &ArgMatches) -> Result<()> {
     let id = id_argument(matches, "lease revoke command needs 1 argument")?;
+    Printer::new(settings).refuse_table_and_raw()?;
+    if !confirm::gate(matches, async || revocation(settings, id).await).await? {
+        return Ok(());
+    }
     let (mut client, printer) = begin(settings, false)?;
-    printer.refuse_table_and_raw()?;
     let answer = client.call(&LEASE_REVOKE, &LeaseRevokeRequest { id }).await;
     let answer: LeaseRevokeResponse = answer.map_err(|failure| wrapped("revoke", failure))?;
     show(&printer.lease_revoke(id, &answer)?)

@@ -1,13 +1,20 @@
 //! What each verb does: arguments in, one or a few calls, bytes for stdout.
 
+pub mod can_stop;
 pub mod cluster;
+pub mod confirm;
 mod context;
 pub mod discovery;
+pub mod doctor;
 pub mod endpoint;
+mod judge;
 pub mod kv;
 pub mod lease;
 pub mod member;
 pub mod snapshot;
+pub mod status;
+mod survey;
+pub mod wait;
 pub mod watch;
 
 use crate::client::Client;
@@ -41,6 +48,10 @@ pub async fn run(settings: &Settings, matches: &ArgMatches) -> Result<()> {
         ("txn", _) => kv::txn(settings, inner).await,
         ("compaction", _) => kv::compaction(settings, inner).await,
         ("watch", _) => watch::watch(settings, inner).await,
+        ("status", _) => status::status(settings, inner).await,
+        ("doctor", _) => doctor::doctor(settings, inner).await,
+        ("wait", _) => wait::wait(settings, inner).await,
+        ("can-stop", _) => can_stop::can_stop(settings, inner).await,
         ("lease", Some(("grant", inner))) => lease::grant(settings, inner).await,
         ("lease", Some(("revoke", inner))) => lease::revoke(settings, inner).await,
         ("lease", Some(("timetolive", inner))) => lease::time_to_live(settings, inner).await,

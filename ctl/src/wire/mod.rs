@@ -4,6 +4,7 @@
 //! Not here: choosing between endpoints and what a failure means for the user (`client`), and compression, which is never asked for.
 
 pub mod endpoint;
+pub mod http1;
 mod requests;
 pub mod tls;
 
@@ -91,30 +92,27 @@ impl CallError {
 #[derive(Clone)]
 pub struct Dialer {
     tls: Option<TlsConnector>,
+    /// The same without HTTP/2, for `http1`.
+    tls_http1: Option<TlsConnector>,
     receive_bytes_max: usize,
 }
 
 impl Dialer {
     /// `tls` is needed when any endpoint is secure.
     pub fn new(tls: Option<rustls::ClientConfig>, receive_bytes_max: usize) -> Self {
-        Dialer { tls: tls.map(|config| TlsConnector::from(Arc::new(config))), receive_bytes_max }
+        let http1 = tls.clone().map(|mut config| {
+            config.alpn_protocols = vec![http1::PROTOCOL.to_vec()];
+            config
+        });
+        let connector = |config| TlsConnector::from(Arc::new(config));
+        Dialer { tls: tls.map(connector), tls_http1: http1.map(connector), receive_bytes_max }
     }
 
     /// Connects and waits until the other side has answered a ping, so that a port somebody listens on without serving HTTP/2,
     /// or a stopped process, is found out here and not in the middle of a call. The caller bounds the wait.
     pub async fn open(&self, endpoint: &Endpoint) -> Result<Connection, String> {
-        let io: Box<dyn Io> = match &endpoint.address {
-            Address::Tcp(address) => {
-                let stream =
-                    TcpStream::connect(address).await.map_err(|error| format!("connect: {error}"))?;
-                stream.set_nodelay(true).map_err(|error| format!("connect: {error}"))?;
-                Box::new(stream)
-            }
-            Address::Unix(path) => {
-                Box::new(UnixStream::connect(path).await.map_err(|error| format!("connect: {error}"))?)
-            }
-        };
-        let io = if endpoint.secure { self.secure(endpoint, io).await? } else { io };
+        let io = self.reach(endpoint).await?;
+        let io = if endpoint.secure { self.secure(endpoint, io, self.tls.as_ref()).await? } else { io };
         let (sender, mut connection) = h2::client::Builder::new()
             .initial_window_size(STREAM_WINDOW_BYTES)
             .initial_connection_window_size(CONNECTION_WINDOW_BYTES)
@@ -137,8 +135,27 @@ impl Dialer {
         })
     }
 
-    async fn secure(&self, endpoint: &Endpoint, io: Box<dyn Io>) -> Result<Box<dyn Io>, String> {
-        let connector = self.tls.as_ref().expect("a dialer for secure endpoints has its TLS settings");
+    async fn reach(&self, endpoint: &Endpoint) -> Result<Box<dyn Io>, String> {
+        Ok(match &endpoint.address {
+            Address::Tcp(address) => {
+                let stream =
+                    TcpStream::connect(address).await.map_err(|error| format!("connect: {error}"))?;
+                stream.set_nodelay(true).map_err(|error| format!("connect: {error}"))?;
+                Box::new(stream)
+            }
+            Address::Unix(path) => {
+                Box::new(UnixStream::connect(path).await.map_err(|error| format!("connect: {error}"))?)
+            }
+        })
+    }
+
+    async fn secure(
+        &self,
+        endpoint: &Endpoint,
+        io: Box<dyn Io>,
+        connector: Option<&TlsConnector>,
+    ) -> Result<Box<dyn Io>, String> {
+        let connector = connector.expect("a dialer for secure endpoints has its TLS settings");
         let name = rustls::pki_types::ServerName::try_from(endpoint.host().to_owned())
             .map_err(|error| format!("TLS: {error}"))?;
         let stream = connector.connect(name, io).await.map_err(|error| format!("TLS handshake: {error}"))?;

@@ -3,14 +3,15 @@
 //! Not here: `member list` (`verbs::cluster`); what a change would mean (`plan`), and the change made of several (`replace`).
 
 pub mod plan;
-mod quorum;
+pub mod quorum;
 pub mod replace;
-mod view;
+pub mod view;
 
-use super::{begin, show};
+use super::{begin, confirm, show};
 use crate::cli;
 use crate::client::{MEMBER_ADD, MEMBER_PROMOTE, MEMBER_REMOVE, MEMBER_UPDATE};
 use crate::failure::{Exit, Failure, Result};
+use crate::output::Printer;
 use crate::settings::Settings;
 use crate::units::parse_u64_hex;
 use api::etcdserverpb::{
@@ -44,8 +45,11 @@ pub async fn add(settings: &Settings, matches: &ArgMatches) -> Result<()> {
 
 pub async fn remove(settings: &Settings, matches: &ArgMatches) -> Result<()> {
     let id = member_id(matches)?;
+    Printer::new(settings).refuse_fields_and_table()?;
+    if !confirm::gate(matches, async || plan::blast(settings, id).await).await? {
+        return Ok(());
+    }
     let (mut client, printer) = begin(settings, false)?;
-    printer.refuse_fields_and_table()?;
     let answer: MemberRemoveResponse = client.call(&MEMBER_REMOVE, &MemberRemoveRequest { id }).await?;
     show(&printer.member_changed(id, "removed from", answer.header.as_ref(), &answer.members, &answer)?)
 }

@@ -1,11 +1,12 @@
 //! member plan: what a change of members would mean, told before anything is changed. Changes nothing.
 
 use super::quorum::{Count, NEW, Outcome, Problem, Step, judge};
-use super::view::View;
+use super::view::{Seen, View};
 use crate::cli;
 use crate::failure::{Details, Exit, Failure, Result};
 use crate::output::{Printer, json};
 use crate::settings::{Format, Settings};
+use crate::verbs::confirm::Blast;
 use crate::verbs::show;
 use clap::ArgMatches;
 use std::fmt::Write;
@@ -50,10 +51,34 @@ pub async fn plan(settings: &Settings, kind: &str, matches: &ArgMatches) -> Resu
     }
 }
 
+/// What removing a member means, for whoever is asked.
+pub async fn blast(settings: &Settings, id: u64) -> Result<Blast> {
+    let view = View::take(settings, settings.endpoints.clone()).await?;
+    let name = format!("{id:x}");
+    let seen = view.find(&name, None)?.ok_or_else(|| unknown(&view, &name))?;
+    let outcomes = judge(&view.numbers(None), &[Step::Remove(id)]);
+    let mut more = vec![format!("now:        {}", Count::of(&view.numbers(None)).words())];
+    for outcome in &outcomes {
+        more.push(format!("after that: {}", outcome.after.words()));
+        more.extend(outcome.problem.map(|problem| problem.words().to_owned()));
+    }
+    more.push("it ends by itself and never comes back under this id; its data stays on its disk".into());
+    Ok(Blast {
+        what: format!("remove member {} from cluster {:x}", seen.label(), view.cluster),
+        more,
+        ask: true,
+    })
+}
+
 pub fn unknown(view: &View, target: &str) -> Failure {
+    names_of(target, view.members.iter().map(Seen::label))
+}
+
+/// No member is called so; these are there.
+pub fn names_of(target: &str, labels: impl Iterator<Item = String>) -> Failure {
     Failure::new(Exit::Error, format!("[MEMBER_UNKNOWN] no member is called {target:?}")).with(Details {
         cause: "neither an id in hexadecimal nor a name of the members is this".into(),
-        evidence: view.members.iter().map(|seen| format!("member {}", seen.label())).collect(),
+        evidence: labels.map(|label| format!("member {label}")).collect(),
         remedy: vec!["name one of these".into()],
         never: String::new(),
     })

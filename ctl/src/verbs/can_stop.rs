@@ -1,0 +1,278 @@
+//! can-stop: whether a member may be stopped now, for whoever reboots machines. The decision is pure; nothing is changed.
+//!
+//! The answer is strict: every other voter is up and in sync, nothing about the membership is under way, and what is left is a quorum, also
+//! if a learner that is in sync gets its vote in this moment. Between the answer and the stop something else may fail, as always.
+
+use super::judge::IN_SYNC_ENTRIES;
+use super::member::plan::names_of;
+use super::member::quorum::Count;
+use super::show;
+use super::survey::Survey;
+use crate::cli;
+use crate::failure::{Details, Exit, Failure, Result};
+use crate::output::{Printer, Value};
+use crate::settings::Settings;
+use clap::{ArgMatches, Command};
+
+pub fn command() -> Command {
+    cli::verb(
+        "can-stop",
+        "Tells whether a member may be stopped now without losing the quorum",
+        "cairnctl can-stop [member id or name] [flags]",
+    )
+    .after_help(
+        "Without a name it is about the member at the one endpoint of --endpoints. Exits with 0: yes; 9: the quorum would be lost;\n\
+         10: it would be kept, but something is under way or down, later; 1 and 2: nobody knows. Anything but 0 means: do not stop it.",
+    )
+}
+
+/// What the decision needs of a member.
+#[derive(Clone, Debug, PartialEq, Eq)]
+struct Facts {
+    id: u64,
+    label: String,
+    is_learner: bool,
+    is_started: bool,
+    /// Entries it has still to apply; `None`: it does not answer, or knows no leader.
+    behind: Option<u64>,
+}
+
+impl Facts {
+    fn in_sync(&self) -> bool {
+        self.behind.is_some_and(|behind| behind <= IN_SYNC_ENTRIES)
+    }
+}
+
+#[derive(Clone, Debug, PartialEq, Eq)]
+enum Answer {
+    Yes,
+    /// Nobody could write any more.
+    QuorumLost,
+    /// Why it should be later.
+    NotNow(Vec<String>),
+}
+
+/// The counts without the member: of the voters of now, and with the learners that may vote any moment.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+struct Left {
+    now: Count,
+    soon: Count,
+}
+
+fn left(members: &[Facts], target: u64) -> Left {
+    let up = |member: &&Facts| member.in_sync() && member.id != target;
+    let voters = members.iter().filter(|member| !member.is_learner);
+    let soon = members.iter().filter(|member| !member.is_learner || member.in_sync());
+    let count =
+        |of: Vec<&Facts>| Count { voters: of.len(), up: of.iter().filter(|member| up(member)).count() };
+    Left { now: count(voters.collect()), soon: count(soon.collect()) }
+}
+
+fn decide(members: &[Facts], target: u64) -> Answer {
+    let left = left(members, target);
+    let is_learner = members.iter().any(|member| member.id == target && member.is_learner);
+    // Without a quorum already nothing is lost by stopping a learner, but nothing is well either.
+    if left.now.spare().is_none() || (!is_learner && left.soon.spare().is_none()) {
+        return Answer::QuorumLost;
+    }
+    let mut why = Vec::new();
+    for member in members.iter().filter(|member| member.id != target) {
+        let kind = if member.is_learner { "learner" } else { "voter" };
+        let label = &member.label;
+        match member.behind {
+            _ if !member.is_started => {
+                why.push(format!("member {label} was added and has not started: a change is under way"))
+            }
+            None => why.push(format!("{kind} {label} is not up")),
+            Some(behind) if behind > IN_SYNC_ENTRIES && member.is_learner => {
+                why.push(format!("learner {label} is {behind} entries behind: a replacement is under way"));
+            }
+            Some(behind) if behind > IN_SYNC_ENTRIES => {
+                why.push(format!("voter {label} is {behind} entries behind"))
+            }
+            Some(_) => {}
+        }
+    }
+    if why.is_empty() { Answer::Yes } else { Answer::NotNow(why) }
+}
+
+fn facts(survey: &Survey) -> Vec<Facts> {
+    let fact = |seen: &super::survey::Seen| Facts {
+        id: seen.member.id,
+        label: seen.label(),
+        is_learner: seen.member.is_learner,
+        is_started: seen.is_started(),
+        behind: survey.behind(seen).filter(|_| seen.is_up()),
+    };
+    survey.members.iter().map(fact).collect()
+}
+
+pub async fn can_stop(settings: &Settings, matches: &ArgMatches) -> Result<()> {
+    let arguments = cli::arguments(matches);
+    let named = match arguments.as_slice() {
+        [] => None,
+        [name] => Some(String::from_utf8_lossy(name).into_owned()),
+        _ => return Err(Failure::arguments("can-stop command accepts one member")),
+    };
+    if named.is_none() && settings.endpoints.len() != 1 {
+        return Err(Failure::arguments("can-stop command needs a member when --endpoints names several"));
+    }
+    let printer = Printer::new(settings);
+    printer.page(&Value::Null, |_, _| String::new())?;
+    let survey = Survey::take(settings, false).await?;
+    let target = match &named {
+        Some(name) => survey.find(name),
+        None => {
+            let who = survey.asked.first().and_then(|asked| asked.who.as_ref().ok());
+            who.and_then(|(_, member)| survey.members.iter().find(|seen| seen.member.id == *member))
+        }
+    };
+    let Some(target) = target else {
+        let name = named.unwrap_or_else(|| settings.endpoints[0].name.clone());
+        let labels = survey.members.iter().map(super::survey::Seen::label);
+        return Err(names_of(&name, labels));
+    };
+    let facts = facts(&survey);
+    let mut answer = decide(&facts, target.member.id);
+    // The members say that they are up, and still nothing can be read: the arithmetic misses something, so it is not trusted.
+    if let (Answer::Yes, Err(why)) = (&answer, &survey.quorum) {
+        answer = Answer::NotNow(vec![format!("no linearizable read: {why}")]);
+    }
+    let left = left(&facts, target.member.id);
+    let leads = target.leads();
+    let data = Value::map([
+        ("member", format!("{:x}", target.member.id).into()),
+        ("name", target.member.name.as_str().into()),
+        ("can_stop", (answer == Answer::Yes).into()),
+        (
+            "reasons",
+            match &answer {
+                Answer::Yes => Value::List(Vec::new()),
+                Answer::QuorumLost => vec![left.now.words()].into(),
+                Answer::NotNow(why) => why.clone().into(),
+            },
+        ),
+        ("leads", leads.into()),
+        ("voters", left.now.voters.into()),
+        ("voters_up_without_it", left.now.up.into()),
+        ("quorum", left.now.quorum().into()),
+        ("more_may_fail_then", left.now.spare().into()),
+    ]);
+    let label = target.label();
+    let bytes = printer.page(&data, |paint, _| {
+        let verdict = match &answer {
+            Answer::Yes => paint.good("may be stopped"),
+            Answer::QuorumLost => paint.bad("must not be stopped"),
+            Answer::NotNow(_) => paint.warn("not now"),
+        };
+        let note =
+            if leads { "it leads, and hands leadership over when it is stopped with SIGTERM\n" } else { "" };
+        format!("member {label}: {verdict}\nwithout it: {}\n{note}", left.now.words())
+    })?;
+    show(&bytes)?;
+    match answer {
+        Answer::Yes => Ok(()),
+        Answer::QuorumLost => Err(quorum_lost(&label, left)),
+        Answer::NotNow(why) => Err(not_now(&label, why)),
+    }
+}
+
+fn quorum_lost(label: &str, left: Left) -> Failure {
+    let mut evidence = vec![left.now.words()];
+    if left.now.spare().is_some() {
+        evidence.push(format!("once the learners that are in sync vote: {}", left.soon.words()));
+    }
+    Failure::new(Exit::Unsafe, format!("[CANNOT_STOP] stopping member {label} would cost the quorum")).with(
+        Details {
+            cause: "fewer voters would be up and in sync than a quorum needs: no write, no linearizable read"
+                .into(),
+            evidence,
+            remedy: vec![
+            "bring back what is down, and wait: cairnctl wait --for synced --cluster".into(),
+            "a cluster of one or two voters tolerates no stop: add members first (cairnctl member plan add)"
+                .into(),
+        ],
+            never: String::new(),
+        },
+    )
+}
+
+fn not_now(label: &str, why: Vec<String>) -> Failure {
+    Failure::new(Exit::Busy, format!("[NOT_NOW] member {label} should not be stopped now")).with(Details {
+        cause: "the quorum would be kept, but one more trouble would cost it, or a change of members is under way".into(),
+        evidence: why,
+        remedy: vec!["wait, and ask again: cairnctl wait --for synced --cluster".into()],
+        never: String::new(),
+    })
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    /// One letter for each member: V voter, L learner, v and l behind, D voter that is down, d learner that is down, u voter that was
+    /// never started, x learner that was never started.
+    fn members(letters: &str) -> Vec<Facts> {
+        let member = |(at, letter): (usize, char)| Facts {
+            id: at as u64 + 1,
+            label: format!("m{}", at + 1),
+            is_learner: "Lldx".contains(letter),
+            is_started: !"ux".contains(letter),
+            behind: match letter {
+                'V' | 'L' => Some(IN_SYNC_ENTRIES),
+                'v' | 'l' => Some(IN_SYNC_ENTRIES + 1),
+                _ => None,
+            },
+        };
+        letters.chars().enumerate().map(member).collect()
+    }
+
+    #[test]
+    fn who_may_be_stopped() {
+        const YES: &str = "yes";
+        const LOST: &str = "quorum lost";
+        const LATER: &str = "not now";
+        for (letters, target, expected, why) in [
+            ("VVV", 1, YES, "two of three stay"),
+            ("VVVVV", 3, YES, "four of five stay"),
+            ("V", 1, LOST, "nobody stays"),
+            ("VV", 1, LOST, "one of two is no quorum"),
+            ("VVD", 1, LOST, "another one is down already"),
+            ("VVD", 3, YES, "it is down itself: the others do without it"),
+            ("VVv", 1, LOST, "one that is behind cannot commit what is new"),
+            ("VVu", 1, LOST, "a voter that was never started counts and is not there"),
+            ("VVVVD", 1, LATER, "a quorum stays, with nothing to spare"),
+            ("VVVVv", 1, LATER, "the same while one catches up"),
+            ("VVVVu", 1, LATER, "a change is under way"),
+            ("VVVx", 1, LATER, "a learner was added and is to be started"),
+            ("VVVl", 1, LATER, "a replacement catches up"),
+            ("VVVd", 1, LATER, "a learner is down: whatever it is for is not done"),
+            ("VVVL", 1, YES, "three of four stay, should it be promoted"),
+            ("VVL", 1, LOST, "two voters: one is no quorum"),
+            ("VVL", 3, YES, "a learner has no vote"),
+            ("VL", 2, YES, "the same beside one voter"),
+            ("VDDL", 4, LOST, "there is no quorum as it is"),
+            ("VVVLL", 4, YES, "one of two learners"),
+            ("VVLL", 1, LOST, "learners do not count before they vote"),
+        ] {
+            let answer = match decide(&members(letters), target) {
+                Answer::Yes => YES,
+                Answer::QuorumLost => LOST,
+                Answer::NotNow(reasons) => {
+                    assert!(!reasons.is_empty());
+                    LATER
+                }
+            };
+            assert_eq!(answer, expected, "{letters}, member {target}: {why}");
+        }
+    }
+
+    #[test]
+    fn a_learner_that_may_vote_any_moment_is_reckoned_with() {
+        // Four voters, of which three would stay, and with the learner's vote five, of which four would.
+        let left = left(&members("VVVVL"), 1);
+        assert_eq!((left.now, left.soon), (Count { voters: 4, up: 3 }, Count { voters: 5, up: 4 }));
+        assert_eq!(decide(&members("VVVVL"), 1), Answer::Yes);
+        assert_eq!(decide(&members("VVVVDL"), 1), Answer::NotNow(vec!["voter m5 is not up".into()]));
+    }
+}
