@@ -94,14 +94,21 @@ fn listed(verb: &Command) -> bool {
 }
 
 fn about(verb: &Command) -> String {
-    verb.get_about().map(ToString::to_string).unwrap_or_default()
+    let text = verb.get_about().map(ToString::to_string).unwrap_or_default();
+    text.replace("docs/cairnctl.md", "/usr/share/doc/cairnctl/cairnctl.md")
 }
 
 fn more(out: &mut String, verb: &Command) {
-    for text in [verb.get_long_about(), verb.get_after_long_help().or_else(|| verb.get_after_help())] {
-        if let Some(text) = text {
-            let _ = writeln!(out, ".PP");
-            lines(out, &text.to_string());
+    for text in [verb.get_long_about(), verb.get_after_long_help().or_else(|| verb.get_after_help())]
+        .into_iter()
+        .flatten()
+    {
+        let text = text.to_string();
+        let _ = writeln!(out, ".PP");
+        if text.lines().any(|line| line.starts_with(' ')) {
+            lines(out, &text);
+        } else {
+            let _ = writeln!(out, "{}", plain(text.trim()).replace('\n', "\n.br\n"));
         }
     }
 }
