@@ -54,20 +54,39 @@ pub struct Look {
     pub verdict: Result<()>,
 }
 
-impl From<Vec<u8>> for Look {
-    fn from(bytes: Vec<u8>) -> Look {
-        Look { bytes, verdict: Ok(()) }
+/// A look and what is to be said of it on stderr: before the bytes, or below them where they are drawn over the last ones.
+pub struct Told {
+    look: Look,
+    complaints: Vec<String>,
+}
+
+impl From<Vec<u8>> for Told {
+    fn from(bytes: Vec<u8>) -> Told {
+        Look { bytes, verdict: Ok(()) }.into()
+    }
+}
+
+impl From<Look> for Told {
+    fn from(look: Look) -> Told {
+        (look, Vec::new()).into()
+    }
+}
+
+impl From<(Look, Vec<String>)> for Told {
+    fn from((look, complaints): (Look, Vec<String>)) -> Told {
+        Told { look, complaints }
     }
 }
 
 /// Looks once, or for as long as `--watch` wants.
-pub async fn looking<L: Into<Look>>(
+pub async fn looking<L: Into<Told>>(
     settings: &Settings,
     matches: &ArgMatches,
     mut look: impl AsyncFnMut() -> Result<L>,
 ) -> Result<()> {
     let Some(every) = every(matches)? else {
-        let look: Look = look().await?.into();
+        let Told { look, complaints } = look().await?.into();
+        complaints.iter().for_each(|line| eprintln!("{line}"));
         show(&look.bytes)?;
         return look.verdict;
     };
@@ -90,8 +109,9 @@ pub async fn looking<L: Into<Look>>(
             _ => "\n",
         };
         match looked.map(Into::into) {
-            Ok(Look { bytes, verdict }) => {
+            Ok(Told { look: Look { bytes, verdict }, complaints }) => {
                 show(&[separator.as_bytes(), &bytes].concat())?;
+                complaints.iter().for_each(|line| eprintln!("{line}"));
                 if let Err(failure) = verdict {
                     eprint!("{failure}");
                 }

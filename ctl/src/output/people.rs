@@ -323,7 +323,11 @@ impl Printer {
                 Cell::number(status.raft_applied_index),
                 Cell::number(header.revision),
                 if storage.is_empty() { Cell::nothing() } else { Cell::text(storage.as_str()) },
-                Cell::texts(&status.errors).tone(Tone::Bad),
+                Cell::texts(&status.errors).tone(if status.errors.is_empty() {
+                    Tone::Faint
+                } else {
+                    Tone::Bad
+                }),
             ]);
         }
         self.sheet(&sheet)

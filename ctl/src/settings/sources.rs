@@ -40,8 +40,8 @@ pub struct Weighed {
 /// Every setting, and what there is to say about the choice.
 pub struct Sources {
     pub values: BTreeMap<&'static str, Weighed>,
-    /// The context that counts.
-    pub context: Option<String>,
+    /// The context that counts, and who says so.
+    pub context: Option<(String, String)>,
     /// For those who ask (`-v`, `context show`): sources that were passed over, and why.
     pub notes: Vec<String>,
     /// For everybody.
@@ -101,6 +101,7 @@ impl Sources {
             }
             let file = contexts::File::read(path.as_deref())?;
             let table = file.find(&name, &source)?.clone();
+            self.context = Some((name.clone(), source.clone()));
             if let Some(endpoints) = self.values.get("endpoints").filter(|value| value.rank < named.rank) {
                 self.warnings.push(format!(
                     "warning: the endpoints of {} win over those of context {name:?}, which {source} names",
@@ -124,6 +125,7 @@ impl Sources {
             return Ok(None);
         };
         let table = file.find(&name, &file.name())?.clone();
+        self.context = Some((name.clone(), file.name()));
         Ok(Some((name, table)))
     }
 
@@ -145,7 +147,6 @@ impl Sources {
             let value = Weighed { text, rank: Rank::Context, source: source.clone() };
             self.values.insert(global.name, value);
         }
-        self.context = Some(name.to_owned());
         Ok(())
     }
 

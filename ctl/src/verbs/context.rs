@@ -196,6 +196,7 @@ fn show(matches: &ArgMatches, given: &Given, variables: &Variables) -> Result<()
     match cli::arguments(matches).as_slice() {
         [] => {}
         [name] => {
+            // As with --context, and said as it was said.
             given.insert("context", vec![String::from_utf8_lossy(name).into_owned()]);
         }
         _ => return Err(Failure::arguments("context show takes the name of a context, or nothing")),
@@ -217,8 +218,12 @@ fn shown_sources(sources: &Sources) -> Sheet {
     let columns =
         [Column::new("setting", "SETTING"), Column::new("value", "VALUE"), Column::new("from", "FROM")];
     let mut sheet = Sheet::new("settings", &columns);
-    sheet.whole("context", sources.context.clone());
+    sheet.whole("context", sources.context.as_ref().map(|(name, _)| name.as_str()));
     for global in GLOBALS {
+        if let ("context", Some((name, from))) = (global.name, &sources.context) {
+            sheet.row(vec![Cell::text("context"), Cell::text(name.as_str()), Cell::text(from.as_str())]);
+            continue;
+        }
         let weighed = &sources.values[global.name];
         let tone = if weighed.rank == Rank::Default { Tone::Faint } else { Tone::Plain };
         let text = shown(global.name, &weighed.text);

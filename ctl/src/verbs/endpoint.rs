@@ -125,21 +125,25 @@ pub async fn status(settings: &Settings, matches: &ArgMatches) -> Result<()> {
     again::looking(settings, matches, async || status_once(settings, matches, printer).await).await
 }
 
-async fn status_once(settings: &Settings, matches: &ArgMatches, printer: Printer) -> Result<again::Look> {
+async fn status_once(
+    settings: &Settings,
+    matches: &ArgMatches,
+    printer: Printer,
+) -> Result<(again::Look, Vec<String>)> {
+    let mut complaints = Vec::new();
     let mut all = Vec::new();
-    let mut failed = false;
     for endpoint in asked(settings, matches).await? {
         let name = endpoint.name.clone();
         match Client::over(settings, vec![endpoint], false)?.call(&STATUS, &StatusRequest {}).await {
             Ok(status) => all.push(EndpointStatus { endpoint: name, status }),
             Err(failure) => {
-                failed = true;
-                eprintln!("Failed to get the status of endpoint {name} ({})", reason(&failure));
+                complaints
+                    .push(format!("Failed to get the status of endpoint {name} ({})", reason(&failure)));
             }
         }
     }
-    let verdict = if failed { Err(Failure::silent(Exit::Error)) } else { Ok(()) };
-    Ok(again::Look { bytes: printer.status(&all)?, verdict })
+    let verdict = if complaints.is_empty() { Ok(()) } else { Err(Failure::silent(Exit::Error)) };
+    Ok((again::Look { bytes: printer.status(&all)?, verdict }, complaints))
 }
 
 pub async fn hash_kv(settings: &Settings, matches: &ArgMatches) -> Result<()> {

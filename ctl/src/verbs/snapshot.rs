@@ -9,19 +9,19 @@ use super::show;
 use crate::cli;
 use crate::client::{Client, SNAPSHOT};
 use crate::failure::{Details, Exit, Failure, Result};
+use crate::output::progress::{Progress, Unit};
 use crate::settings::{Format, Settings};
 use api::etcdserverpb::{SnapshotRequest, SnapshotResponse};
 use clap::ArgMatches;
-use dbfile::{Look, LookError, write_size as size};
+use dbfile::{Look, LookError};
 use nix::fcntl::{PosixFadviseAdvice, posix_fadvise};
 use sha2::{Digest, Sha256};
 use std::ffi::OsString;
 use std::fs::{self, File, OpenOptions};
-use std::io::{BufWriter, IsTerminal, Write};
+use std::io::{BufWriter, Write};
 use std::os::unix::ffi::OsStringExt;
 use std::os::unix::fs::{MetadataExt, OpenOptionsExt};
 use std::path::{Path, PathBuf};
-use std::time::{Duration, Instant};
 use tokio::signal::unix::{SignalKind, signal};
 
 /// The SHA-256 behind the database.
@@ -31,8 +31,6 @@ const SECTOR_BYTES: u64 = 512;
 /// One write call for this much of the file, and then the disk is told to begin with it. Left to the kernel, the whole file would reach the
 /// disk at the end with one sync, and the log of a member on the same disk would wait behind it: puts with a p99 of 16 ms instead of 1.5.
 const BUFFER_BYTES: usize = 256 * 1024;
-/// Between two lines of progress; on a terminal one line is written over.
-const PROGRESS_EVERY: Duration = Duration::from_millis(500);
 
 pub async fn save(settings: &Settings, matches: &ArgMatches) -> Result<()> {
     let mut arguments = cli::arguments(matches);
@@ -47,13 +45,7 @@ pub async fn save(settings: &Settings, matches: &ArgMatches) -> Result<()> {
             format!("snapshot must be requested to one selected node, not multiple [{}]", names.join(" ")),
         ));
     }
-    let terminal = std::io::stderr().is_terminal();
-    let mut progress = Progress {
-        shown: terminal || cli::on(matches, "progress"),
-        terminal,
-        began: Instant::now(),
-        last: None,
-    };
+    let mut progress = Progress::begin("snapshot save", Unit::Bytes, cli::on(matches, "progress"));
     let mut client = Client::new(settings, true)?;
     // Before there is anything to remove.
     let stop = Stop::listen()?;
@@ -64,7 +56,7 @@ pub async fn save(settings: &Settings, matches: &ArgMatches) -> Result<()> {
     let mut version = String::new();
     let streamed = client.stream(&SNAPSHOT, &SnapshotRequest {}, |piece: SnapshotResponse| {
         part.take(&piece.blob)?;
-        progress.tell(part.bytes, piece.remaining_bytes);
+        progress.tell(part.bytes, Some(part.bytes + piece.remaining_bytes));
         if !piece.version.is_empty() {
             version = piece.version;
         }
@@ -79,8 +71,9 @@ pub async fn save(settings: &Settings, matches: &ArgMatches) -> Result<()> {
             ..failure
         })?,
     }
-    progress.done(part.bytes);
+    let bytes = part.bytes;
     part.finish(&path)?;
+    progress.finish(bytes);
     let mut out = b"Snapshot saved at ".to_vec();
     out.extend_from_slice(path.as_os_str().as_encoded_bytes());
     out.push(b'\n');
@@ -301,45 +294,6 @@ impl Drop for Part {
 
 fn write_failed(path: &Path, error: &std::io::Error) -> Failure {
     Failure::new(Exit::Interrupted, format!("could not write {} ({error})", path.display()))
-}
-
-/// How far the save has come, on stderr.
-struct Progress {
-    shown: bool,
-    terminal: bool,
-    began: Instant,
-    last: Option<Instant>,
-}
-
-impl Progress {
-    fn tell(&mut self, bytes: u64, remaining: u64) {
-        if !self.shown || self.last.is_some_and(|last| last.elapsed() < PROGRESS_EVERY) {
-            return;
-        }
-        self.last = Some(Instant::now());
-        self.line(&format!("{} of {}, {}", size(bytes), size(bytes + remaining), self.rate(bytes)), "");
-    }
-
-    fn done(&self, bytes: u64) {
-        if self.shown {
-            let seconds = self.began.elapsed().as_secs_f64();
-            self.line(&format!("{} in {seconds:.1} s, {}", size(bytes), self.rate(bytes)), "\n");
-        }
-    }
-
-    fn rate(&self, bytes: u64) -> String {
-        let seconds = self.began.elapsed().as_secs_f64().max(0.001);
-        format!("{}/s", size((bytes as f64 / seconds) as u64))
-    }
-
-    /// stderr may be closed; a backup goes on without its progress.
-    fn line(&self, text: &str, end: &str) {
-        let _ = if self.terminal {
-            write!(std::io::stderr(), "\r\x1b[K{text}{end}")
-        } else {
-            writeln!(std::io::stderr(), "{text}")
-        };
-    }
 }
 
 #[cfg(test)]
