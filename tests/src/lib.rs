@@ -2,6 +2,7 @@
 
 pub mod checker;
 pub mod harness;
+pub mod machines;
 pub mod namespace;
 pub mod proxy;
 pub mod recorder;
