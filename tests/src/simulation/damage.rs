@@ -36,21 +36,24 @@ impl World {
         Unique::for_test(self.next_unique)
     }
 
-    pub(super) fn fresh_papers(&mut self, member: u64, origin: Origin) -> Papers {
+    pub(super) fn fresh_papers(&mut self, member: u64, origin: Origin, elders: Vec<MemberId>) -> Papers {
         let dir = self.fresh_unique();
-        Papers { member, dir, origin, ..Papers::default() }
+        Papers { member, dir, origin, elders, ..Papers::default() }
     }
 
-    /// Whether the voters whose directories are good, and who are not asked to go, are a majority, without these.
+    /// Whether the voters whose directories are good, and who are not asked to go, are a majority, without this one. Whatever becomes of the
+    /// changes that are under way: who is asked to vote may do so in some member's log already.
     pub(super) fn majority_is_good(&self, without: u64) -> bool {
         let voters = self.memberships.newest().voters;
-        let is_good = |id: &&MemberId| {
-            let member = self.members.get(&id.0);
-            id.0 != without
-                && !self.asked_to_go.contains(&id.0)
+        let is_good = |id: &u64| {
+            let member = self.members.get(id);
+            *id != without
+                && !self.asked_to_go.contains(id)
                 && member.is_some_and(|member| !member.disk.is_damaged && !member.disk.papers.is_quarantined)
         };
-        voters.iter().filter(is_good).count() > voters.len() / 2
+        let awaited = self.asked_to_vote.iter().filter(|id| !voters.contains(&MemberId(**id)));
+        let bad_ones_more = awaited.filter(|id| !is_good(id)).count();
+        voters.iter().filter(|id| is_good(&id.0)).count() > (voters.len() + bad_ones_more) / 2
     }
 
     /// What a start on this directory would say.
@@ -174,7 +177,8 @@ impl World {
 
     fn wipe(&mut self, place: u64) {
         let origin = if self.rng.random_bool(0.5) { Origin::Unborn } else { Origin::Joining };
-        let disk = Disk { papers: self.fresh_papers(place, origin), ..Disk::default() };
+        let elders = self.members[&place].disk.papers.elders.clone();
+        let disk = Disk { papers: self.fresh_papers(place, origin, elders), ..Disk::default() };
         if self.may_use(place, &disk) {
             self.replace(place, disk, "is wiped");
         }
@@ -269,10 +273,10 @@ impl World {
         let hello = self.would_be(&disk);
         let reader = open(disk.state.clone()).reader();
         self.members.get_mut(&place).expect("it exists").disk = disk;
-        let first: Vec<MemberId> = (1..=self.first_members).map(MemberId).collect();
+        let elders = self.members[&place].disk.papers.elders.clone();
         let voters = Some(reader.conf_state().voters).filter(|voters| !voters.is_empty());
         let listed: Vec<MemberId> = reader.members().into_iter().map(|member| member.id).collect();
-        let peers = if listed.is_empty() { first.clone() } else { listed };
+        let peers = if listed.is_empty() { elders.clone() } else { listed };
         let (now, defect) = (self.now, self.setup.defect);
         let mut answers = Vec::new();
         for peer in peers.into_iter().filter(|peer| *peer != hello.member) {
@@ -320,7 +324,7 @@ impl World {
                 _ => again(self),
             };
         }
-        let voters = voters.unwrap_or(first);
+        let voters = voters.unwrap_or(elders);
         let over = waited >= PATIENCE;
         let own_term = hello.log.term;
         match believed_at_start(&voters, hello.member, own_term, &voices, over).cloned() {

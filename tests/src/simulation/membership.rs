@@ -62,7 +62,7 @@ impl World {
                 if self.ask(id, Change::Add { id: next, is_learner }) {
                     let mut member = self.fresh(next);
                     if self.setup.damage {
-                        member.disk.papers = self.fresh_papers(next, Origin::Joining);
+                        member.disk.papers = self.fresh_papers(next, Origin::Joining, everybody);
                     }
                     self.members.insert(next, member);
                     self.at(0, Event::Start(next));
@@ -143,6 +143,17 @@ impl World {
                 return false;
             }
             self.asked_to_go.insert(gone);
+        }
+        let votes = match change {
+            Change::Add { id, is_learner: false } | Change::Promote(id) => Some(id),
+            _ => None,
+        };
+        if let (Some(voter), true) = (votes, self.setup.damage)
+            && self.asked_to_vote.insert(voter)
+            && !self.majority_is_good(0)
+        {
+            self.asked_to_vote.remove(&voter);
+            return false;
         }
         self.next_request += 1;
         let request = self.next_request;

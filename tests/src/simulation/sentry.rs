@@ -54,6 +54,8 @@ pub struct Papers {
     pub origin: Origin,
     pub cluster_uuid: Option<Unique>,
     pub attendees: BTreeMap<MemberId, Unique>,
+    /// Whom its settings name, which are as old as its place: whom it asks and believes while its state knows nobody.
+    pub elders: Vec<MemberId>,
     /// The cluster expelled it: never again.
     pub is_quarantined: bool,
 }
@@ -68,6 +70,7 @@ impl Default for Papers {
             origin: Origin::Formed,
             cluster_uuid: None,
             attendees: BTreeMap::new(),
+            elders: Vec::new(),
             is_quarantined: false,
         }
     }
@@ -290,12 +293,12 @@ impl Member {
         Some((Heard { witness: known.witness, verdict }, known.cluster_uuid))
     }
 
-    fn oneself(&self, first: u64) -> Option<Oneself> {
+    fn oneself(&self) -> Option<Oneself> {
         let running = self.running.as_ref()?;
         let sentry = running.sentry.as_ref()?;
         let mut voters = running.machine.conf_state().voters;
         if voters.is_empty() {
-            voters = (1..=first).map(MemberId).collect();
+            voters.clone_from(&self.disk.papers.elders);
         }
         Some(Oneself {
             me: MemberId(self.id),
@@ -508,8 +511,8 @@ impl World {
     }
 
     pub(super) fn hear(&mut self, place: u64, heard: Heard, life: Option<Unique>) {
-        let (instant, first) = (self.instant(), self.first_members);
-        let Some(own) = self.members.get(&place).and_then(|member| member.oneself(first)) else { return };
+        let instant = self.instant();
+        let Some(own) = self.members.get(&place).and_then(Member::oneself) else { return };
         self.note(|| format!("{place} hears of {}: {:?}", heard.witness.member, heard.verdict));
         self.sentry(place).expect("it runs").jury.hear(heard, life, &own, instant);
         self.conclude(place);
@@ -517,8 +520,8 @@ impl World {
 
     /// As the node's sentinel: silence at once, the end when it is believed. Answers whether everybody should be asked.
     fn conclude(&mut self, place: u64) -> bool {
-        let (instant, first) = (self.instant(), self.first_members);
-        let Some(own) = self.members.get(&place).and_then(|member| member.oneself(first)) else {
+        let instant = self.instant();
+        let Some(own) = self.members.get(&place).and_then(Member::oneself) else {
             return false;
         };
         let sentry = self.sentry(place).expect("it runs");

@@ -228,6 +228,16 @@ impl World {
         self.input(id, Input::Propose(vec![proposal]));
     }
 
+    /// Somebody is still owed something.
+    pub(super) fn watches_are_behind(&self) -> bool {
+        let readers =
+            self.members.values().filter_map(|member| Some(member.running.as_ref()?.machine.reader()));
+        let last = readers.map(|reader| reader.revision()).max().unwrap_or_default();
+        let watching = &self.watching;
+        let mut following = watching.clients.iter().flat_map(|client| &client.following);
+        following.any(|one| watching.history.expected(&one.create, one.starts(), last.0).next().is_some())
+    }
+
     /// Everybody was told everything, in the end, and what they were told on the way was right.
     pub(super) fn end_watches(&mut self, last: Revision) {
         let now = self.now;

@@ -33,6 +33,8 @@ const CHAOS_END: Time = 200 * TICK;
 /// After it everything must come to rest within this: without pre-vote, a member with a short log and a fast clock can frustrate some
 /// elections in a row.
 pub(super) const REST_END: Time = CHAOS_END + 350 * TICK;
+/// A watch far behind is told a few revisions at a time, by a hub that may have many of them: it may be late, but it gets there.
+const WATCHES_END: Time = REST_END + 100 * TICK;
 /// Clients stop here, so that the end is a standstill.
 pub(super) const CLIENTS_END: Time = CHAOS_END + 250 * TICK;
 /// Members that may ever exist, those that join later included.
@@ -156,6 +158,7 @@ pub struct World {
     pub(super) copies: Vec<Disk>,
     pub(super) shelves: BTreeMap<u64, Disk>,
     pub(super) asked_to_go: BTreeSet<u64>,
+    pub(super) asked_to_vote: BTreeSet<u64>,
     pub(super) window_is_open: bool,
 }
 
@@ -214,6 +217,7 @@ impl World {
             copies: Vec::new(),
             shelves: BTreeMap::new(),
             asked_to_go: BTreeSet::new(),
+            asked_to_vote: BTreeSet::new(),
             window_is_open: false,
         };
         world.checkpoint_interval_ms = [None, Some(500), Some(1500)][world.rng.random_range(0..3)];
@@ -223,7 +227,8 @@ impl World {
             member.disk.hard_state = hard_state;
             member.disk.entries = log.clone();
             if setup.damage {
-                member.disk.papers = world.fresh_papers(id, Origin::Formed);
+                let first = (1..=size).map(MemberId).collect();
+                member.disk.papers = world.fresh_papers(id, Origin::Formed, first);
             }
             world.members.insert(id, member);
             world.at(0, Event::Start(id));
@@ -300,7 +305,7 @@ impl World {
 
     fn run_to_end(&mut self) {
         while let Some(Reverse((time, number))) = self.events.pop() {
-            if time > REST_END {
+            if time > REST_END && (time > WATCHES_END || !self.watches_are_behind()) {
                 break;
             }
             self.now = time;
