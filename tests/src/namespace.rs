@@ -15,7 +15,7 @@ const INSIDE: &str = "CAIRN_TESTS_IN_NAMESPACE";
 /// True: go on, this process may mount. False: the test was run in a process of its own and passed there, or it cannot be run here,
 /// which was said on stderr. `test` is its full name, as `--exact` takes it.
 pub fn entered(test: &str) -> Result<bool> {
-    if std::env::var_os(INSIDE).is_some() {
+    if inside() {
         return Ok(true);
     }
     // Root needs no user namespace, and some systems forbid them to others.
@@ -43,6 +43,11 @@ pub fn entered(test: &str) -> Result<bool> {
     Ok(false)
 }
 
+/// Whether this process is the second run.
+pub fn inside() -> bool {
+    std::env::var_os(INSIDE).is_some()
+}
+
 fn can_mount(flags: &str) -> bool {
     let mount = Command::new("unshare")
         .args([flags, "sh", "-c", "mount -t tmpfs -o size=64k tmpfs /tmp"])
@@ -53,7 +58,7 @@ fn can_mount(flags: &str) -> bool {
 
 /// An empty file system of this size on a new directory. Only after [`entered`] said so.
 pub fn mount(at: &Path, size_mib: u64) -> Result<()> {
-    assert!(std::env::var_os(INSIDE).is_some(), "mounts are made in a namespace of the test's own");
+    assert!(inside(), "mounts are made in a namespace of the test's own");
     std::fs::create_dir_all(at)?;
     let size = format!("size={size_mib}m");
     let output = Command::new("mount").args(["-t", "tmpfs", "-o", &size, "tmpfs"]).arg(at).output()?;
