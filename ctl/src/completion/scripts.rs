@@ -27,7 +27,7 @@ const ZSH: &str = r#"#compdef cairnctl
 _cairnctl() {
     local -a lines words_only shown
     local kind line
-    lines=("${(@f)$(command ${words[1]} __complete -- zsh "${(@)words[2,CURRENT]}" 2>/dev/null)}")
+    lines=("${(@f)$(command ${words[1]} __complete -- zsh "${(@Q)words[2,CURRENT]}" 2>/dev/null)}")
     kind=${lines[1]}
     lines=("${(@)lines[2,-1]}")
     if [[ $kind == files ]]; then

@@ -8,6 +8,8 @@ mod go;
 pub mod json;
 pub mod paint;
 mod people;
+#[cfg(test)]
+mod people_tests;
 pub mod progress;
 mod sheet;
 mod simple;
