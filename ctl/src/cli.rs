@@ -290,6 +290,7 @@ pub fn command() -> Command {
         verbs::doctor::command(),
         verbs::wait::command(),
         verbs::can_stop::command(),
+        verbs::top::command(),
         lease(),
         member(),
         endpoint(),

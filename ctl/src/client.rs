@@ -54,6 +54,10 @@ pub const LEASE_REVOKE: Method = method("/etcdserverpb.Lease/LeaseRevoke", false
 pub const LEASE_KEEP_ALIVE: Method = method("/etcdserverpb.Lease/LeaseKeepAlive", true);
 pub const LEASE_TIME_TO_LIVE: Method = method("/etcdserverpb.Lease/LeaseTimeToLive", true);
 pub const LEASE_LEASES: Method = method("/etcdserverpb.Lease/LeaseLeases", true);
+/// Of cairn alone.
+pub const OPERATOR_PREFIXES: Method = method("/cairn.v1.Operator/Prefixes", true);
+pub const OPERATOR_WRITES: Method = method("/cairn.v1.Operator/Writes", true);
+pub const OPERATOR_WATCHERS: Method = method("/cairn.v1.Operator/Watchers", true);
 const AUTHENTICATE: Method = method("/etcdserverpb.Auth/Authenticate", true);
 
 impl Method {

@@ -14,6 +14,7 @@ pub mod member;
 pub mod snapshot;
 pub mod status;
 mod survey;
+pub mod top;
 pub mod wait;
 pub mod watch;
 
@@ -52,6 +53,7 @@ pub async fn run(settings: &Settings, matches: &ArgMatches) -> Result<()> {
         ("doctor", _) => doctor::doctor(settings, inner).await,
         ("wait", _) => wait::wait(settings, inner).await,
         ("can-stop", _) => can_stop::can_stop(settings, inner).await,
+        ("top", _) => top::top(settings, inner).await,
         ("lease", Some(("grant", inner))) => lease::grant(settings, inner).await,
         ("lease", Some(("revoke", inner))) => lease::revoke(settings, inner).await,
         ("lease", Some(("timetolive", inner))) => lease::time_to_live(settings, inner).await,

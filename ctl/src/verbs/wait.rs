@@ -106,7 +106,7 @@ async fn look(settings: &Settings, goal: Goal, cluster: bool) -> Vec<String> {
     match goal {
         Goal::Quorum => {
             let read = survey::read(settings, settings.endpoints.clone()).await;
-            read.err().into_iter().collect()
+            read.err().map(|why| format!("no linearizable read: {why}")).into_iter().collect()
         }
         Goal::Leader => leader(settings).await,
         Goal::Synced => synced(settings, cluster).await,
