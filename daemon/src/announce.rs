@@ -31,14 +31,14 @@ pub const NO_PROGRESS: &str = "no progress: the service manager's watchdog is no
 pub const STOPPING: &str = "stopping";
 pub const STOPPED: &str = "stopped";
 
-pub fn starting(settings: &Settings, file: Option<&std::path::Path>) {
+pub fn starting(settings: &Settings, files: &[std::path::PathBuf]) {
     info!(
         version = env!("CARGO_PKG_VERSION"),
         etcd_version = types::limits::ETCD_VERSION,
         pid = std::process::id(),
         name = settings.membership.name.value.as_str(),
         data_dir = %settings.storage.data_dir.display(),
-        config_file = file.map(|file| file.display().to_string()),
+        config_files = ?files,
         "{STARTING}"
     );
 }

@@ -21,6 +21,8 @@ pub enum Verb {
     ConfigCheck,
     /// Of one setting, or of all that differ from their default.
     ConfigExplain(Option<String>),
+    /// A file of etcd.
+    ConfigConvert(String),
     IdentityShow,
     /// The verdict of a start, without starting.
     Doctor,
@@ -50,7 +52,7 @@ pub struct Look {
     pub endpoints: Vec<String>,
 }
 
-const VERBS: &str = "config check, config explain [SETTING], identity show, doctor, snapshot status FILE, snapshot restore FILE, help, version";
+const VERBS: &str = "config check, config explain [SETTING], config convert FILE, identity show, doctor, snapshot status FILE, snapshot restore FILE, help, version";
 
 /// Verbs of etcd's server that are other programs than a member.
 const OTHER_PROGRAMS: [&str; 2] = ["grpc-proxy", "gateway"];
@@ -192,13 +194,26 @@ fn verb(words: &[String]) -> Result<Verb, Refusal> {
         ["config", "check"] => Verb::ConfigCheck,
         ["config", "explain"] => Verb::ConfigExplain(None),
         ["config", "explain", key] => Verb::ConfigExplain(Some((*key).to_owned())),
+        ["config", "convert", file] => Verb::ConfigConvert((*file).to_owned()),
+        ["config", "convert"] => {
+            return Err(Refusal::new(Id::UnknownVerb, "config convert lacks the file to convert")
+                .remedy("cairnd config convert /etc/etcd/etcd.conf.yml > cairnd.toml"));
+        }
         ["identity", "show"] => Verb::IdentityShow,
         ["doctor"] => Verb::Doctor,
         ["help"] => Verb::Help,
         ["version"] => Verb::Version,
         other => {
             let given = other.join(" ");
-            let known = ["config check", "config explain", "identity show", "doctor", "help", "version"];
+            let known = [
+                "config check",
+                "config explain",
+                "config convert",
+                "identity show",
+                "doctor",
+                "help",
+                "version",
+            ];
             let refusal = Refusal::new(Id::UnknownVerb, format!("{given:?} is neither a flag nor a verb"))
                 .evidence("verbs", VERBS);
             return Err(match suggest::nearest(&given, known.into_iter()) {

@@ -248,6 +248,7 @@ fn node_config(settings: &Settings, dir: &DataDir, opened: &Opened) -> NodeConfi
         state_dir: dir.state(),
         snap_dir: dir.snap(),
         progress: systemd::rows_read,
+        replayed: systemd::entries_replayed,
         fatal,
     }
 }

@@ -64,6 +64,11 @@ fn life() -> Result<Exit, Refusal> {
             print(values);
             verdict?;
         }
+        Verb::ConfigConvert(file) => {
+            let (text, verdict) = verbs::convert::run(&file);
+            print(text);
+            verdict?;
+        }
         Verb::Snapshot(order) => print(snapshot::run(&surroundings, &order)?),
         Verb::IdentityShow => print(verbs::identity::show(&surroundings, &command.look)?),
         Verb::Doctor => {
@@ -81,7 +86,7 @@ fn member(surroundings: &Surroundings) -> Result<(), Refusal> {
     let (settings, resolved) = config::load(surroundings)?;
     let inherited = systemd::sockets::take()?;
     logging::init(&settings.log)?;
-    announce::starting(&settings, resolved.file.as_deref());
+    announce::starting(&settings, &resolved.files);
     resolved.notes.iter().for_each(Note::log);
     lifecycle::raise_descriptor_limit();
 

@@ -2,6 +2,7 @@
 //! start would.
 
 pub mod config;
+pub mod convert;
 pub mod doctor;
 mod holder;
 pub mod identity;

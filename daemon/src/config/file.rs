@@ -1,13 +1,20 @@
-//! The TOML file: keys equal to flag names, tables for the two TLS groups, a place for every complaint.
+//! The TOML files: keys equal to flag names, tables for the two TLS groups, a place for every complaint.
+//!
+//! Beside the file itself there may be drop-ins, which packages and tools add to or take away without touching what an operator wrote:
+//! `*.toml` in `conf.d` beside a `cairnd.toml`, in `NAME.conf.d` beside a `NAME.toml`. They are read after it in the order of their names,
+//! and a key that is given again counts as given there.
 
-use std::path::{Path, PathBuf};
+use std::{
+    io,
+    path::{Path, PathBuf},
+};
 
 use toml::{
     Spanned,
     de::{DeTable, DeValue},
 };
 
-use super::{Given, Problem, source::Source, suggest, table};
+use super::{Given, Note, Problem, source::Source, suggest, table};
 use crate::refusal::Id;
 
 /// The file that is read when none is named.
@@ -15,6 +22,98 @@ pub const DEFAULT_FILE: &str = "/etc/cairn/cairnd.toml";
 
 /// Larger is no configuration, but perhaps a log or a database that was named by mistake.
 const FILE_BYTES_MAX: u64 = 1 << 20;
+
+/// More drop-ins are no configuration, but a directory that was named by mistake.
+const DROP_INS_MAX: usize = 256;
+
+/// What a configuration is made of.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum Main {
+    /// Somebody named it, so it has to be there.
+    Named(PathBuf),
+    /// Where it is looked for when nobody does.
+    Usual(PathBuf),
+}
+
+/// What the files say together.
+#[derive(Debug, Default)]
+pub struct Found {
+    /// In the order in which they were read.
+    pub files: Vec<PathBuf>,
+    pub given: Vec<Given>,
+    pub problems: Vec<Problem>,
+    pub notes: Vec<Note>,
+}
+
+/// The directory of drop-ins that belongs to a file.
+pub fn drop_in_dir(main: &Path) -> PathBuf {
+    let beside = main.parent().unwrap_or(Path::new(""));
+    match main.file_stem().filter(|stem| *stem != "cairnd") {
+        Some(stem) => {
+            let mut name = stem.to_owned();
+            name.push(".conf.d");
+            beside.join(name)
+        }
+        None => beside.join("conf.d"),
+    }
+}
+
+/// The file and its drop-ins. Each counts before those read earlier.
+pub fn read_all(main: &Main) -> Found {
+    let mut found = Found::default();
+    let path = match main {
+        Main::Named(path) => {
+            found.files.push(path.clone());
+            path
+        }
+        Main::Usual(path) => {
+            found.files.extend(path.exists().then(|| path.clone()));
+            path
+        }
+    };
+    let dir = drop_in_dir(path);
+    match drop_ins(&dir, &mut found.notes) {
+        Ok(files) => found.files.extend(files),
+        Err(error) if error.kind() == io::ErrorKind::NotFound => {}
+        Err(error) => found.problems.push(Problem {
+            id: Id::ConfigFile,
+            place: dir.display().to_string(),
+            what: format!("the directory of more configuration cannot be read: {error}"),
+            remedy: "let this user read it, or take it away".into(),
+        }),
+    }
+    for file in &found.files {
+        let (given, problems) = read(file);
+        found.given.extend(given);
+        found.problems.extend(problems);
+    }
+    found
+}
+
+fn drop_ins(dir: &Path, notes: &mut Vec<Note>) -> io::Result<Vec<PathBuf>> {
+    let mut files = Vec::new();
+    for entry in std::fs::read_dir(dir)? {
+        let path = entry?.path();
+        let name = path.file_name().map(|name| name.to_string_lossy().into_owned()).unwrap_or_default();
+        if name.starts_with('.') {
+            continue;
+        }
+        if path.extension().is_some_and(|extension| extension == "toml") {
+            files.push(path);
+        } else {
+            notes.push(Note {
+                message: "a file beside the configuration is not read: its name does not end in .toml",
+                fields: vec![("file", path.display().to_string())],
+            });
+        }
+    }
+    files.sort();
+    notes.sort_by(|left, right| left.fields.cmp(&right.fields));
+    if files.len() > DROP_INS_MAX {
+        return Err(io::Error::other(format!("more than {DROP_INS_MAX} files")));
+    }
+    Ok(files)
+}
 
 struct Reader<'a> {
     path: &'a Path,
@@ -25,18 +124,19 @@ struct Reader<'a> {
 
 /// Everything the file sets, and everything that is wrong with it.
 pub fn read(path: &Path) -> (Vec<Given>, Vec<Problem>) {
-    match load(path) {
+    match load_text(path) {
         Ok(text) => parse(path, &text),
         Err(problem) => (Vec::new(), vec![problem]),
     }
 }
 
-fn load(path: &Path) -> Result<String, Problem> {
+/// The text of a configuration file, whatever it is written in.
+pub fn load_text(path: &Path) -> Result<String, Problem> {
     let problem = |what: String| Problem {
         id: Id::ConfigFile,
         place: path.display().to_string(),
         what,
-        remedy: "name a readable TOML file with --config-file or ETCD_CONFIG_FILE".into(),
+        remedy: "name a readable configuration file: --config-file, or ETCD_CONFIG_FILE".into(),
     };
     let meta = std::fs::metadata(path)
         .map_err(|error| problem(format!("the configuration file cannot be read: {error}")))?;
@@ -57,7 +157,7 @@ pub fn parse(path: &Path, text: &str) -> (Vec<Given>, Vec<Problem>) {
             let what = format!("not TOML: {}", error.message().lines().next().unwrap_or("syntax error"));
             let yaml = text.lines().any(|line| line.trim_end().ends_with(':') || line.contains(": "));
             let remedy = if yaml && !text.contains('=') {
-                "this looks like YAML; write TOML: name = \"n1\" (see docs/configuration.md)"
+                "this looks like YAML; if it is etcd's: cairnd config convert FILE > cairnd.toml"
             } else {
                 "correct the line; see docs/configuration.md"
             };
@@ -215,6 +315,59 @@ mod tests {
             let found = problems.iter().any(|problem| problem.place == place && problem.what.contains(words));
             assert!(found, "{text:?}: {problems:?}");
         }
+    }
+
+    #[test]
+    fn drop_ins_are_read_in_the_order_of_their_names_after_the_file() {
+        for (main, dir) in [
+            ("/etc/cairn/cairnd.toml", "/etc/cairn/conf.d"),
+            ("/etc/cairn/blue.toml", "/etc/cairn/blue.conf.d"),
+            ("cairnd.toml", "conf.d"),
+        ] {
+            assert_eq!(drop_in_dir(Path::new(main)), Path::new(dir), "{main}");
+        }
+        let dir = tempfile::tempdir().unwrap();
+        let main = dir.path().join("blue.toml");
+        let more = dir.path().join("blue.conf.d");
+        std::fs::create_dir(&more).unwrap();
+        for (name, text) in [
+            ("20-b.toml", "name = \"b\"\n"),
+            ("10-a.toml", "name = \"a\"\nmax-wals = 7\n"),
+            ("30-c.toml.bak", "name = \"bak\"\n"),
+            (".hidden.toml", "name = \"hidden\"\n"),
+        ] {
+            std::fs::write(more.join(name), text).unwrap();
+        }
+        let found = read_all(&Main::Usual(main.clone()));
+        assert_eq!(
+            found.files,
+            [more.join("10-a.toml"), more.join("20-b.toml")],
+            "also without the file itself"
+        );
+        std::fs::write(&main, "name = \"main\"\nnmae = \"x\"\n").unwrap();
+        let found = read_all(&Main::Named(main.clone()));
+        let names: Vec<&str> = found
+            .given
+            .iter()
+            .filter(|one| one.setting.name == "name")
+            .map(|one| one.text.as_str())
+            .collect();
+        assert_eq!(names, ["main", "a", "b"], "the last one counts");
+        assert!(found.notes.len() == 1 && found.notes[0].fields[0].1.ends_with("30-c.toml.bak"));
+        assert_eq!(found.problems.len(), 1);
+        assert!(found.problems[0].place.ends_with("blue.toml:2:1"), "{:?}", found.problems);
+
+        std::fs::write(more.join("20-b.toml"), "\nlog-levl = 1\n").unwrap();
+        let found = read_all(&Main::Named(main));
+        let problem = &found.problems[1];
+        assert!(
+            problem.place.ends_with("20-b.toml:2:1") && problem.what.contains("log-level"),
+            "{problem:?}"
+        );
+        let missing = read_all(&Main::Named(dir.path().join("none.toml")));
+        assert_eq!(missing.problems[0].id, Id::ConfigFile);
+        let usual = read_all(&Main::Usual(dir.path().join("none.toml")));
+        assert!(usual.problems.is_empty() && usual.files.is_empty());
     }
 
     #[test]

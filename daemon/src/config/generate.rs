@@ -18,6 +18,7 @@ Usage:
                                      refuse unusable settings as a start would, without starting
   cairnd config explain [SETTING] [FLAGS] [-o text|json]
                                      where each value comes from, or everything about one setting
+  cairnd config convert FILE         etcd's YAML file, or the environment file of its package, as a TOML file of ours
   cairnd identity show [FLAGS] [-o text|json]
                                      who the data directory says this member is, and whether log, state and lock agree
   cairnd snapshot status FILE        what is in a backup
@@ -107,8 +108,10 @@ Every setting is a flag, a variable and a key of the TOML file. The variable is 
 front: `--data-dir` is `ETCD_DATA_DIR`. A flag counts before the variable, the variable before the file, the file before the default, for
 each setting by itself; `cairnd config explain` shows which one counted.
 
-* The file is the one named by `--config-file` or `ETCD_CONFIG_FILE`, else `/etc/cairn/cairnd.toml` when it exists. Keys that it does not
-  know are refused with line and column.
+* The file is the one named by `--config-file` or `ETCD_CONFIG_FILE`, else `/etc/cairn/cairnd.toml` when it exists. After it come its
+  drop-ins in the order of their names, and a key that is given again counts as given there: `conf.d/*.toml` beside a `cairnd.toml`,
+  `NAME.conf.d/*.toml` beside a `NAME.toml`. Unknown keys are refused with file, line and column. `cairnd config check` tells whether
+  all of it can be used, and changes nothing; `cairnd config convert FILE` makes such a file of etcd's.
 * A flag is written `-name value`, `--name value`, `-name=value` or `--name=value`. A boolean flag alone means true and takes another value
   only after `=`. Of a repeated flag the last counts.
 * Durations are written `250ms`, `1m30s`, `2h`; `heartbeat-interval` and `election-timeout` also take bare milliseconds, as in etcd.

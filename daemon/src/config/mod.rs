@@ -8,7 +8,7 @@
 pub mod change;
 pub mod cluster;
 mod compaction;
-mod file;
+pub mod file;
 pub mod gates;
 pub mod generate;
 #[cfg(test)]
@@ -28,7 +28,11 @@ use std::{
     path::{Path, PathBuf},
 };
 
-pub use settings::{Attendance, InitialState, Log, LogFormat, LogLevel, LogOutput, Membership, Settings};
+use file::Main;
+pub use file::load_text;
+pub use settings::{
+    Asked, Attendance, AutoReplace, InitialState, Log, LogFormat, LogLevel, LogOutput, Membership, Settings,
+};
 use source::{Source, Value, Values};
 use table::{Setting, Status};
 use value::Kind;
@@ -93,7 +97,8 @@ pub struct Resolved {
     pub values: Values,
     pub notes: Vec<Note>,
     pub problems: Vec<Problem>,
-    pub file: Option<PathBuf>,
+    /// Those that were read, the one that counts least first.
+    pub files: Vec<PathBuf>,
 }
 
 /// Everything in one go, as a start needs it.
@@ -151,8 +156,10 @@ pub fn resolve(surroundings: &Surroundings) -> Resolved {
     });
     let flags: Vec<Given> = flags.collect();
     let variables = from_environment(&surroundings.variables, &mut notes);
-    let file = config_file(&flags, &variables, &surroundings.default_file);
-    let (from_file, file_problems) = file.as_deref().map(file::read).unwrap_or_default();
+    let main = config_file(&flags, &variables, &surroundings.default_file);
+    let found = main.as_ref().map(file::read_all).unwrap_or_default();
+    let file::Found { files, given: from_file, problems: file_problems, notes: file_notes } = found;
+    notes.extend(file_notes);
     let lenient = flags.iter().chain(&variables).any(|given| {
         given.setting.name == "allow-unknown-keys" && value::parse_bool(&given.text) == Ok(true)
     });
@@ -198,7 +205,7 @@ pub fn resolve(surroundings: &Surroundings) -> Resolved {
     carry_over_old_names(&mut chosen, &mut notes, &mut problems);
     judge(&chosen, &mut notes, &mut problems);
     fill_defaults(&mut chosen);
-    Resolved { values: Values(chosen), notes, problems, file }
+    Resolved { values: Values(chosen), notes, problems, files }
 }
 
 /// Variables of etcd that are no settings: read by its tests and tools, or by the service manager.
@@ -234,14 +241,14 @@ fn from_environment(variables: &[(String, String)], notes: &mut Vec<Note>) -> Ve
     given
 }
 
-fn config_file(flags: &[Given], variables: &[Given], default_file: &Path) -> Option<PathBuf> {
+fn config_file(flags: &[Given], variables: &[Given], default_file: &Path) -> Option<Main> {
     let named = |given: &[Given]| {
         given.iter().rfind(|one| one.setting.name == "config-file").map(|one| one.text.clone())
     };
     match named(flags).or_else(|| named(variables)) {
         Some(path) if path.is_empty() => None,
-        Some(path) => Some(path.into()),
-        None => default_file.exists().then(|| default_file.to_path_buf()),
+        Some(path) => Some(Main::Named(path.into())),
+        None => Some(Main::Usual(default_file.to_path_buf())),
     }
 }
 
@@ -332,7 +339,7 @@ fn judge(chosen: &BTreeMap<&'static str, Value>, notes: &mut Vec<Note>, problems
 }
 
 /// Whether two texts mean the same, so that `0s` is the default `0`.
-fn same_value(kind: Kind, left: &str, right: &str) -> bool {
+pub fn same_value(kind: Kind, left: &str, right: &str) -> bool {
     left == right
         || match kind {
             Kind::Bool => {

@@ -14,6 +14,7 @@ use super::{
 };
 use crate::{
     discovery::{self, Way},
+    identity::Replaced,
     refusal::Id,
 };
 
@@ -43,6 +44,15 @@ pub enum Attendance {
     Majority,
 }
 
+/// What becomes of a member whose history is lost.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum AutoReplace {
+    /// An operator replaces it.
+    Off,
+    /// It takes its own place as a learner under a new id.
+    Learner,
+}
+
 /// Which differences between directory and settings the operator means.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub struct AcceptChange {
@@ -68,6 +78,9 @@ pub struct Membership {
     pub max_learners: usize,
     pub strict_reconfig_check: bool,
     pub auto_promote_learner: bool,
+    pub auto_replace: AutoReplace,
+    /// No setting: the member in whose place this start joins. See `replace`.
+    pub replaces: Option<Replaced>,
     /// This member's data, as a cluster of one.
     pub force_new_cluster: bool,
 }
@@ -326,6 +339,11 @@ impl Builder<'_> {
             max_learners: values.count("max-learners"),
             strict_reconfig_check: values.bool("strict-reconfig-check"),
             auto_promote_learner: values.bool("auto-promote-learner"),
+            auto_replace: match values.text("auto-replace") {
+                "learner" => AutoReplace::Learner,
+                _ => AutoReplace::Off,
+            },
+            replaces: None,
             force_new_cluster: values.bool("force-new-cluster"),
         })
     }

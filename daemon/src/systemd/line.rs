@@ -34,6 +34,10 @@ pub fn reading(rows: u64) -> String {
     format!("starting: making the index, {rows} rows read")
 }
 
+pub fn replaying(done: u64, of: u64) -> String {
+    format!("starting: replaying {done} of {of} entries")
+}
+
 pub fn of(facts: &Facts) -> String {
     let Facts { name, id, term, .. } = facts;
     let who = format!("{name} ({id})");

@@ -78,7 +78,7 @@ struct Manager {
 /// The one manager of this process. Global because a failing disk and a refusal have nothing else to reach it by.
 static MANAGER: OnceLock<Manager> = OnceLock::new();
 
-/// Rows read while the state is opened.
+/// Moves while the state is opened: rows read, pieces of the log applied.
 static ROWS: AtomicU64 = AtomicU64::new(0);
 
 /// Turns of the main loop.
@@ -139,6 +139,16 @@ pub fn rows_read(rows: u64) {
     at_desk(|desk| {
         if desk.watched.is_none() {
             desk.line = line::reading(rows);
+        }
+    });
+}
+
+/// For the one that applies what the log holds at a start.
+pub fn entries_replayed(done: u64, of: u64) {
+    ROWS.fetch_add(1, Ordering::Relaxed);
+    at_desk(|desk| {
+        if desk.watched.is_none() {
+            desk.line = line::replaying(done, of);
         }
     });
 }

@@ -18,11 +18,12 @@ use crate::{
 };
 
 /// Settings that etcd does not have. The others have the names that etcd gives its flags.
-const OWN: [&str; 21] = [
+const OWN: [&str; 22] = [
     "accept-identity-change",
     "allow-empty-data-dir",
     "allow-unknown-keys",
     "auto-promote-learner",
+    "auto-replace",
     "data-dir-lock-wait",
     "discovery-service",
     "discovery-service-lifetime",
@@ -41,9 +42,6 @@ const OWN: [&str; 21] = [
     "snapshot-save-rate",
     "snapshot-send-rate",
 ];
-
-/// What SIGHUP changes.
-const RELOADABLE: [&str; 1] = ["log-level"];
 
 /// The settings, and the data directory against them, as a start would look at them before it asks anybody.
 pub fn check(surroundings: &Surroundings, look: &Look) -> (String, Result<(), Refusal>) {
@@ -114,15 +112,14 @@ pub fn explain(surroundings: &Surroundings, key: Option<&str>, look: &Look) -> (
         Err(refusal) => Err(refusal),
     };
     let Some(key) = key else {
-        let file = resolved.file.as_deref().map(|file| file.display().to_string());
         if look.json {
             let settings: Vec<Value> = table::settings()
                 .filter(|setting| is_current(setting))
                 .map(|one| described(one, &resolved))
                 .collect();
-            return (pretty(&json!({ "file": file, "settings": settings })), verdict());
+            return (pretty(&json!({ "files": resolved.files, "settings": settings })), verdict());
         }
-        let mut out = format!("file: {}\n", file.as_deref().unwrap_or("none"));
+        let mut out = format!("files: {}\n", files(&resolved));
         for setting in table::settings().filter(|setting| resolved.values.is_given(setting.name)) {
             let text = setting.shown(resolved.values.text(setting.name));
             let _ = writeln!(out, "{} = {text}  ({})", setting.name, resolved.values.place(setting.name));
@@ -134,6 +131,12 @@ pub fn explain(surroundings: &Surroundings, key: Option<&str>, look: &Look) -> (
         return (pretty(&described(setting, &resolved)), verdict());
     }
     (one(setting, &resolved), verdict())
+}
+
+/// The files that were read, in their order.
+pub fn files(resolved: &Resolved) -> String {
+    let files: Vec<String> = resolved.files.iter().map(|file| file.display().to_string()).collect();
+    if files.is_empty() { "none".to_owned() } else { files.join(", ") }
 }
 
 /// By flag, variable, or key of the file with or without its table.

@@ -38,8 +38,7 @@ fn examine(surroundings: &Surroundings, asked: &[String], report: &mut Report) -
             return String::new();
         }
     };
-    let file = resolved.file.as_deref().map_or("no file".to_owned(), |file| file.display().to_string());
-    report.ok("settings", format!("can be used ({file})"));
+    report.ok("settings", format!("can be used ({})", super::config::files(&resolved)));
     resolved.notes.iter().for_each(|note| report.warn("settings", told(note)));
     let runtime = match ask::runtime() {
         Ok(runtime) => runtime,

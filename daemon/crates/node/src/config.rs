@@ -55,6 +55,8 @@ pub struct NodeConfig {
     pub snap_dir: PathBuf,
     /// Told how many rows of the state were read while it is opened: see `state_machine::Options`.
     pub progress: fn(u64),
+    /// Told how many of the entries were applied that the log held as committed, of how many, while the member starts.
+    pub replayed: fn(u64, u64),
     /// Ends the process with the exit code for the cause; called when going on would mean guessing.
     pub fatal: fn(Fatal) -> !,
 }

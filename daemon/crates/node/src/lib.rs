@@ -20,6 +20,7 @@ mod config;
 mod handle;
 mod keeper;
 mod lessor;
+mod live;
 mod log_writer;
 mod mailbox;
 mod members;
@@ -27,6 +28,8 @@ mod metrics;
 mod metrics_text;
 mod paced;
 mod peers;
+mod pulse;
+mod quorum;
 mod raft_loop;
 mod read_gate;
 mod records;
@@ -72,7 +75,10 @@ pub use config::{Fatal, NodeConfig};
 /// Part of [`StartError`]: the daemon tells a log that is older than the state from other damage.
 pub use consensus::LoadError;
 pub use handle::{Handle, NodeStatus};
+pub use live::Tunable;
 pub use members::Removal;
+pub use pulse::{Beat, Beats, Work};
+pub use quorum::Quorum;
 pub use records::OwnIdentity;
 pub use sentinel::{Expelled, Heard};
 pub use shared::Leadership;
@@ -153,8 +159,8 @@ impl Node {
         let started = Instant::now();
         let mut machine = StateMachine::open(store.clone(), machine_options(&config), checkpoint.as_deref())?;
         drop(checkpoint);
-        let reader = machine.reader();
         let applied = machine.applied();
+        let reader = machine.reader();
         info!(
             applied = applied.index.0,
             revision = reader.revision().0,
@@ -173,7 +179,7 @@ impl Node {
             applied: applied.index,
         };
         let committed = recovered.committed()?;
-        let changes = replay::replay(&mut machine, &recovered.entries, committed);
+        let changes = replay::replay(&mut machine, &recovered.entries, committed, config.replayed);
         recovered.conf_state = machine.conf_state();
         recovered.applied = machine.applied().index;
         let core = Core::new(core_config(&config, boot), recovered)?;
@@ -232,9 +238,7 @@ impl Node {
         runtime.spawn(records::run(Arc::downgrade(&shared)));
         runtime.spawn(sentinel::watch(Arc::downgrade(&shared)));
         runtime.spawn(auto_compaction::run(Arc::downgrade(&shared)));
-        if config.auto_promote_learner {
-            runtime.spawn(members::promote_learners(Arc::downgrade(&shared)));
-        }
+        runtime.spawn(members::promote_learners(Arc::downgrade(&shared)));
         let watches = watches::start(&shared)?;
         Ok(Node { shared, transport, raft, log, apply, keeper, lessor, watches, runtime })
     }
@@ -243,7 +247,13 @@ impl Node {
         Handle { shared: self.shared.clone() }
     }
 
-    /// Hands leadership over if this member leads, lets every thread finish what it has, and makes the state durable. The transfer is
+    /// Hands leadership over if this member leads, before its clients are sent away: they find the next leader in office. Waits an election
+    /// timeout and a half at most.
+    pub fn hand_over(&self) {
+        hand_over(&self.shared);
+    }
+
+    /// Hands leadership over if this member still leads, lets every thread finish what it has, and makes the state durable. The transfer is
     /// given an election timeout and a half; the rest takes as long as the disk does.
     pub fn stop(self) {
         let Node { shared, transport, raft, log, apply, keeper, lessor, watches, runtime } = self;
@@ -352,6 +362,7 @@ fn machine_options(config: &NodeConfig) -> Options {
         inline_value_bytes_max: config.inline_value_bytes_max,
         quota_backend_bytes: config.quota_backend_bytes,
     }
+        progress: config.progress,
 }
 
 fn core_config(config: &NodeConfig, boot: u64) -> consensus::Config {
@@ -415,6 +426,8 @@ impl Shared {
         Shared {
             config: config.clone(),
             raft: Mailbox::new(),
+            live: watch::Sender::new(config.tunable()),
+            pulse: pulse::Pulse::default(),
             log: Mailbox::new(),
             apply: Mailbox::new(),
             waiters: Waiters::new(config.member, unix_ms),

@@ -21,6 +21,7 @@ pub(crate) fn replay<S: Store>(
     machine: &mut StateMachine<S>,
     entries: &[Entry],
     through: LogIndex,
+    tell: fn(u64, u64),
 ) -> Vec<Entry> {
     let first = entries.partition_point(|entry| entry.index <= machine.applied().index);
     let end = entries.partition_point(|entry| entry.index <= through);
@@ -32,6 +33,7 @@ pub(crate) fn replay<S: Store>(
     for batch in due.chunks(ENTRIES_PER_BATCH) {
         machine.apply(batch, &mut Deaf);
         done += batch.len();
+        tell(done as u64, due.len() as u64);
         if told.elapsed() >= TOLD_EVERY {
             told = Instant::now();
             info!(done, of = due.len(), "applying what the log had committed");
@@ -109,17 +111,17 @@ mod tests {
         drop(machine);
 
         let mut machine = open(&store);
-        let changes = replay(&mut machine, &log, LogIndex(6));
+        let changes = replay(&mut machine, &log, LogIndex(6), |_, _| ());
         assert_eq!(machine.applied().index, LogIndex(6));
         assert_eq!(machine.conf_state().voters.len(), 3, "raft begins with it");
         assert_eq!(changes, [log[4].clone()]);
         assert!(machine.reader().member(MemberId(3)).is_some());
 
         // The commit is noted lazily: the state may be further on.
-        assert_eq!(replay(&mut machine, &log, LogIndex(4)), []);
-        assert_eq!(replay(&mut machine, &[], LogIndex(0)), []);
+        assert_eq!(replay(&mut machine, &log, LogIndex(4), |_, _| ()), []);
+        assert_eq!(replay(&mut machine, &[], LogIndex(0), |_, _| ()), []);
         // What is in memory begins later than the state.
-        assert_eq!(replay(&mut machine, &log[5..], LogIndex(7)), []);
+        assert_eq!(replay(&mut machine, &log[5..], LogIndex(7), |_, _| ()), []);
         assert_eq!(machine.applied().index, LogIndex(7));
     }
 }

@@ -62,6 +62,7 @@ pub fn config(directory: &Path, member: &Member, members: &[Member]) -> NodeConf
         state_dir: directory.join("state"),
         snap_dir: directory.join("snap"),
         progress: |_| {},
+        replayed: |_, _| {},
         fatal,
     }
 }
