@@ -237,6 +237,7 @@ impl Node {
         runtime.spawn(peers::watch_versions(Arc::downgrade(&shared)));
         runtime.spawn(records::run(Arc::downgrade(&shared)));
         runtime.spawn(sentinel::watch(Arc::downgrade(&shared)));
+        runtime.spawn(members::ask_who_goes_on(Arc::downgrade(&shared)));
         runtime.spawn(auto_compaction::run(Arc::downgrade(&shared)));
         runtime.spawn(members::promote_learners(Arc::downgrade(&shared)));
         let watches = watches::start(&shared)?;

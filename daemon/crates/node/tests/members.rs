@@ -450,6 +450,48 @@ fn a_member_that_was_removed_while_it_was_down_learns_it() {
     });
 }
 
+/// Nobody whom it knew is there any more. Who has the address of one of them now, leads, and is of the same life, is believed.
+#[test]
+fn a_member_that_was_removed_before_all_others_were_replaced_learns_it() {
+    let mut group = Group::found(3, at_once);
+    block_on(async {
+        group.all_named().await;
+        let all: Vec<Handle> = (0..3).map(|at| group.handle(at)).collect();
+        wait("the life on all", || all.iter().all(|handle| handle.cluster_uuid().borrow().is_some())).await;
+        drop(all);
+        let (_, gone_port) = &group.nodes[2];
+        let gone_port = gone_port.try_clone().expect("the same port once more");
+        let gone = group.stop(2);
+        let first = group.handle(0);
+        remove(&first, gone.id).await.expect("it is down and removed");
+        let (leaves, port) = (group.id(1), group.nodes[1].1.try_clone().expect("the same port once more"));
+        remove(&first, leaves).await.expect("the second goes too");
+        group.stop(1);
+        let url = group.founders[1].peer_urls[0].clone();
+        let member = add(&first, &url, true).await.expect("another at its address");
+        let id = member.id;
+        let at = group.join(member, "new", port);
+        promote_when_ready(&first, id).await;
+        let new = group.handle(at);
+        // The last one that the removed member knew; it leads, and hands over.
+        let last = group.id(0);
+        while remove(&new, last).await.is_err() && new.reader().member(last).is_some() {}
+        wait("the new one to lead alone", || {
+            new.node_status().is_leader && new.reader().conf_state().voters == [id]
+        })
+        .await;
+        drop((first, new));
+        group.stop(0);
+
+        let path = group.directory.path().join(&gone.name);
+        let back = boot_with(&path, &gone, &group.founders, gone_port, at_once);
+        let removal = back.node.handle().removal();
+        wait("it to be told", || removal.borrow().is_some()).await;
+        assert!(removal.borrow().clone().expect("it is told").is_entry);
+        stop_apart(back.node);
+    });
+}
+
 /// ME01 and ME02 once more: a store that lost what was not durable is fed by the log, and promotion and removal are there again.
 #[test]
 fn promotion_and_removal_are_not_undone_by_an_old_state() {

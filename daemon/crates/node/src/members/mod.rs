@@ -4,6 +4,7 @@
 //! does when this member was removed.
 
 mod auto_promotion;
+mod forgotten;
 mod removal;
 mod rules;
 mod urls;
@@ -32,6 +33,7 @@ use types::{EntryKind, MemberId};
 pub use removal::Removal;
 pub(crate) use {
     auto_promotion::run as promote_learners,
+    forgotten::run as ask_who_goes_on,
     removal::{Rumour, note as note_removal, told as told_removed, told_of as told_of_removal},
 };
 
