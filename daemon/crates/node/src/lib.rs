@@ -362,8 +362,8 @@ fn machine_options(config: &NodeConfig) -> Options {
         max_txn_ops: config.max_txn_ops,
         inline_value_bytes_max: config.inline_value_bytes_max,
         quota_backend_bytes: config.quota_backend_bytes,
-    }
         progress: config.progress,
+    }
 }
 
 fn core_config(config: &NodeConfig, boot: u64) -> consensus::Config {
@@ -426,9 +426,9 @@ impl Shared {
         let applied = machine.applied();
         Shared {
             config: config.clone(),
-            raft: Mailbox::new(),
             live: watch::Sender::new(config.tunable()),
             pulse: pulse::Pulse::default(),
+            raft: Mailbox::new(),
             log: Mailbox::new(),
             apply: Mailbox::new(),
             waiters: Waiters::new(config.member, unix_ms),
