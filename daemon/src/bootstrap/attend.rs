@@ -245,7 +245,12 @@ impl Host<'_> {
     pub fn answer(&self, question: &Question) -> Answer {
         let asker = &question.hello;
         let listed = self.members.iter().any(|member| member.id == asker.member);
-        let own = Session { dir: self.hello.dir, boot: self.hello.boot, home: self.hello.home.clone() };
+        let own = Session {
+            dir: self.hello.dir,
+            boot: self.hello.boot,
+            home: self.hello.home.clone(),
+            is_quiet: false,
+        };
         let session = match asker.member == self.hello.member {
             true => Some(own),
             false => self.met.get(&asker.member).filter(|met| met.dir != asker.dir).cloned(),

@@ -262,7 +262,20 @@ async fn attendance(
     let mut doubted: Option<Instant> = None;
     let mut differs: Option<(Refusal, Instant)> = None;
     let stopped = loop {
-        let replies = hello::round(&targets, &question).await;
+        let replies = {
+            // A peer that hangs makes a round long, and nobody shall wonder meanwhile.
+            let round = hello::round(&targets, &question);
+            tokio::pin!(round);
+            loop {
+                tokio::select! {
+                    replies = &mut round => break replies,
+                    () = tokio::time::sleep_until((told + TOLD_EVERY).into()), if awaited.is_some() => {
+                        told = Instant::now();
+                        awaited.iter().for_each(|waiting| say_who_is_awaited(waiting, everybody, began.elapsed(), false));
+                    }
+                }
+            }
+        };
         let contradicted = {
             let mut guests = guests.lock();
             remember(&mut guests.met, &replies);
@@ -297,6 +310,7 @@ async fn attendance(
             break Outcome::Refused { refusal: refusal.clone(), seen: false };
         }
         let pause = if began.elapsed() < SOON { PAUSE } else { PAUSE_LATER };
+        let pause = pause.min((told + TOLD_EVERY).saturating_duration_since(Instant::now()).max(PAUSE));
         tokio::select! {
             () = tokio::time::sleep(pause) => {}
             request = signals.next() => match request {
@@ -345,7 +359,7 @@ fn remember(met: &mut BTreeMap<MemberId, Session>, replies: &[Reply]) {
                 let hello = &answer.hello;
                 met.insert(
                     reply.member,
-                    Session { dir: hello.dir, boot: hello.boot, home: hello.home.clone() },
+                    Session { dir: hello.dir, boot: hello.boot, home: hello.home.clone(), is_quiet: false },
                 );
             }
             // It may come back with another directory: nothing has been promised yet.

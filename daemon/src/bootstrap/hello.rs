@@ -81,6 +81,7 @@ pub fn home(data_dir: &Path) -> Home {
             .unwrap_or(OffsetDateTime::UNIX_EPOCH)
             .format(&Rfc3339)
             .unwrap_or_default(),
+        seat: host::seat(data_dir),
     }
 }
 

@@ -40,6 +40,7 @@ fn home(name: &str) -> Home {
         path: format!("/var/lib/{name}"),
         pid: 7,
         started: "2026-11-22T10:00:00Z".into(),
+        seat: None,
     }
 }
 
@@ -557,7 +558,10 @@ fn the_lobby_knows_its_guests() {
     let genesis = genesis(THREE, TOKEN);
     let (own, config) = (newcomer(), genesis.config(TOKEN));
     let n1 = hello("n1", Life::Unborn, 11);
-    let met = BTreeMap::from([(n1.member, Session { dir: n1.dir, boot: n1.boot, home: n1.home.clone() })]);
+    let met = BTreeMap::from([(
+        n1.member,
+        Session { dir: n1.dir, boot: n1.boot, home: n1.home.clone(), is_quiet: false },
+    )]);
     let host = Host { hello: &own, config: &config, members: &genesis.members, met: &met, parent: None };
     let asked = |hello: &Hello, config: &GenesisConfig| Question {
         hello: hello.clone(),
@@ -669,8 +673,12 @@ fn every_row_of_a_start_with_data() {
         &|known| known.standing = Standing::Removed { index: 12, term: 3, asked_through: None };
     let stranger: &'static (dyn Fn(&mut Known) + 'static) = &|known| known.standing = Standing::Stranger;
     let twin: &'static (dyn Fn(&mut Known) + 'static) = &|known| {
-        known.session =
-            Some(Session { dir: unique(3), boot: hello("n3", Life::Unborn, 3).boot, home: home("n3") });
+        known.session = Some(Session {
+            dir: unique(3),
+            boot: hello("n3", Life::Unborn, 3).boot,
+            home: home("n3"),
+            is_quiet: false,
+        });
     };
     let reborn: &'static (dyn Fn(&mut Known) + 'static) = &|known| {
         known.cluster_uuid = Some(OTHER_LIFE);

@@ -22,6 +22,13 @@ pub fn here(data_dir: &Path) -> Host {
     }
 }
 
+/// Names the lock of this directory: its file, on this kernel as long as it runs. None where that cannot be told.
+pub fn seat(data_dir: &Path) -> Option<String> {
+    let boot = fs::read_to_string("/proc/sys/kernel/random/boot_id").ok()?;
+    let lock = fs::metadata(data_dir.join("LOCK")).ok()?;
+    Some(sha256_hex(&format!("{} {} {}", boot.trim(), lock.dev(), lock.ino())))
+}
+
 pub fn sha256_hex(text: &str) -> String {
     Sha256::digest(text.as_bytes()).iter().map(|byte| format!("{byte:02x}")).collect()
 }

@@ -245,7 +245,7 @@ impl Member {
         let sentry = running.sentry.as_ref()?;
         let found = running.machine.reader().identity_of(MemberId(member));
         let mut known = due::known(&sentry.own, MemberId(member), found, self.witness()?);
-        let session = |hello: &Hello| Session { dir: hello.dir, boot: hello.boot, home: Home::default() };
+        let session = |hello: &Hello| Session { dir: hello.dir, boot: hello.boot, home: Home::default(), is_quiet: false };
         known.session = match member == self.id {
             true => self.hello().map(|hello| session(&hello)),
             false => sentry.current(member, now).map(|held| session(&held.hello)),

@@ -3,7 +3,7 @@
 use serde::{Deserialize, Serialize};
 use types::{ClusterId, MemberId};
 
-use crate::{Known, Unique, Verdict, hex};
+use crate::{Known, Session, Unique, Verdict, hex};
 
 /// Who speaks: the directory, the start that runs on it, and how far its log goes.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
@@ -20,6 +20,18 @@ pub struct Hello {
     pub home: Home,
     /// cairn's version.
     pub version: String,
+}
+
+impl Hello {
+    /// Whether this start holds the lock that the other one held, which has not been heard lately: it is dead, and its connections do not
+    /// know it yet. Who is heard is no corpse whatever it holds: a machine that was copied while it ran has two of everything.
+    pub fn succeeds(&self, session: &Session) -> bool {
+        session.is_quiet
+            && self.dir == session.dir
+            && self.boot.seq > session.boot.seq
+            && self.home.seat.is_some()
+            && self.home.seat == session.home.seat
+    }
 }
 
 /// How far a member has come.
@@ -56,7 +68,7 @@ pub struct LogEnd {
     pub commit: u64,
 }
 
-/// Where a member lives, for messages; nothing is decided by it.
+/// Where a member lives, for messages; nothing is decided by it but by the seat.
 #[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Home {
     pub host: String,
@@ -65,6 +77,10 @@ pub struct Home {
     pub pid: u32,
     /// When the process started: RFC 3339, by that host's clock.
     pub started: String,
+    /// Names the lock that the process holds as long as it lives: a file of a running kernel, so that no copy has the same. Of two starts with
+    /// one seat the earlier is over.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub seat: Option<String>,
 }
 
 /// What the first state of a restored cluster was made of. Each member of it is restored by itself, so this is all that shows whether two

@@ -2,7 +2,7 @@
 
 use serde::{Deserialize, Serialize};
 
-use crate::{Boot, Hello, Home, Known, Life, Standing, Unique};
+use crate::{Boot, Hello, Home, Known, Life, Session, Standing, Unique};
 
 /// What the hearer of a hello makes of it. Everything a message to the operator needs is inside.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
@@ -101,7 +101,8 @@ pub fn judge(hello: &Hello, known: &Known) -> Verdict {
         }
         Standing::Member { .. } => {}
     }
-    if let Some(session) = known.session.as_ref().filter(|session| session.boot.nonce != hello.boot.nonce) {
+    let is_twin = |session: &&Session| session.boot.nonce != hello.boot.nonce && !hello.succeeds(session);
+    if let Some(session) = known.session.as_ref().filter(is_twin) {
         return Verdict::Duplicate { boot_seq: session.boot.seq, home: session.home.clone() };
     }
     let Some(record) = &known.record else {
@@ -142,7 +143,7 @@ fn follows(boot: &Boot, admitted: &Boot) -> bool {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::{LogEnd, Record, Session, Watermark, Witness};
+    use crate::{LogEnd, Record, Watermark, Witness};
     use types::{ClusterId, MemberId};
 
     const UUID: Unique = unique(1);
@@ -250,7 +251,9 @@ mod tests {
         assert_eq!(verdict(|_, known| known.standing = Standing::Stranger), "stranger");
         let removed = Standing::Removed { index: 9, term: 2, asked_through: None };
         assert_eq!(verdict(|_, known| known.standing = removed), "removed");
-        let twin = |nonce| Some(Session { dir: DIR, boot: boot(7, nonce, 106), home: Home::default() });
+        let session =
+            |nonce| Session { dir: DIR, boot: boot(7, nonce, 106), home: Home::default(), is_quiet: false };
+        let twin = |nonce| Some(session(nonce));
         assert_eq!(
             verdict(|_, known| known.session = twin(107)),
             "duplicate",
@@ -261,6 +264,25 @@ mod tests {
             "welcome",
             "itself, over another connection"
         );
+        let at = |seat: &str| Home { seat: Some(seat.to_owned()), ..Home::default() };
+        let after = |change: fn(&mut Session), seat: &'static str| {
+            verdict(|hello, known| {
+                hello.home = at(seat);
+                let mut before = Session { home: at("a"), is_quiet: true, ..session(107) };
+                change(&mut before);
+                known.session = Some(before);
+            })
+        };
+        assert_eq!(after(|_| (), "a"), "welcome", "it holds the lock that the other one held");
+        assert_eq!(after(|_| (), "b"), "duplicate", "a copy of the directory");
+        assert_eq!(after(|before| before.home.seat = None, "a"), "duplicate", "of an older version");
+        assert_eq!(
+            after(|before| before.is_quiet = false, "a"),
+            "duplicate",
+            "a copy of the machine that runs"
+        );
+        assert_eq!(after(|before| before.boot.seq = 8, "a"), "duplicate", "which of the two came later?");
+        assert_eq!(after(|before| before.dir = unique(9), "a"), "duplicate");
     }
 
     #[test]

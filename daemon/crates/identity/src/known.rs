@@ -88,6 +88,10 @@ pub struct Session {
     pub dir: Unique,
     pub boot: Boot,
     pub home: Home,
+    /// Its streams are there, but nothing has come on them for longer than a start that runs is ever silent, or nothing ever does, since
+    /// nobody can call it.
+    #[serde(default, skip_serializing_if = "std::ops::Not::not")]
+    pub is_quiet: bool,
 }
 
 /// Who says so.

@@ -57,7 +57,7 @@ pub(crate) fn put(headers: &mut HeaderMap, hello: Option<Hello>) {
     let mut value = encode(&hello);
     if value.len() > HEADER_BYTES_MAX {
         // Texts for people; what decides is short.
-        hello.home = Home { pid: hello.home.pid, ..Home::default() };
+        hello.home = Home { pid: hello.home.pid, seat: hello.home.seat, ..Home::default() };
         hello.name = hello.name.chars().take(64).collect();
         hello.version = hello.version.chars().take(64).collect();
         value = encode(&hello);

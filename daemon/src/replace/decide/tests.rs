@@ -41,8 +41,13 @@ fn lost_verdict() -> Verdict {
 fn answer(id: u64, leads: bool, members: &[Named]) -> Answer {
     let nonce = Unique::from_bytes([9; 16]);
     let boot = Boot { seq: 4, nonce, previous: None };
-    let home =
-        Home { host: "host3".into(), path: "/d".into(), pid: 1, started: "2026-11-22T17:59:00Z".into() };
+    let home = Home {
+        host: "host3".into(),
+        path: "/d".into(),
+        pid: 1,
+        started: "2026-11-22T17:59:00Z".into(),
+        seat: None,
+    };
     Answer {
         hello: Hello {
             cluster_id: ClusterId(7),

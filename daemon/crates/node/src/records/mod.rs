@@ -48,6 +48,9 @@ const MARKS_INTERVAL: Duration = Duration::from_secs(5);
 /// How often a leader looks whether something is to be written, when nobody has told it.
 const LOOK_INTERVAL: Duration = Duration::from_secs(1);
 
+/// Between two lines that say why the cluster has no name for its life.
+const TOLD_EVERY: Duration = Duration::from_secs(60);
+
 /// Pause before a note that was not taken (another change of membership, a hand-over) is tried again.
 const AGAIN: Duration = Duration::from_millis(50);
 
@@ -65,6 +68,8 @@ pub(crate) struct Desk {
     /// Marks are wanted before leadership is handed over.
     closing: AtomicBool,
     life: watch::Sender<Option<Unique>>,
+    /// When it was last said why there is no life.
+    no_life_told: Mutex<Option<Instant>>,
     /// The identity file names it.
     kept: AtomicBool,
 }
@@ -78,6 +83,7 @@ impl Desk {
             heard: Mutex::new(None),
             look: Arc::new(Notify::new()),
             closing: AtomicBool::new(false),
+            no_life_told: Mutex::new(None),
             life,
             kept: AtomicBool::new(false),
         }
@@ -239,7 +245,10 @@ async fn step(shared: &Arc<Shared>, marks_at: &mut Instant) -> Duration {
     if let Some(due) = &mut notes
         && reader.cluster_uuid().is_none()
     {
-        due.cluster_uuid = life_to_begin(shared, &reader);
+        due.cluster_uuid = life_to_begin(shared, &reader).unwrap_or_else(|away| {
+            say_no_life(shared, &reader, &away);
+            None
+        });
         if due.cluster_uuid.is_none() && due.records.is_empty() {
             notes = None;
         }
@@ -280,7 +289,10 @@ async fn step(shared: &Arc<Shared>, marks_at: &mut Instant) -> Duration {
 /// The life for a state that names none. One that is known here or was heard of goes on; a new one begins with a founder. Elsewhere (the
 /// log was an etcd's, or an older version's) another member may know one that this state has lost: so only when all are connected, and
 /// with that heard.
-fn life_to_begin(shared: &Shared, reader: &Reader<FjallStore>) -> Option<Unique> {
+///
+/// # Errors
+/// Who is away.
+fn life_to_begin(shared: &Shared, reader: &Reader<FjallStore>) -> Result<Option<Unique>, Vec<MemberId>> {
     let desk = &shared.records;
     let is_founder = desk.own.config.is_some();
     // A founder that leads has applied the note of any founder that led before it. What else it hears of is another founding, or another
@@ -293,7 +305,25 @@ fn life_to_begin(shared: &Shared, reader: &Reader<FjallStore>) -> Option<Unique>
     let is_heard = |id| shared.transport.get().is_some_and(|transport| transport.active_since(id).is_some());
     let others =
         reader.members().into_iter().map(|member| member.id).filter(|id| *id != shared.config.member);
-    (is_founder || others.into_iter().all(is_heard)).then_some(desk.own.fresh_uuid)
+    let away: Vec<MemberId> = others.filter(|id| !is_heard(*id)).collect();
+    if is_founder || away.is_empty() { Ok(Some(desk.own.fresh_uuid)) } else { Err(away) }
+}
+
+fn say_no_life(shared: &Shared, reader: &Reader<FjallStore>, away: &[MemberId]) {
+    let mut told = shared.records.no_life_told.lock();
+    if told.is_some_and(|at| at.elapsed() < TOLD_EVERY) {
+        return;
+    }
+    *told = Some(Instant::now());
+    let name = |id: &MemberId| match reader.member(*id) {
+        Some(member) if !member.name.is_empty() => format!("{} ({id})", member.name),
+        _ => id.to_string(),
+    };
+    warn!(
+        away = ?away.iter().map(name).collect::<Vec<_>>(),
+        "this cluster has no name for its life yet, by which copies and other lives of it are told apart: its log is an etcd's or an older \
+         version's, and a member that is away may know one. It is written down once all members are heard at one time"
+    );
 }
 
 /// Before leadership is handed over: whoever takes it knows how far the others have been. Best effort, and bounded.

@@ -317,7 +317,7 @@ fn known(shared: &Shared, member: MemberId, session: Option<Session>) -> Known {
     known.session = session;
     if member == shared.config.member {
         let Record { dir, boot, home, .. } = shared.records.own.record.clone();
-        known.session = Some(Session { dir, boot, home });
+        known.session = Some(Session { dir, boot, home, is_quiet: false });
     }
     // What a leader knows counts once it has applied what its predecessors left.
     known.witness.leads &= !shared.sentinel.is_quarantined()

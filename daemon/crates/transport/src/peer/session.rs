@@ -14,6 +14,9 @@ use super::Peer;
 /// nobody, and must not conclude that somebody fell silent.
 const SILENT_TICKS_MAX: u32 = 8;
 
+/// After so many it is quiet: a start that runs shows a sign of life on its streams every 1.7 s.
+const QUIET_TICKS: u32 = 4;
+
 /// Eight of them are four seconds; streams show a sign of life every 1.7 s.
 const TICK: Duration = Duration::from_millis(500);
 
@@ -42,12 +45,17 @@ impl Held {
     fn is_alive(&self) -> bool {
         !self.heard || self.silent < SILENT_TICKS_MAX
     }
+
+    fn session(&self) -> Session {
+        let Hello { dir, boot, home, .. } = self.hello.clone();
+        Session { dir, boot, home, is_quiet: !self.heard || self.silent >= QUIET_TICKS }
+    }
 }
 
 impl Sessions {
     pub(crate) fn current(&self) -> Option<Session> {
-        let hello = self.hello()?;
-        Some(Session { dir: hello.dir, boot: hello.boot, home: hello.home })
+        let state = self.0.lock();
+        state.held.as_ref().filter(|held| held.is_alive()).map(Held::session)
     }
 
     pub(crate) fn hello(&self) -> Option<Hello> {
@@ -80,7 +88,7 @@ impl Sessions {
         }
     }
 
-    /// One more stream of this start, or the first; `None` while another start is heard.
+    /// One more stream of this start, or the first; `None` while another start is heard that may live.
     fn begin(&self, hello: &Hello) -> Option<(u64, CancellationToken, bool)> {
         let mut state = self.0.lock();
         if let Some(held) = &mut state.held {
@@ -89,7 +97,7 @@ impl Sessions {
                 held.hello = hello.clone();
                 return Some((held.number, held.over.clone(), false));
             }
-            if held.is_alive() {
+            if held.is_alive() && !hello.succeeds(&held.session()) {
                 return None;
             }
             held.over.cancel();
@@ -213,6 +221,29 @@ mod tests {
         assert_eq!(nonce(&sessions), Some(Unique::for_test(2)));
         sessions.end(Unique::for_test(2));
         assert_eq!(nonce(&sessions), None);
+    }
+
+    /// Behind an address that nobody can call, killed while its link was cut: nothing tells of its end but its successor.
+    #[test]
+    fn who_holds_the_lock_of_a_quiet_start_takes_its_place() {
+        let start = |seq, nonce, seat: &str| {
+            let mut hello = hello(nonce);
+            hello.boot.seq = seq;
+            hello.home.seat = Some(seat.to_owned());
+            hello
+        };
+        let sessions = Sessions::default();
+        let (_, over, _) = sessions.begin(&start(5, 1, "a")).expect("nobody is there");
+        assert!(sessions.begin(&start(6, 2, "b")).is_none(), "a copy");
+        assert!(sessions.begin(&start(6, 3, "a")).is_some_and(|(_, _, first)| first));
+        assert!(over.is_cancelled());
+        sessions.heard(Unique::for_test(3), true);
+        assert!(sessions.begin(&start(7, 4, "a")).is_none(), "it is heard");
+        for _ in 0..QUIET_TICKS {
+            sessions.tick();
+        }
+        assert!(sessions.begin(&start(7, 4, "a")).is_some());
+        assert_eq!(nonce(&sessions), Some(Unique::for_test(4)));
     }
 
     #[test]
