@@ -7,6 +7,8 @@ mod bench;
 mod cli;
 mod client;
 mod completion;
+#[cfg(test)]
+mod documents;
 mod failure;
 #[cfg(test)]
 mod manual;
