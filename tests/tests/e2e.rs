@@ -1,11 +1,19 @@
 //! Clusters of release binaries under load and under fire: nothing acknowledged is lost, revisions never go back, members agree.
 
-use anyhow::Result;
+use anyhow::{Context, Result, ensure};
 use cairn_tests::{
-    harness::{Cluster, Kind, http_get, wait_for},
+    harness::{Cluster, Kind, cairn_binary, http_get, wait_for},
     recorder::{Record, Writers, verify_equal},
 };
-use nix::sys::signal::Signal;
+use nix::{
+    sys::signal::{Signal, kill},
+    unistd::Pid,
+};
+use std::{
+    io::{BufRead, BufReader},
+    path::Path,
+    process::{Command, Output, Stdio},
+};
 
 fn block_on<T>(future: impl Future<Output = T>) -> T {
     tokio::runtime::Builder::new_current_thread().enable_all().build().expect("a runtime").block_on(future)
@@ -215,4 +223,94 @@ fn without_fsync_a_killed_process_loses_nothing() -> Result<()> {
     }
     let record = writers.finish();
     verify(&cluster, &record)
+}
+
+/// cairnctl as somebody has it who has just logged in on the host of a member: no flags, no variables but these.
+fn cairnctl(home: &Path, arguments: &[&str]) -> Result<Command> {
+    let mut command = Command::new(cairn_binary("cairnctl")?);
+    let settings =
+        [("CAIRNCTL_CONFIG_FILE", "/dev/null".into()), ("CAIRNCTL_LOCAL_CONFIG", home.join("cairnd.toml"))];
+    command.env_clear().env("HOME", home).envs(settings).args(arguments).stdin(Stdio::null());
+    Ok(command)
+}
+
+/// What it prints when all is well, with nothing on stderr.
+fn printed(home: &Path, arguments: &[&str]) -> Result<Vec<u8>> {
+    let Output { status, stdout, stderr } = cairnctl(home, arguments)?.output()?;
+    let stderr = String::from_utf8_lossy(&stderr);
+    ensure!(status.success() && stderr.is_empty(), "{arguments:?}: {status}: {stderr}");
+    Ok(stdout)
+}
+
+fn lines(home: &Path, arguments: &[&str]) -> Result<Vec<String>> {
+    Ok(String::from_utf8(printed(home, arguments)?)?.lines().map(str::to_owned).collect())
+}
+
+#[test]
+fn people_find_read_complete_and_watch_their_cluster_without_flags() -> Result<()> {
+    let cluster = Cluster::start(Kind::Cairn, 1)?;
+    let url = &cluster.members[0].client_url;
+    let home = tempfile::tempdir()?;
+    let home = home.path();
+
+    // The member on this host is found by its configuration, and its keys are read as text.
+    std::fs::write(home.join("cairnd.toml"), format!("listen-client-urls = '{url}'\n"))?;
+    printed(home, &["put", "größe/1", "two\nlines"])?;
+    printed(home, &["put", "größe/2", "v"])?;
+    ensure!(printed(home, &["get", "größe/1", "-o", "raw"])? == b"two\nlines", "the bytes and nothing else");
+    let table = lines(home, &["get", "gr", "--prefix", "-o", "table"])?;
+    ensure!(table == ["KEY       VALUE", "größe/1   two\\nlines", "größe/2   v"], "{table:?}");
+    let record = printed(home, &["get", "größe/1", "-o", "jsonl"])?;
+    let record: serde_json::Value = serde_json::from_slice(&record)?;
+    ensure!(
+        record["key"] == "größe/1" && record["value"] == "two\nlines" && record["version"] == 1,
+        "{record}"
+    );
+    let document: serde_json::Value =
+        serde_json::from_slice(&printed(home, &["endpoint", "status", "-o", "json"])?)?;
+    ensure!(document["endpoints"][0]["role"] == "leader", "{document}");
+    let ids = lines(home, &["member", "list", "-o", "raw"])?;
+
+    // A context does the same where there is no such file.
+    std::fs::remove_file(home.join("cairnd.toml"))?;
+    printed(home, &["context", "add", "here", "--endpoints", url, "--use"])?;
+    ensure!(lines(home, &["get", "größe/2", "--print-value-only"])? == ["v"], "the current context counts");
+    let shown = cairnctl(home, &["context", "show", "-o", "jsonl"])?.output()?.stdout;
+    let shown = String::from_utf8(shown)?;
+    let expected = format!("{{\"setting\":\"endpoints\",\"value\":\"{url}\",\"from\":\"context here\"}}");
+    ensure!(shown.lines().any(|line| line == expected), "{shown}");
+
+    // TAB offers what is there, in the form that a shell wants, and nothing at all when nobody answers.
+    ensure!(lines(home, &["__complete", "--", "fish", "get", "gr"])? == ["words", "größe/1", "größe/2"]);
+    ensure!(
+        lines(home, &["__complete", "--", "zsh", "member", "remove", ""])?[1] == format!("{}\tm1", ids[0])
+    );
+    ensure!(lines(home, &["__complete", "--", "fish", "--endpoints=127.0.0.1:1", "get", ""])? == ["words"]);
+    let program = cairn_binary("cairnctl")?;
+    let line = format!("{} get grö", program.display());
+    let script = r#"source <("$1" completion bash); COMP_WORDS=("$1" get grö); COMP_CWORD=2; COMP_LINE=$2; COMP_POINT=${#2}; _cairnctl; printf '%s\n' "${COMPREPLY[@]}""#;
+    let mut bash = Command::new("bash");
+    bash.env_clear().env("HOME", home).env("CAIRNCTL_CONFIG_FILE", "/dev/null").env("LC_ALL", "C.UTF-8");
+    let offered = bash.args(["-c", script, "bash"]).arg(&program).arg(&line).output()?;
+    let offered = String::from_utf8(offered.stdout)?;
+    ensure!(offered == "größe/1\ngröße/2\n", "{offered:?}");
+
+    // A watch ends with 0 by the key that people press, and with the shell's code when there was nothing to see.
+    for (arguments, channel, code) in [
+        (&["member", "list", "--watch=0.1", "-o", "jsonl"][..], 1, 0),
+        (&["member", "list", "--watch=0.1", "--endpoints=127.0.0.1:1", "--dial-timeout=100ms"], 2, 130),
+    ] {
+        let mut child = cairnctl(home, arguments)?.stdout(Stdio::piped()).stderr(Stdio::piped()).spawn()?;
+        let mut stdout = BufReader::new(child.stdout.take().context("piped")?).lines();
+        let mut stderr = BufReader::new(child.stderr.take().context("piped")?).lines();
+        let seen: Vec<String> = if channel == 1 {
+            stdout.by_ref().take(2).collect::<Result<_, _>>()?
+        } else {
+            stderr.by_ref().take(2).collect::<Result<_, _>>()?
+        };
+        kill(Pid::from_raw(i32::try_from(child.id())?), Signal::SIGINT)?;
+        let status = child.wait()?;
+        ensure!(seen.len() == 2 && status.code() == Some(code), "{arguments:?}: {status}: {seen:?}");
+    }
+    Ok(())
 }
