@@ -300,7 +300,7 @@ fn life_to_begin(shared: &Shared, reader: &Reader<FjallStore>) -> Result<Option<
     let heard = desk.heard.lock().filter(|_| !is_founder);
     let known = desk.own.cluster_uuid.or(heard);
     if known.is_some() && known != reader.parent_uuid() {
-        return known;
+        return Ok(known);
     }
     let is_heard = |id| shared.transport.get().is_some_and(|transport| transport.active_since(id).is_some());
     let others =
