@@ -22,6 +22,10 @@ pub const MEMBER_DIR: &str = "member";
 pub const MEMBER_BUILT_ASIDE: &str = "member.tmp";
 /// An earlier attempt of a member that nobody has seen, on its way out.
 pub const REPLACED: &str = "member.unborn";
+/// Begins the name of a `member` that lost its history; the time in UTC follows.
+pub const QUARANTINE: &str = "member.quarantine-";
+/// How far a replacement has come.
+pub const REPLACEMENT: &str = "replace.json";
 
 #[derive(Clone, Debug)]
 pub enum IdentityFact {
@@ -87,10 +91,11 @@ pub fn gather(settings: &Settings) -> Result<DiskFacts, Refusal> {
         None => IdentityFact::None,
     };
     let state = member.join("state");
-    let known = [MEMBER_DIR, MEMBER_BUILT_ASIDE, REPLACED, "LOCK", "lost+found", ".snapshot", "fixtures"];
+    let known = [MEMBER_DIR, MEMBER_BUILT_ASIDE, REPLACED, REPLACEMENT, "LOCK", "lost+found", ".snapshot", "fixtures"];
     let counts = matches!(&identity, IdentityFact::Present(found) if !matches!(found.state, State::Unborn | State::Registering));
     let neighbours = if counts || settings.storage.allow_empty { Vec::new() } else { neighbours(&data_dir) };
-    let strangers = names(&data_dir)?.into_iter().filter(|name| !known.contains(&name.as_str()));
+    let ours = |name: &str| known.contains(&name) || name.starts_with(QUARANTINE);
+    let strangers = names(&data_dir)?.into_iter().filter(|name| !ours(name));
     Ok(DiskFacts {
         identity,
         wal_identity,

@@ -39,7 +39,13 @@ pub fn counting(dir: &Path) -> Option<Identity> {
 }
 
 pub fn move_aside(data_dir: &Path, wal_dir: Option<&Path>, journal: &Journal) -> Result<(), Refusal> {
-    // The log first: without it the member does not start, whatever becomes of the rest.
+    // The identity first: as long as it is in its place, nothing has happened yet.
+    let member = data_dir.join(MEMBER_DIR);
+    let to = target(data_dir, journal);
+    if !to.exists() && is_of(&member, journal.old) {
+        rename(&member, &to).map_err(|error| Refusal::io("move aside", &member, &error))?;
+        info!(old_member_id = %journal.old, from = %member.display(), to = %to.display(), "replacement: the old directory is kept");
+    }
     if let Some(wal_dir) = wal_dir.filter(|dir| is_of(dir, journal.old)) {
         let mut name = wal_dir.file_name().map_or_else(|| OsString::from("wal"), OsString::from);
         name.push(format!(".quarantine-{}", journal.mark));
@@ -54,12 +60,6 @@ pub fn move_aside(data_dir: &Path, wal_dir: Option<&Path>, journal: &Journal) ->
         };
         let to = moved.map_err(|error| Refusal::io("move aside", wal_dir, &error))?;
         info!(old_member_id = %journal.old, from = %wal_dir.display(), to = %to.display(), "replacement: the old log is kept");
-    }
-    let member = data_dir.join(MEMBER_DIR);
-    let to = target(data_dir, journal);
-    if !to.exists() && is_of(&member, journal.old) {
-        rename(&member, &to).map_err(|error| Refusal::io("move aside", &member, &error))?;
-        info!(old_member_id = %journal.old, from = %member.display(), to = %to.display(), "replacement: the old directory is kept");
     }
     Ok(())
 }

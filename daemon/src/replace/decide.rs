@@ -107,14 +107,14 @@ pub struct Agreed {
 
 /// Who of the cluster the lost member was, when only its URLs are known.
 pub fn find(lost: &Lost, replies: &[Reply]) -> Step<MemberId> {
-    let leader = match leader(lost, replies) {
-        Done(leader) => leader,
+    let speaker = match speaker(lost, replies) {
+        Done(speaker) => speaker,
         Wait(why) => return Wait(why),
         Decline(why) => return Decline(why),
     };
-    match own(lost, &leader.members) {
+    match own(lost, &speaker.answer.members) {
         Some(named) => Done(named.id),
-        None => Decline(format!("no: the cluster has no member at {}", lost.peer_urls.join(","))),
+        None => speaker.against(format!("no: the cluster has no member at {}", lost.peer_urls.join(","))),
     }
 }
 
@@ -139,17 +139,20 @@ fn answers(replies: &[Reply]) -> impl Iterator<Item = &Answer> {
     })
 }
 
+/// Whose list of members counts: the leader's or, while nobody leads, that of the one who knows most.
+struct Speaker<'a> {
+    answer: &'a Answer,
+    leads: bool,
+}
+
 /// Everybody who answers is of one life of one cluster, the lost member's as far as it is known.
-fn leader<'a>(lost: &Lost, replies: &'a [Reply]) -> Step<&'a Answer> {
+fn speaker<'a>(lost: &Lost, replies: &'a [Reply]) -> Step<Speaker<'a>> {
     let mut all = answers(replies);
     let Some(first) = all.next() else {
         return Wait("no: no member of the cluster answers".to_owned());
     };
-    let same = |answer: &Answer| {
-        (answer.hello.cluster_id, answer.known.cluster_uuid)
-            == (first.hello.cluster_id, first.known.cluster_uuid)
-    };
-    if !all.all(same) {
+    let life = |answer: &Answer| (answer.hello.cluster_id, answer.known.cluster_uuid);
+    if all.any(|answer| life(answer) != life(first)) {
         return Decline("no: members of different clusters, or of different lives of one, answer".to_owned());
     }
     let other_cluster = lost.cluster.is_some_and(|own| own != first.hello.cluster_id);
@@ -157,12 +160,18 @@ fn leader<'a>(lost: &Lost, replies: &'a [Reply]) -> Step<&'a Answer> {
     if other_cluster || other_life {
         return Decline("no: those who answer are of another cluster, or of another life of it".to_owned());
     }
-    match answers(replies)
-        .filter(|answer| answer.known.witness.leads)
-        .max_by_key(|answer| answer.known.witness.term)
-    {
-        Some(leader) => Done(leader),
-        None => Wait("no: none of the members that answer leads".to_owned()),
+    let rank = |answer: &&Answer| {
+        let witness = &answer.known.witness;
+        (witness.leads, witness.term, witness.commit)
+    };
+    let answer = answers(replies).max_by_key(rank).expect("somebody answers");
+    Done(Speaker { answer, leads: answer.known.witness.leads })
+}
+
+impl Speaker<'_> {
+    /// Against it for good from a leader; who does not lead may be behind.
+    fn against<T>(&self, why: String) -> Step<T> {
+        if self.leads { Decline(why) } else { Wait(why) }
     }
 }
 
@@ -175,15 +184,22 @@ pub fn decide(
     exists: &dyn Fn(&str) -> bool,
     now: OffsetDateTime,
 ) -> Step<Agreed> {
-    let leader = match leader(lost, replies) {
-        Done(leader) => leader,
+    let speaker = match speaker(lost, replies) {
+        Done(speaker) => speaker,
         Wait(why) => return Wait(why),
         Decline(why) => return Decline(why),
     };
+    let leader = speaker.answer;
     let members = &leader.members;
     let Some(own) = own(&Lost { id: Some(id), ..lost.clone() }, members) else {
-        return Decline(format!("no: the cluster has no member {id} any more"));
+        return speaker.against(format!("no: the cluster has no member {id} any more"));
     };
+    if let Some(why) = too_few_others(members, id) {
+        return Decline(why);
+    }
+    if !speaker.leads {
+        return Wait("no: none of the members that answer leads".to_owned());
+    }
     if lost.id.is_none() && !own.name.is_empty() && own.name != lost.name {
         return Decline(format!(
             "no: member {id} at this member's URLs is called {}, not {}",
@@ -284,31 +300,35 @@ fn no_room(lost: &Lost, others: &[&Named], max_learners: usize) -> Option<String
 }
 
 /// The members that remain must be able to decide, counted with the lost one's vote, which they have not got.
+fn too_few_others(members: &[Named], id: MemberId) -> Option<String> {
+    let (voters, need, others) = votes(members, id);
+    (others.len() < need).then(|| {
+        let voters_word = if voters == 1 { "voter is" } else { "voters are" };
+        let others_word = if others.len() == 1 { "there is 1" } else { "there is none" };
+        format!("no: {need} of {voters} {voters_word} a quorum, and without this member {others_word}")
+    })
+}
+
 fn no_quorum(members: &[Named], id: MemberId, replies: &[Reply]) -> Option<Step<Agreed>> {
-    let voters: Vec<MemberId> =
-        members.iter().filter(|named| !named.is_learner).map(|named| named.id).collect();
-    let need = voters.len() / 2 + 1;
-    let others: BTreeSet<MemberId> = voters.iter().copied().filter(|voter| *voter != id).collect();
+    let (voters, need, others) = votes(members, id);
     let up: BTreeSet<MemberId> = answers(replies)
         .map(|answer| answer.known.witness.member)
         .filter(|member| others.contains(member))
         .collect();
-    let count = |there: usize, what: &str| {
-        format!(
-            "no: {} of {} voters are a quorum, and {there} of the {} others {what}",
-            need,
-            voters.len(),
-            others.len()
-        )
-    };
-    if others.len() < need {
-        return Some(Decline(format!(
-            "no: {need} of {} voters are a quorum, and there are {} without this member",
-            voters.len(),
-            others.len()
-        )));
-    }
-    (up.len() < need).then(|| Wait(count(up.len(), "answer")))
+    let (up, others) = (up.len(), others.len());
+    (up < need).then(|| {
+        Wait(format!(
+            "no: {need} of {voters} voters are a quorum, and only {up} of the {others} others answer"
+        ))
+    })
+}
+
+/// Voters, how many of them are a quorum, and who they are without the lost one.
+fn votes(members: &[Named], id: MemberId) -> (usize, usize, BTreeSet<MemberId>) {
+    let voters = members.iter().filter(|named| !named.is_learner).map(|named| named.id);
+    let all: BTreeSet<MemberId> = voters.collect();
+    let others = all.iter().copied().filter(|voter| *voter != id).collect();
+    (all.len(), all.len() / 2 + 1, others)
 }
 
 #[cfg(test)]

@@ -21,7 +21,7 @@ use std::{
     time::{Duration, Instant},
 };
 
-use ::identity::{Boot, Hello, Life, LogEnd, Question};
+use ::identity::{Boot, Hello, Home, Life, LogEnd, Question};
 use api::etcdserverpb::Member;
 use time::{OffsetDateTime, format_description::well_known::Rfc3339};
 use tracing::{info, warn};
@@ -77,23 +77,18 @@ pub fn resume(settings: &Settings) -> Result<Option<Outcome>, Refusal> {
     let refuse = |error: io::Error| Refusal::io("remove the note of a replacement from", data_dir, &error);
     let old = journal.old;
     if let Some(identity) = aside::counting(&data_dir.join(MEMBER_DIR)) {
-        let moved = aside::target(data_dir, &journal).exists() || journal.step > Step::Decided;
-        match (identity.member_id == old, moved) {
-            (false, _) => {
-                info!(old_member_id = %old, new_member_id = %identity.member_id, "replacement: finished before")
-            }
-            (true, true) => warn!(
+        if identity.member_id != old {
+            info!(old_member_id = %old, new_member_id = %identity.member_id, "replacement: finished before");
+        } else if aside::target(data_dir, &journal).exists() || journal.step > Step::Decided {
+            warn!(
                 old_member_id = %old,
                 "a directory of the old member was put back while it was being replaced: it is judged like any other"
-            ),
-            // Whether it is still so is asked anew.
-            (true, false) => {}
+            );
         }
-        if identity.member_id != old || !moved || journal.step > Step::Aside {
-            drop(execute::lock(settings)?);
-            Journal::remove(data_dir).map_err(refuse)?;
-            return Ok(None);
-        }
+        // Otherwise nothing has moved: whether it is still so is asked anew.
+        drop(execute::lock(settings)?);
+        Journal::remove(data_dir).map_err(refuse)?;
+        return Ok(None);
     }
     if settings.membership.auto_replace == AutoReplace::Off {
         warn!(old_member_id = %old, "auto-replace is off now; the replacement that was begun is finished all the same");
@@ -158,14 +153,16 @@ fn lost(settings: &Settings, found: Option<&Identity>) -> Lost {
     let asked = &settings.membership;
     let name = asked.name.value.as_str();
     let listed = asked.initial_cluster.value.find(name).map(|own| &own.peer_urls);
-    let genesis = (asked.initial_state == InitialState::New && asked.discovery.is_none())
-        .then(|| Genesis::new(&asked.initial_cluster.value, &asked.token.value).ok())
-        .flatten();
+    let genesis = match &asked.discovery {
+        None => Genesis::new(&asked.initial_cluster.value, &asked.token.value).ok(),
+        Some(_) => None,
+    };
+    let founds = asked.initial_state == InitialState::New;
     Lost {
         id: None,
         name: name.to_owned(),
         peer_urls: sorted(urls::texts(listed.unwrap_or(&asked.advertise_peer_urls.value))),
-        cluster: genesis.as_ref().map(|genesis| genesis.cluster),
+        cluster: genesis.as_ref().filter(|_| founds).map(|genesis| genesis.cluster),
         life: None,
         founded: genesis.as_ref().and_then(|genesis| genesis.find(name)).map(|first| first.id),
         home,
@@ -203,7 +200,8 @@ async fn consult(
         Some(identity) => {
             hello::of(identity, hello::boot(identity), LogEnd::default(), &settings.storage.data_dir)
         }
-        None => nobody(lost).map_err(|error| format!("no: no random numbers: {error}"))?,
+        None => nobody(lost.cluster.unwrap_or(ClusterId(0)), &lost.name)
+            .map_err(|error| format!("no: no random numbers: {error}"))?,
     };
     let began = Instant::now();
     let mut told = began;
@@ -233,16 +231,16 @@ async fn consult(
 }
 
 /// A question of somebody who does not know its id yet, or asks as that of its predecessor: it has promised nothing.
-fn nobody(lost: &Lost) -> io::Result<Hello> {
+fn nobody(cluster_id: ClusterId, name: &str) -> io::Result<Hello> {
     Ok(Hello {
-        cluster_id: lost.cluster.unwrap_or(ClusterId(0)),
+        cluster_id,
         member: MemberId::NONE,
-        name: lost.name.clone(),
+        name: name.to_owned(),
         life: Life::Joining,
         dir: identity::random()?,
         boot: Boot { seq: 1, nonce: identity::random()?, previous: None },
         log: LogEnd::default(),
-        home: lost.home.clone(),
+        home: Home::default(),
         version: VERSION.to_owned(),
     })
 }
@@ -287,18 +285,13 @@ async fn opinion(
 
 /// A quorum answers clients, here as well, and still has the old member: nothing moves before that.
 async fn confirmed(agreed: &Agreed, lost: &Lost) -> Result<(), String> {
-    let mut clients = clients(&agreed.others, agreed.old, &lost.peer_urls);
+    let mut clients = Clients::new(&agreed.others, agreed.old, &lost.peer_urls);
     let members =
         clients.list().await.map_err(|why| format!("no: the others do not answer clients: {why}"))?;
     match members.iter().any(|member| member.id == agreed.old.0) {
         true => Ok(()),
         false => Err(format!("no: the cluster has no member {} any more", agreed.old)),
     }
-}
-
-fn clients(others: &[journal::Other], old: MemberId, own_peer_urls: &[String]) -> Clients {
-    let urls = others.iter().flat_map(|other| other.client_urls.iter().cloned()).collect();
-    Clients::new(urls, old, own_peer_urls.to_vec())
 }
 
 /// From the decision on. Whatever is done already is not done again.
@@ -322,7 +315,7 @@ fn finish(settings: &Settings, mut journal: Journal) -> Result<Outcome, Refusal>
         steps::note(&mut journal, Step::Aside, data_dir)?;
     }
     systemd::status(&format!("replacing member {old} by a learner: changing the cluster"));
-    let mut clients = clients(&journal.others, old, &journal.peer_urls);
+    let mut clients = Clients::new(&journal.others, old, &journal.peer_urls).of_life(&journal)?;
     let carried = within_signals(steps::carry_out(&mut journal, data_dir, &mut clients, steps::PATIENCE))?;
     let (new, members) = match carried {
         Err(signal) => return Ok(Outcome::Stopped(signal)),
@@ -391,4 +384,96 @@ fn within_signals<T>(wait: impl Future<Output = T>) -> Result<Result<T, &'static
             }
         }
     })
+}
+
+#[cfg(test)]
+mod tests {
+    use std::fs;
+
+    use super::*;
+    use crate::{config::Surroundings, identity::State, refusal::Id};
+
+    fn settings(data_dir: &Path) -> Settings {
+        let flags = [
+            format!("--data-dir={}", data_dir.display()),
+            "--name=n1".to_owned(),
+            "--initial-advertise-peer-urls=http://127.0.0.1:1".to_owned(),
+            "--initial-cluster=n1=http://127.0.0.1:1,n2=http://127.0.0.1:2".to_owned(),
+            "--auto-replace=learner".to_owned(),
+        ];
+        let flags = crate::cli::parse(flags.into_iter().map(std::ffi::OsString::from)).unwrap().flags;
+        let surroundings = Surroundings { flags, variables: vec![], default_file: "/nonexistent".into() };
+        crate::config::load(&surroundings).unwrap().0
+    }
+
+    /// A start that finds a note: the new member counts, nothing has moved, or somebody put a directory back.
+    #[test]
+    fn a_note_beside_a_member_that_counts_is_not_acted_upon() {
+        let old = identity::sample().member_id;
+        for (id, step) in [
+            (MemberId(old.0 + 1), Step::Added),
+            (MemberId(old.0 + 1), Step::Removed),
+            (old, Step::Decided),
+            (old, Step::Aside),
+            (old, Step::Added),
+        ] {
+            let root = tempfile::tempdir().unwrap();
+            let settings = settings(root.path());
+            assert!(resume(&settings).unwrap().is_none(), "there is no note");
+            let member = root.path().join(MEMBER_DIR);
+            fs::create_dir(&member).unwrap();
+            let identity = Identity { member_id: id, state: State::Joining, ..identity::sample() };
+            identity::write_into(&member, &identity).unwrap();
+            let mut journal = Journal::new(Id::LostData, old, OffsetDateTime::now_utc());
+            journal.step = step;
+            journal.write(root.path()).unwrap();
+            assert!(resume(&settings).unwrap().is_none(), "{id} {step:?}");
+            assert_eq!(Journal::read(root.path()).unwrap(), None);
+            assert!(member.exists());
+        }
+    }
+
+    #[test]
+    fn the_new_member_joins_whatever_the_first_start_was_told() {
+        let root = tempfile::tempdir().unwrap();
+        let mut journal =
+            Journal::new(Id::LostData, MemberId(1), journal::time_of("20261122T174512Z").unwrap());
+        (journal.name, journal.peer_urls) = ("n1".into(), vec!["http://127.0.0.1:1".into()]);
+        let member = |id, name: &str, url: &str| Member {
+            id,
+            name: name.into(),
+            peer_ur_ls: vec![url.into()],
+            ..Member::default()
+        };
+        let members = [
+            member(9, "", "http://127.0.0.1:1"),
+            member(2, "n2", "http://127.0.0.1:2"),
+            member(3, "", "http://127.0.0.1:3"),
+        ];
+        let asked = joiner(&settings(root.path()), &journal, MemberId(9), &members).unwrap().membership;
+        assert_eq!(asked.initial_state, InitialState::Existing);
+        assert_eq!(
+            asked.initial_cluster.value.canonical(),
+            "member-3=http://127.0.0.1:3,n1=http://127.0.0.1:1,n2=http://127.0.0.1:2"
+        );
+        let replaces = asked.replaces.unwrap();
+        assert_eq!((replaces.member, replaces.at.as_str()), (MemberId(1), "2026-11-22T17:45:12Z"));
+    }
+
+    /// Refusals that no setting changes, and one that is told why.
+    #[test]
+    fn a_refusal_comes_back_as_it_was_where_it_is_no_loss() {
+        let root = tempfile::tempdir().unwrap();
+        let settings = settings(root.path());
+        let given = Refusal::new(Id::DuplicateInstance, "it runs elsewhere");
+        let Err(refusal) = instead(&settings, given.clone()) else { panic!("nothing is lost") };
+        assert_eq!(refusal, given);
+        for at in ["20261122T120000Z", "20261122T130000Z", "20261122T140000Z"] {
+            fs::create_dir(root.path().join(format!("member.quarantine-{at}"))).unwrap();
+        }
+        let Err(refusal) = instead(&settings, Refusal::new(Id::LostData, "it is empty")) else {
+            panic!("there were three before")
+        };
+        assert!(refusal.text().contains("auto-replace: no: 3 directories"), "{}", refusal.text());
+    }
 }

@@ -3,6 +3,7 @@
 
 use std::time::Duration;
 
+use ::identity::{Answer, Question, Unique};
 use api::etcdserverpb::{
     Member, MemberAddRequest, MemberListRequest, MemberPromoteRequest, MemberRemoveRequest,
     cluster_client::ClusterClient,
@@ -11,9 +12,19 @@ use tonic::{
     Response, Status,
     transport::{Channel, Endpoint},
 };
-use types::MemberId;
+use types::{ClusterId, MemberId};
 
-use super::steps::Outside;
+use super::{
+    journal::{Journal, Other},
+    steps::Outside,
+};
+use crate::{
+    bootstrap::{
+        attend::Heard,
+        hello::{self, Target},
+    },
+    refusal::Refusal,
+};
 
 /// A member that runs takes a connection within milliseconds.
 const CONNECTS_WITHIN: Duration = Duration::from_secs(2);
@@ -26,11 +37,56 @@ pub struct Clients {
     /// Whose places these are not: the old member's, and those that are not up.
     own_peer_urls: Vec<String>,
     old: MemberId,
+    life: Option<Life>,
+}
+
+/// The life of the cluster in which the old member was lost, and who can tell.
+struct Life {
+    question: Question,
+    peers: Vec<Target>,
+    cluster: ClusterId,
+    uuid: Option<Unique>,
 }
 
 impl Clients {
-    pub fn new(urls: Vec<String>, old: MemberId, own_peer_urls: Vec<String>) -> Clients {
-        Clients { urls, own_peer_urls, old }
+    pub fn new(others: &[Other], old: MemberId, own_peer_urls: &[String]) -> Clients {
+        let urls = others.iter().flat_map(|other| other.client_urls.iter().cloned()).collect();
+        Clients { urls, own_peer_urls: own_peer_urls.to_vec(), old, life: None }
+    }
+
+    /// Before anything is changed, somebody must say that this is still the cluster it was: addresses are used again, and clusters restored.
+    pub fn of_life(mut self, journal: &Journal) -> Result<Clients, Refusal> {
+        let question = super::nobody(journal.cluster_id, &journal.name)
+            .map_err(|error| Refusal::io("ask for", "random numbers".as_ref(), &error))?;
+        let peers = journal.others.iter().flat_map(|other| {
+            let at = |url: &String| Target { member: other.id, name: other.name.clone(), url: url.clone() };
+            other.peer_urls.iter().map(at)
+        });
+        let (cluster, uuid) = (journal.cluster_id, journal.cluster_uuid);
+        let question = Question { hello: question, config: None };
+        self.life = Some(Life { question, peers: peers.collect(), cluster, uuid });
+        Ok(self)
+    }
+
+    async fn same_life(&self) -> Result<(), String> {
+        let Some(life) = &self.life else { return Ok(()) };
+        let replies = hello::round(&life.peers, &life.question).await;
+        let mut answers = replies.iter().filter_map(|reply| match &reply.heard {
+            Heard::Answer(answer) => Some((&reply.url, answer)),
+            _ => None,
+        });
+        let differs = |answer: &Answer| {
+            answer.hello.cluster_id != life.cluster
+                || (life.uuid.is_some()
+                    && answer.known.cluster_uuid.is_some_and(|uuid| Some(uuid) != life.uuid))
+        };
+        match answers.clone().find(|(_, answer)| differs(answer)) {
+            Some((url, _)) => Err(format!(
+                "{url} is of another cluster, or of another life of it, than the member that was lost"
+            )),
+            None if answers.next().is_none() => Err("no other member answers at its peer URL".to_owned()),
+            None => Ok(()),
+        }
     }
 
     /// Asks at every URL in turn until somebody answers. Nobody is asked twice for one question: whether a change whose answer is lost was
@@ -92,10 +148,15 @@ async fn connect(url: &str) -> Result<Channel, String> {
 
 impl Outside for Clients {
     async fn list(&mut self) -> Result<Vec<Member>, String> {
+        self.same_life().await?;
         let request = MemberListRequest { linearizable: true };
-        let members = self.ask(|mut client| async move { client.member_list(request).await }).await?.members;
-        self.learn(&members);
-        Ok(members)
+        let answer = self.ask(|mut client| async move { client.member_list(request).await }).await?;
+        let cluster = ClusterId(answer.header.map_or(0, |header| header.cluster_id));
+        if let Some(life) = self.life.as_ref().filter(|life| life.cluster != cluster) {
+            return Err(format!("the members are of cluster {cluster}, not {}", life.cluster));
+        }
+        self.learn(&answer.members);
+        Ok(answer.members)
     }
 
     async fn remove(&mut self, id: MemberId) -> Result<(), String> {

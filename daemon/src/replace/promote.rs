@@ -3,10 +3,11 @@
 use std::time::{Duration, Instant};
 
 use node::Handle;
+use state_machine::membership::Member;
 use tracing::info;
 use types::MemberId;
 
-use super::outside::Clients;
+use super::{journal::Other, outside::Clients};
 
 /// Between two requests: the leader looks at what it knows already.
 const EVERY: Duration = Duration::from_secs(5);
@@ -28,8 +29,8 @@ pub async fn until_voter(handle: Handle, own: MemberId, old: MemberId) {
             return;
         }
         let others = members.iter().filter(|member| member.id != own && !member.is_learner);
-        let urls = others.flat_map(|member| member.client_urls.iter().cloned()).collect();
-        let why = match Clients::new(urls, old, me.peer_urls.clone()).promote(own).await {
+        let others: Vec<Other> = others.map(other).collect();
+        let why = match Clients::new(&others, old, &me.peer_urls).promote(own).await {
             // Seen above once it has arrived here.
             Ok(()) => {
                 tokio::time::sleep(Duration::from_millis(100)).await;
@@ -42,5 +43,14 @@ pub async fn until_voter(handle: Handle, own: MemberId, old: MemberId) {
             told = Some((why, Instant::now()));
         }
         tokio::time::sleep(EVERY).await;
+    }
+}
+
+fn other(member: &Member) -> Other {
+    Other {
+        id: member.id,
+        name: member.name.clone(),
+        peer_urls: member.peer_urls.clone(),
+        client_urls: member.client_urls.clone(),
     }
 }

@@ -75,6 +75,7 @@ pub async fn carry_out(
     let old = journal.old;
     let began = Instant::now();
     let mut told: Option<Instant> = None;
+    let mut asked = None;
     loop {
         let failed = match outside.list().await {
             Err(why) => format!("to be told the members: {why}"),
@@ -86,7 +87,9 @@ pub async fn carry_out(
                 }
                 Next::Blocked(why) => return Err(blocked(journal, data_dir, &why)),
                 Next::Remove(id) => {
-                    info!(old_member_id = %old, "replacement: asking the cluster to remove the old member");
+                    if asked.replace(Step::Removed) != Some(Step::Removed) {
+                        info!(old_member_id = %old, "replacement: asking the cluster to remove the old member");
+                    }
                     match outside.remove(id).await {
                         Ok(()) => {
                             info!(old_member_id = %old, "replacement: the old member is removed");
@@ -97,7 +100,10 @@ pub async fn carry_out(
                 }
                 Next::Add => {
                     note(journal, Step::Removed, data_dir)?;
-                    info!(old_member_id = %old, peer_urls = ?journal.peer_urls, "replacement: asking the cluster to add a learner");
+                    if asked.replace(Step::Added) != Some(Step::Added) {
+                        let peer_urls = &journal.peer_urls;
+                        info!(old_member_id = %old, ?peer_urls, "replacement: asking the cluster to add a learner");
+                    }
                     match outside.add_learner(&journal.peer_urls).await {
                         Ok(new) => {
                             info!(old_member_id = %old, new_member_id = %new, "replacement: a learner is added");

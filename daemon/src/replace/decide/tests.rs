@@ -172,22 +172,29 @@ fn a_lost_member_is_replaced_where_a_quorum_of_the_others_works() {
 
 #[test]
 fn without_a_quorum_of_the_others_the_count_is_told() {
-    declines("2 of 2 voters are a quorum, and there are 1 without this member", |case| {
+    declines("2 of 2 voters are a quorum, and without this member there is 1", |case| {
         (case.members, case.up) = (vec![named(1), named(3)], vec![1]);
+        // It cannot lead alone.
+        case.said = |answer| answer.known.witness.leads = false;
     });
-    declines("1 of 1 voters are a quorum, and there are 0 without", |case| {
+    declines("1 of 1 voter is a quorum, and without this member there is none", |case| {
         case.members = vec![named(3)];
     });
-    waits("2 of 3 voters are a quorum, and 1 of the 2 others answer", |case| case.up = vec![1]);
-    waits("3 of 5 voters are a quorum, and 2 of the 4 others answer", |case| {
+    waits("2 of 3 voters are a quorum, and only 1 of the 2 others answer", |case| case.up = vec![1]);
+    waits("3 of 5 voters are a quorum, and only 2 of the 4 others answer", |case| {
         case.members = (1..=5).map(named).collect();
     });
-    waits("2 of 3 voters are a quorum, and 1 of the 2 others answer", |case| {
+    waits("2 of 3 voters are a quorum, and only 1 of the 2 others answer", |case| {
         // A learner that answers has no vote.
         case.members.push(Named { is_learner: true, ..named(4) });
         (case.up, case.max_learners) = (vec![1, 4], 2);
     });
     waits("no member of the cluster answers", |case| case.up = vec![]);
+    waits("no member 3 any more", |case| {
+        // Who does not lead may be behind.
+        case.said = |answer| answer.known.witness.leads = false;
+        case.lost.id = case.members.pop().map(|named| named.id);
+    });
     waits("none of the members that answer leads", |case| {
         case.said = |answer| answer.known.witness.leads = false
     });
