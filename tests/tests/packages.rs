@@ -116,8 +116,10 @@ fn debs_hold_what_belongs_into_them() -> Result<()> {
         "/etc/ufw/applications.d/cairn",
         "/lib/systemd/system-preset/90-cairn.preset",
         "/lib/systemd/system/cairnd.service",
+        "/lib/systemd/system/cairnd.socket",
         "/lib/systemd/system/cairnd@.service",
         "/usr/lib/firewalld/services/cairn.xml",
+        "/usr/lib/systemd/catalog/cairn.catalog",
         "/usr/lib/sysusers.d/cairn.conf",
         "/usr/lib/tmpfiles.d/cairn.conf",
         "/usr/share/cairn/grafana/cairn.json",
@@ -132,11 +134,6 @@ fn debs_hold_what_belongs_into_them() -> Result<()> {
     .map(|path| (path, plain))
     .into();
     expected.insert("/usr/bin/cairnd", "-rwxr-xr-x root/root");
-    for (made, path) in optional() {
-        if made {
-            expected.insert(path, plain);
-        }
-    }
     assert_eq!(files(&daemon), expected);
     assert!(daemon.contains_key("/etc/cairn/conf.d/"), "a place for parts of the configuration");
 
@@ -156,14 +153,6 @@ fn debs_hold_what_belongs_into_them() -> Result<()> {
     expected.insert("/usr/bin/cairnctl", "-rwxr-xr-x root/root");
     assert_eq!(files(&tool), expected);
     Ok(())
-}
-
-/// Files that come with parts of the daemon: whether they are made, and where a deb has them.
-fn optional() -> [(bool, &'static str); 2] {
-    [
-        (root().join("packaging/systemd/cairnd.socket").exists(), "/lib/systemd/system/cairnd.socket"),
-        (root().join("packaging/catalog/cairn.catalog").exists(), "/usr/lib/systemd/catalog/cairn.catalog"),
-    ]
 }
 
 #[test]
@@ -264,9 +253,12 @@ fn units_give_up_what_a_member_does_not_need() -> Result<()> {
         let unit = units.join(name).to_string_lossy().into_owned();
         // Exposure in tenths; exit status 1 beyond it.
         run("systemd-analyze", &["security", "--offline=yes", "--threshold=20", "--no-pager", &unit])?;
-        for line in
-            ["RestartPreventExitStatus=64 65 66 77 78 79", "OOMScoreAdjust=-900", "LimitNOFILE=1048576"]
-        {
+        for line in [
+            "RestartPreventExitStatus=64 65 66 77 78 79",
+            "WatchdogSec=30",
+            "OOMScoreAdjust=-900",
+            "LimitNOFILE=1048576",
+        ] {
             assert!(text.lines().any(|found| found == line), "{name} lacks {line}");
         }
     }
@@ -436,7 +428,7 @@ fn debs(host: &Host) -> Result<()> {
     host.sh("/usr/bin/cairnd --version; /usr/bin/cairnctl version; cd /tmp; /usr/bin/cairnd config check --config-file=/usr/share/doc/cairnd/cairnd.toml.example")?;
     host.sh("bash -n /usr/share/bash-completion/completions/cairnctl; grep -q cairnctl /usr/share/zsh/vendor-completions/_cairnctl")?;
     // systemd reads the units as we mean them: no unknown name, no missing program.
-    let verified = host.sh("systemd-analyze verify --man=no --recursive-errors=no /lib/systemd/system/cairnd.service /lib/systemd/system/cairnd@.service")?;
+    let verified = host.sh("systemd-analyze verify --man=no --recursive-errors=no /lib/systemd/system/cairnd.service /lib/systemd/system/cairnd@.service /lib/systemd/system/cairnd.socket")?;
     assert!(!verified.contains("cairnd"), "{verified}");
     host.sh(
         "/var/lib/dpkg/info/cairnd.postinst configure ''; /var/lib/dpkg/info/cairnd.postinst configure ''",
@@ -453,7 +445,7 @@ fn debs(host: &Host) -> Result<()> {
     host.is_lived_in()?;
 
     let said = host.sh("dpkg -r cairnd")?;
-    assert_eq!(host.asked()?, ["stop cairnd@*.service cairnd.service"]);
+    assert_eq!(host.asked()?, ["stop cairnd.socket cairnd@*.service cairnd.service"]);
     assert!(said.contains("/var/lib/cairn is kept"), "{said}");
     assert_eq!(host.sh("tail -n 1 /etc/default/cairnd")?, "# mine\n");
     host.is_lived_in()?;
@@ -483,7 +475,7 @@ fn rpms(host: &Host) -> Result<()> {
     // There is no database of rpms on this host, hence no dependencies to look at.
     let said = host.sh("rpm --force-debian --nodeps -i /pk/cairnd-[!9]*.rpm /pk/cairnctl-[!9]*.rpm")?;
     assert!(said.contains("neither enabled nor started"), "{said}");
-    assert_eq!(host.asked()?, ["--no-reload preset cairnd.service"], "and ours says: disabled");
+    assert_eq!(host.asked()?, ["--no-reload preset cairnd.socket cairnd.service"], "and ours says: disabled");
     host.is_fresh()?;
     assert_eq!(
         host.sh("grep -h ^EnvironmentFile /usr/lib/systemd/system/cairnd*.service")?,
@@ -499,7 +491,10 @@ fn rpms(host: &Host) -> Result<()> {
     host.is_lived_in()?;
 
     let said = host.sh("rpm --force-debian --nodeps -e cairnd cairnctl")?;
-    assert_eq!(host.asked()?, ["stop cairnd@*.service", "--no-reload disable --now cairnd.service"]);
+    assert_eq!(
+        host.asked()?,
+        ["--no-reload disable --now cairnd.socket cairnd.service", "stop cairnd@*.service"]
+    );
     assert!(said.contains("/var/lib/cairn is kept"), "{said}");
     host.is_lived_in()
 }
