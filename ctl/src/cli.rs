@@ -291,6 +291,7 @@ pub fn command() -> Command {
         verbs::wait::command(),
         verbs::can_stop::command(),
         verbs::top::command(),
+        verbs::debug::command(),
         lease(),
         member(),
         endpoint(),

@@ -165,8 +165,11 @@ pub async fn can_stop(settings: &Settings, matches: &ArgMatches) -> Result<()> {
             Answer::QuorumLost => paint.bad("must not be stopped"),
             Answer::NotNow(_) => paint.warn("not now"),
         };
-        let note =
-            if leads { "it leads, and hands leadership over when it is stopped with SIGTERM\n" } else { "" };
+        let note = if leads && left.now.voters > 1 {
+            "it leads, and hands leadership over when it is stopped with SIGTERM\n"
+        } else {
+            ""
+        };
         format!("member {label}: {verdict}\nwithout it: {}\n{note}", left.now.words())
     })?;
     show(&bytes)?;

@@ -4,6 +4,7 @@ pub mod can_stop;
 pub mod cluster;
 pub mod confirm;
 mod context;
+pub mod debug;
 pub mod discovery;
 pub mod doctor;
 pub mod endpoint;
@@ -54,6 +55,7 @@ pub async fn run(settings: &Settings, matches: &ArgMatches) -> Result<()> {
         ("wait", _) => wait::wait(settings, inner).await,
         ("can-stop", _) => can_stop::can_stop(settings, inner).await,
         ("top", _) => top::top(settings, inner).await,
+        ("debug", Some(("bundle", inner))) => debug::bundle(settings, inner).await,
         ("lease", Some(("grant", inner))) => lease::grant(settings, inner).await,
         ("lease", Some(("revoke", inner))) => lease::revoke(settings, inner).await,
         ("lease", Some(("timetolive", inner))) => lease::time_to_live(settings, inner).await,

@@ -75,7 +75,7 @@ fn alarms(survey: &Survey) -> Vec<String> {
         .collect()
 }
 
-fn screen(survey: &Survey, findings: &[Finding], paint: Paint, wide: bool) -> String {
+pub fn screen(survey: &Survey, findings: &[Finding], paint: Paint, wide: bool) -> String {
     let (word, tone) = health(findings);
     let mut out = format!("cluster {:x}   {}\n", survey.cluster, paint.tone(tone, word));
     let mut line = |name: &str, text: String| out.push_str(&format!("  {name:<10}{text}\n"));
@@ -190,7 +190,7 @@ fn members(survey: &Survey) -> Sheet {
 }
 
 /// The same for programs.
-fn data(survey: &Survey, findings: &[Finding]) -> Value {
+pub fn data(survey: &Survey, findings: &[Finding]) -> Value {
     let count = Count::of(&survey.numbers());
     let read = survey.quorum.as_ref().ok().map(|took| took.as_secs_f64());
     Value::map([

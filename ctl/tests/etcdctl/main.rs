@@ -11,6 +11,7 @@ mod fake;
 mod lease;
 mod live;
 mod member;
+mod operate;
 mod secure;
 mod snapshot;
 mod store;
