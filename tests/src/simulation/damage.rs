@@ -155,6 +155,7 @@ impl World {
         self.crash(place);
         disk.is_damaged = true;
         let member = self.members.get_mut(&place).expect("chosen among members");
+        disk.lost = Some((member.disk.last(), member.disk.hard_state));
         let good = std::mem::replace(&mut member.disk, disk);
         let lost = (good.last(), member.disk.last());
         self.outcome.damaged += 1;
@@ -235,6 +236,16 @@ impl World {
         self.note(|| format!("{one} and {other} have their own disks again"));
         self.at(1, Event::Start(one));
         self.at(1, Event::Start(other));
+    }
+
+    /// After a snapshot was installed. The directory that was good before is an older copy from now on.
+    pub(super) fn heal_directory(&mut self, place: u64) {
+        let Some(member) = self.members.get_mut(&place) else { return };
+        if member.disk.is_whole_again() {
+            (member.disk.is_damaged, member.disk.lost) = (false, None);
+            self.shelves.remove(&place);
+            self.note(|| format!("{place} has all that it ever promised again, by a snapshot"));
+        }
     }
 
     /// The good directory is found again, once the bad one is out of use.

@@ -14,6 +14,8 @@ pub struct Disk {
     pub papers: Papers,
     /// The truth, which nobody in the cluster knows: it lacks something that its member once promised.
     pub is_damaged: bool,
+    /// Where it is: all that its member had on disk when that was lost.
+    pub lost: Option<(LogPosition, HardState)>,
     pub hard_state: HardState,
     /// A commit that was written without sync.
     pub unsynced: Option<HardState>,
@@ -60,6 +62,18 @@ impl Disk {
         {
             self.hard_state = hard_state;
         }
+    }
+
+    /// A snapshot of what is committed may reach the successor of the start that it was made for, whose promises about the log it then keeps:
+    /// whatever of them counted for a commit is in it. With the term and the vote that were lost nothing is lacking any more.
+    pub fn is_whole_again(&self) -> bool {
+        self.is_damaged
+            && self.lost.is_some_and(|(last, before)| {
+                let now = self.hard_state;
+                let votes = before.vote.is_none() || before.vote == now.vote;
+                self.snapshot.index >= last.index
+                    && (now.term > before.term || (now.term == before.term && votes))
+            })
     }
 
     pub fn last(&self) -> LogPosition {

@@ -592,6 +592,7 @@ impl World {
                 running.install(disk, position);
                 self.outcome.snapshots += 1;
                 self.note(|| format!("{id} installed the snapshot at {position}"));
+                self.heal_directory(id);
             }
             _ => return,
         }
