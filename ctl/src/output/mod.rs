@@ -219,6 +219,15 @@ impl Printer {
         self.key_value_verb(answer, |s| s.txn(answer), |f| f.txn(answer), |o| json::txn(o, answer))
     }
 
+    /// etcdctl has this text in every format.
+    pub fn compaction(self, revision: i64) -> Result<Vec<u8>> {
+        let text = format!("compacted revision {revision}\n").into_bytes();
+        match self.shape {
+            None | Some(Shape::Raw) => Ok(text),
+            Some(_) => self.said(Value::map([("compacted_revision", revision.into())]), text),
+        }
+    }
+
     /// What one answer of a watch shows; nothing when the format has nothing to say about it.
     pub fn watch(self, answer: &WatchResponse) -> Result<Vec<u8>> {
         if let Some(shape) = self.shape {

@@ -324,10 +324,10 @@ pub async fn compaction(settings: &Settings, matches: &ArgMatches) -> Result<()>
     if !confirm::gate(matches, async || compacting(settings, revision).await).await? {
         return Ok(());
     }
-    let (mut client, _) = begin(settings, false)?;
+    let (mut client, printer) = begin(settings, false)?;
     let request = CompactionRequest { revision, physical: cli::on(matches, "physical") };
     let _: CompactionResponse = client.call(&COMPACT, &request).await?;
-    show(format!("compacted revision {revision}\n").as_bytes())
+    show(&printer.compaction(revision)?)
 }
 
 #[cfg(test)]
