@@ -4,7 +4,7 @@
 //! With nobody there it starts: the cold start of a whole cluster needs nobody's leave. What is said against it is believed from a
 //! leader or from a majority, or after some patience when those who take its side are, with this member, no majority. Members of another
 //! life of the cluster, or of another cluster, at the addresses of its own stop it only when the remaining ones are no majority; those
-//! that only its settings name have no say.
+//! that only its settings name have no say, unless it knows nobody else and all of them are of another cluster.
 
 use std::time::Duration;
 
@@ -88,6 +88,18 @@ pub fn decide(me: &Me, voters: &[MemberId], replies: &[Reply], waited: Duration)
         };
         return match waited >= limit {
             true => Step::Refuse(refusal, Some(verdict.clone())),
+            false => Step::AskAgain(refusal),
+        };
+    }
+    // An only voter needs nobody. But where its settings call others its cluster, and whoever answers there is of another one, either this
+    // directory or the settings are somebody else's, and clients would be served what they do not mean.
+    let strangers_only = answers.iter().all(|(_, answer, _)| is_another_cluster(me, answer));
+    if let (true, [alone], Some(voice)) = (strangers_only, voters, voices.first())
+        && *alone == own
+        && let Some(refusal) = refusal_of(voice.verdict)
+    {
+        return match over {
+            true => Step::Refuse(refusal, None),
             false => Step::AskAgain(refusal),
         };
     }

@@ -28,26 +28,38 @@ use crate::{
 
 pub fn lock(settings: &Settings) -> Result<DataDir, Refusal> {
     let storage = &settings.storage;
-    DataDir::lock(&storage.data_dir, storage.wal_dir.as_deref(), storage.lock_wait).map_err(|error| {
-        match error {
-            DataDirError::Busy { path, holder, waited } => {
-                let dir = path.display().to_string();
-                let refusal =
-                    Refusal::new(Id::DataDirBusy, format!("another process uses data directory {dir}"));
-                let refusal = match holder {
-                    Some(holder) => refusal
-                        .evidence("holder", holder.to_string())
-                        .remedy(format!("if that process should not run: kill {}", holder.pid)),
-                    None => refusal.evidence("holder", format!("{dir}/LOCK does not say")),
-                };
-                refusal
-                    .evidence("waited", format!("{} ms (--data-dir-lock-wait)", waited.as_millis()))
-                    .remedy("or use another directory: --data-dir=<directory>")
-                    .never(format!("do not delete {dir}/LOCK: two processes on one directory destroy it"))
-            }
-            DataDirError::Io { action, path, source } => Refusal::io(action, &path, &source),
+    let locked = DataDir::lock(&storage.data_dir, storage.wal_dir.as_deref(), storage.lock_wait);
+    let dir = locked.map_err(|error| match error {
+        DataDirError::Busy { path, holder, waited } => {
+            let dir = path.display().to_string();
+            let refusal = Refusal::new(Id::DataDirBusy, format!("another process uses data directory {dir}"));
+            let refusal = match holder {
+                Some(holder) => refusal
+                    .evidence("holder", holder.to_string())
+                    .remedy(format!("if that process should not run: kill {}", holder.pid)),
+                None => refusal.evidence("holder", format!("{dir}/LOCK does not say")),
+            };
+            refusal
+                .evidence("waited", format!("{} ms (--data-dir-lock-wait)", waited.as_millis()))
+                .remedy("or use another directory: --data-dir=<directory>")
+                .never(format!("do not delete {dir}/LOCK: two processes on one directory destroy it"))
         }
-    })
+        DataDirError::Io { action, path, source } => Refusal::io(action, &path, &source),
+    })?;
+    undo_replacement(&dir)
+        .map_err(|error| Refusal::io("put the earlier attempt back in", dir.path(), &error))?;
+    Ok(dir)
+}
+
+/// A start that was killed while it replaced an earlier attempt's directory with its own: the earlier one may hold what a discovery
+/// service was told, and must be known again.
+fn undo_replacement(dir: &DataDir) -> io::Result<()> {
+    let (member, earlier) = (dir.path().join(MEMBER_DIR), dir.path().join(REPLACED));
+    if member.exists() || !earlier.exists() {
+        return Ok(());
+    }
+    fs::rename(earlier, member)?;
+    identity::sync_dir(dir.path())
 }
 
 /// Builds a new member's directory: identity `unborn` and the log, with the first entries of a cluster that is founded.
@@ -134,7 +146,6 @@ pub fn first_identity(data_dir: &Path, new: &NewMember, settings: &Settings) -> 
         },
         host: host::here(data_dir),
         members: Vec::new(),
-        replaces: settings.membership.replaces.clone(),
         clean_stop: None,
         min_version: env!("CARGO_PKG_VERSION").into(),
         unknown: Default::default(),
@@ -237,6 +248,7 @@ fn known(member: &super::genesis::FirstMember) -> KnownMember {
         id: member.id,
         name: member.name.clone(),
         peer_urls: member.peer_urls.clone(),
+        client_urls: Vec::new(),
         dir_uuid: None,
         is_learner: false,
     }
@@ -254,15 +266,26 @@ pub fn open_log(
         ..WalOptions::default()
     };
     let log_dir = dir.wal().display().to_string();
-    let (wal, contents) = Wal::open(dir.wal(), options).map_err(|error| log_refusal(dir.wal(), &error))?;
+    let data_dir = dir.path().display().to_string();
+    let (wal, contents) = Wal::open(dir.wal(), options)
+        .map_err(|error| own_log_refusal(identity, &data_dir, dir.wal(), &error))?;
     // Entries up to a snapshot record are never read again, whether their segment is still there or not: the state stands for them.
     if contents.snapshot.index.0 > 0 && is_empty(&dir.state()) {
         let begins = contents.snapshot.index.0 + 1;
-        return Err(plan::state_missing(identity, &dir.path().display().to_string(), &log_dir, begins));
+        return Err(plan::state_missing(identity, &data_dir, &log_dir, begins));
     }
     let last = contents.entries.last().map_or(contents.snapshot.index, |entry| entry.index);
-    compare::check_clean_stop(identity, last.0, &log_dir)?;
+    compare::check_clean_stop(identity, last.0, &log_dir, &data_dir)?;
     Ok((wal, contents))
+}
+
+/// Of the log of this member: with the commands that replace it.
+pub fn own_log_refusal(identity: &Identity, data_dir: &str, dir: &Path, error: &WalError) -> Refusal {
+    let refusal = log_refusal(dir, error);
+    match error {
+        WalError::Damaged(_) => refusal.remedy(identity::remedy::replace(identity, data_dir)),
+        _ => refusal,
+    }
 }
 
 pub fn log_refusal(dir: &Path, error: &WalError) -> Refusal {
@@ -270,19 +293,15 @@ pub fn log_refusal(dir: &Path, error: &WalError) -> Refusal {
         WalError::Io { action, path, source } | WalError::NoSpace { action, path, source } => {
             Refusal::io(action, path, source)
         }
-        WalError::Damaged(damage) => Refusal::new(
-            Id::LogDamaged,
-            "the write-ahead log is damaged before its end",
-        )
-        .evidence(
-            damage.file.display().to_string(),
-            format!("offset {}, from index {}: {}", damage.offset, damage.index, damage.kind),
-        )
-        .remedy("restore that file from a backup of this very directory")
-        .remedy(
-            "else replace this member: cairnctl member remove, then member add, with an empty data directory",
-        )
-        .never("do not cut the log by hand: what is lost may be what this member promised"),
+        WalError::Damaged(damage) => {
+            Refusal::new(Id::LogDamaged, "the write-ahead log is damaged before its end")
+                .evidence(
+                    damage.file.display().to_string(),
+                    format!("offset {}, from index {}: {}", damage.offset, damage.index, damage.kind),
+                )
+                .remedy("restore that file from a backup of this very directory")
+                .never("do not cut the log by hand: what is lost may be what this member promised")
+        }
         WalError::Locked { path } => {
             Refusal::new(Id::DataDirBusy, "another process uses the write-ahead log")
                 .evidence("log", path.display().to_string())

@@ -84,7 +84,12 @@ pub fn wal_dir(settings: &Settings) -> PathBuf {
 
 pub fn gather(settings: &Settings) -> Result<DiskFacts, Refusal> {
     let data_dir = settings.storage.data_dir.clone();
-    let member = data_dir.join(MEMBER_DIR);
+    let mut member = data_dir.join(MEMBER_DIR);
+    let earlier = data_dir.join(REPLACED);
+    // As a start puts it back once it has the lock.
+    if !member.exists() && earlier.exists() {
+        member = earlier;
+    }
     let identity = read_identity(&member)?;
     let wal_identity = match &settings.storage.wal_dir {
         Some(dir) => read_identity(dir)?,

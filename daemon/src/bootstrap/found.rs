@@ -259,6 +259,7 @@ async fn attendance(
     };
     let began = Instant::now();
     let mut told = began;
+    let mut awaited: Option<Waiting> = None;
     let mut doubted: Option<Instant> = None;
     let mut differs: Option<(Refusal, Instant)> = None;
     let stopped = loop {
@@ -297,11 +298,12 @@ async fn attendance(
             }
             Step::Wait(waiting) => {
                 doubted = None;
-                let first = told == began;
+                let first = awaited.is_none();
                 if first || told.elapsed() >= TOLD_EVERY {
                     told = Instant::now();
                     say_who_is_awaited(&waiting, everybody, began.elapsed(), first);
                 }
+                awaited = Some(waiting);
             }
         }
         if let Some((refusal, since)) = &differs
@@ -312,7 +314,7 @@ async fn attendance(
         let pause = if began.elapsed() < SOON { PAUSE } else { PAUSE_LATER };
         let pause = pause.min((told + TOLD_EVERY).saturating_duration_since(Instant::now()).max(PAUSE));
         tokio::select! {
-            () = tokio::time::sleep(pause) => {}
+            () = tokio::time::sleep(pause) => systemd::turned(),
             request = signals.next() => match request {
                 Request::Stop(signal) => break Outcome::Stopped { signal, seen: false },
                 Request::Reload => reload::too_early(),
@@ -437,7 +439,10 @@ async fn discover(
     let found = loop {
         tokio::select! {
             found = &mut found => break found,
-            _ = look.tick() => say(),
+            _ = look.tick() => {
+                systemd::turned();
+                say();
+            }
             request = signals.next() => match request {
                 Request::Stop(signal) => return Ok(Err(signal)),
                 Request::Reload => reload::too_early(),

@@ -166,6 +166,7 @@ pub fn again(identity: &Identity, answers: &[Answer], data_dir: &str) -> Again {
                 _ => member.name.clone(),
             },
             peer_urls,
+            client_urls: member.client_urls.clone(),
             dir_uuid: before.and_then(|before| before.dir_uuid),
             is_learner: member.is_learner,
         }
@@ -295,7 +296,14 @@ impl Listed<'_> {
         };
         let mut peer_urls = member.peer_urls.clone();
         peer_urls.sort();
-        KnownMember { id: member.id, name, peer_urls, dir_uuid: None, is_learner: member.is_learner }
+        KnownMember {
+            id: member.id,
+            name,
+            peer_urls,
+            client_urls: member.client_urls.clone(),
+            dir_uuid: None,
+            is_learner: member.is_learner,
+        }
     }
 
     /// Names are told, never compared: a member may be called otherwise than somebody's list says.

@@ -15,7 +15,7 @@ use crate::{
         urls::{self, Url},
     },
     discovery::{self, Registering},
-    identity::{Identity, KnownMember, State, Unique, compare},
+    identity::{Identity, KnownMember, State, Unique, compare, remedy},
     refusal::{Id, Refusal},
 };
 use types::{ClusterId, MemberId};
@@ -217,7 +217,7 @@ fn whole_directory(facts: &DiskFacts, identity: &Identity) -> Result<compare::Lo
             .evidence("identity file", format!("{member} in {dir}"))
             .evidence("log", format!("no segment in {log_dir}"))
             .remedy(format!("if it is on another disk: mount it, or name it with --wal-dir (looked in {log_dir})"))
-            .remedy(format!("else replace the member: cairnctl member remove {}, then member add {}", identity.member_id, identity.name))
+            .remedy(remedy::replace(identity, &dir))
             .never("do not delete the identity file to start anew: the cluster still counts on this member's promises"));
     };
     let owner = match owner {
@@ -229,10 +229,7 @@ fn whole_directory(facts: &DiskFacts, identity: &Identity) -> Result<compare::Lo
             )
             .evidence("log", why.clone())
             .remedy("restore the segment from a backup of this very directory")
-            .remedy(format!(
-                "else replace the member: cairnctl member remove {}, then member add {}",
-                identity.member_id, identity.name
-            )));
+            .remedy(remedy::replace(identity, &dir)));
         }
     };
     if !facts.state_present && facts.log.first_index != Some(0) {
@@ -262,10 +259,7 @@ pub fn state_missing(identity: &Identity, dir: &str, log_dir: &str, begins: u64)
     .evidence("state", format!("nothing in {dir}/member/state"))
     .evidence("log", format!("begins at index {begins} in {log_dir}"))
     .remedy(format!("if it is elsewhere, put it back at {dir}/member/state"))
-    .remedy(format!(
-        "else replace the member: cairnctl member remove {}, then member add {}",
-        identity.member_id, identity.name
-    ))
+    .remedy(remedy::replace(identity, dir))
 }
 
 fn first_start(

@@ -5,7 +5,7 @@
 
 use types::{ClusterId, MemberId};
 
-use super::{Identity, State, Unique, host};
+use super::{Identity, State, Unique, host, remedy};
 use crate::{
     config::{Membership, urls},
     refusal::{Id, Refusal},
@@ -210,24 +210,25 @@ pub fn removed(identity: &Identity, data_dir: &str) -> Refusal {
     Refusal::new(Id::Removed, format!("member {} was removed from its cluster{through}", identity.member_id))
         .evidence("stored", entry)
         .remedy(format!("move the directory aside: mv {data_dir} {data_dir}.removed"))
-        .remedy(format!(
-            "then add the member anew: cairnctl member add {} --peer-urls={}",
-            identity.name,
-            identity.peer_urls.join(",")
-        ))
+        .remedy(format!("then add the member anew: {}", remedy::add(identity)))
         .never("do not start this directory with another token or name: its cluster has decided")
 }
 
 fn quarantined(identity: &Identity, reason: &str, evidence: &str, data_dir: &str) -> Refusal {
     Refusal::new(Id::Quarantined, format!("member {} is quarantined: {reason}", identity.member_id))
         .evidence("stored", evidence)
-        .remedy(format!("replace the member: cairnctl member remove {}, mv {data_dir} {data_dir}.quarantine, cairnctl member add {}", identity.member_id, identity.name))
+        .remedy(remedy::replace(identity, data_dir))
         .never("do not edit the identity file: the member has forgotten promises it made")
 }
 
 /// After the log is read: it must reach what had been applied at an orderly stop. Only the index is compared: what is applied is
 /// committed, and what is committed is never cut from a log.
-pub fn check_clean_stop(identity: &Identity, last_index: u64, log_dir: &str) -> Result<(), Refusal> {
+pub fn check_clean_stop(
+    identity: &Identity,
+    last_index: u64,
+    log_dir: &str,
+    data_dir: &str,
+) -> Result<(), Refusal> {
     let Some(stop) = identity.clean_stop.as_ref().filter(|stop| last_index < stop.last_index) else {
         return Ok(());
     };
@@ -241,10 +242,7 @@ pub fn check_clean_stop(identity: &Identity, last_index: u64, log_dir: &str) -> 
     )
     .evidence("log", format!("ends at index {last_index} ({log_dir})"))
     .remedy("if a newer copy of the log exists, put it back and start again")
-    .remedy(format!(
-        "else replace the member: cairnctl member remove {}, then member add {}",
-        identity.member_id, identity.name
-    ))
+    .remedy(remedy::replace(identity, data_dir))
     .never(
         "do not start this directory with an edited identity file: it would break promises the member made",
     ))
@@ -319,6 +317,7 @@ mod tests {
             id: MemberId(2),
             name: "n2".into(),
             peer_urls: vec!["http://h:1".into()],
+            client_urls: vec![],
             dir_uuid: None,
             is_learner: false,
         }];
@@ -358,10 +357,10 @@ mod tests {
     #[test]
     fn a_log_that_ends_before_the_orderly_stop_was_rolled_back() {
         let mut identity = sample();
-        assert!(check_clean_stop(&identity, 0, "/d").is_ok(), "a crash records nothing");
+        assert!(check_clean_stop(&identity, 0, "/d/wal", "/d").is_ok(), "a crash records nothing");
         identity.clean_stop =
             Some(super::super::CleanStop { last_index: 10, last_term: 3, hard_state_term: 3, commit: 10 });
-        assert!(check_clean_stop(&identity, 10, "/d").is_ok());
-        assert_eq!(check_clean_stop(&identity, 9, "/d").unwrap_err().id, Id::RolledBackLocally);
+        assert!(check_clean_stop(&identity, 10, "/d/wal", "/d").is_ok());
+        assert_eq!(check_clean_stop(&identity, 9, "/d/wal", "/d").unwrap_err().id, Id::RolledBackLocally);
     }
 }

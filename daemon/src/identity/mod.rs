@@ -8,6 +8,7 @@ mod file;
 pub mod host;
 mod keeper;
 mod record;
+pub mod remedy;
 
 pub use ::identity::Unique;
 pub use file::{FileError, IDENTITY_FILE, PREVIOUS_FILE, read, sync_dir, write, write_into};

@@ -71,6 +71,9 @@ pub struct KnownMember {
     pub id: MemberId,
     pub name: String,
     pub peer_urls: Vec<String>,
+    /// As it last published them: where messages point the control tool.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub client_urls: Vec<String>,
     pub dir_uuid: Option<Unique>,
     /// It has no vote.
     #[serde(default, skip_serializing_if = "std::ops::Not::not")]

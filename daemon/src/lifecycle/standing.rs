@@ -27,7 +27,14 @@ pub fn members(handle: &Handle) -> Vec<KnownMember> {
         let mut peer_urls = member.peer_urls;
         peer_urls.sort();
         let dir_uuid = handle.known(member.id).record.map(|record| record.dir);
-        KnownMember { id: member.id, name: member.name, peer_urls, dir_uuid, is_learner: member.is_learner }
+        KnownMember {
+            id: member.id,
+            name: member.name,
+            peer_urls,
+            client_urls: member.client_urls,
+            dir_uuid,
+            is_learner: member.is_learner,
+        }
     };
     let mut members: Vec<KnownMember> = handle.members().into_iter().map(known).collect();
     members.sort_by_key(|member| member.id);
@@ -137,6 +144,7 @@ fn answer_of(handle: &Handle, identity: &Identity, speaker: MemberId, expelled: 
             },
             parent_uuid: None,
             restored: None,
+            is_founding: false,
             standing: Standing::Stranger,
             record: None,
             attendee: None,

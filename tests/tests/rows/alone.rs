@@ -5,7 +5,7 @@ use std::{fs, net::TcpListener, path::Path};
 use anyhow::{Context, Result, ensure};
 use cairn_tests::{
     harness::{Cluster, Kind, Member, free_ports, wait_for},
-    refusals::{carry_out, copy, last_start, logged, refused, stored},
+    refusals::{Refused, carry_out, copy, ended, last_start, logged, refused, refused_with_ports, stored},
 };
 
 use crate::{ctl, flags, start, stop};
@@ -74,7 +74,7 @@ fn a_directory_comes_back_with_other_settings() -> Result<()> {
     }
     start(&mut cluster.members[0])?;
     let only = &cluster.members[0];
-    logged(only, &["unknown entries in the data directory", "\"entries\":\"proxy\""])?;
+    logged(only, &["unknown entries in the data directory", "entries=proxy\""])?;
     ensure!(dir.join("proxy").is_dir() && dir.join("member").is_dir());
     ctl(&cluster, &["put", "k", "v"])?;
 
@@ -98,11 +98,8 @@ fn a_directory_comes_back_with_other_settings() -> Result<()> {
         let holder = TcpListener::bind("127.0.0.1:0")?;
         let port = holder.local_addr()?.port();
         only.add_flag(format!("{setting}=http://127.0.0.1:{port}"));
-        let before = stored(only)?["boot_seq"].clone();
-        only.spawn()?;
-        let text = cairn_tests::refusals::ended(only, "PORT_IN_USE", 69);
+        let text = refused_with_ports(only, "PORT_IN_USE", 69);
         text.says(&[setting, &format!("127.0.0.1:{port}"), &format!("pid {}", std::process::id())]);
-        ensure!(stored(only)?["boot_seq"].as_u64() == before.as_u64().map(|boot| boot + 1));
         only.set_flags(|flags| flags.clone_from(&right));
     }
 
@@ -148,9 +145,9 @@ fn a_directory_comes_back_with_other_settings() -> Result<()> {
 }
 
 /// The directory moves while its holder runs, so only what the refused process says is looked at.
-fn busy(second: &mut Member, first: &Member) -> Result<cairn_tests::refusals::Refused> {
+fn busy(second: &mut Member, first: &Member) -> Result<Refused> {
     second.spawn()?;
-    let text = cairn_tests::refusals::ended(second, "DATA_DIR_BUSY", 69);
+    let text = ended(second, "DATA_DIR_BUSY", 69);
     text.says(&[&format!("pid {}", first.pid().context("it runs")?)]);
     Ok(text)
 }

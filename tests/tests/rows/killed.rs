@@ -2,7 +2,7 @@
 //! (`registering`): the next start with the same settings goes on to a healthy member, with the mark that its directory had. A number is a
 //! step; the shim says which one it was.
 
-use std::{collections::BTreeSet, fs, path::Path};
+use std::{collections::BTreeSet, fs, os::unix::process::ExitStatusExt as _, path::Path};
 
 use anyhow::{Context, Result, ensure};
 use cairn_tests::{
@@ -15,14 +15,19 @@ use crate::start;
 /// More than a first start has; only a count that never ends reaches it.
 const STEPS_MAX: usize = 80;
 
-/// Ran until it was killed, and what it was about to do; None if it served before that.
+/// Ran until it was killed, and what it was about to do; None if it was ready before that, and so had written all that it founds with.
 fn died(member: &mut Member, deadly: &DeadlyDisk) -> Result<Option<String>> {
-    wait_for("the end or a member that serves", || match deadly.step() {
+    let told = member.log().len();
+    member.spawn()?;
+    let step = wait_for("the end or a member that is ready", || match deadly.step() {
         Some(step) => Some(Some(step)),
-        None => cairn_tests::harness::http_get(&member.client_url, "/health")
-            .is_ok_and(|answer| answer.status == 200)
-            .then_some(None),
-    })
+        None => member.log()[told..].contains("ready to serve client requests").then_some(None),
+    })?;
+    if step.is_some() {
+        let status = member.wait_exit()?;
+        ensure!(status.signal() == Some(9), "{status}: {}", member.log_tail());
+    }
+    Ok(step)
 }
 
 /// What must hold of every directory that a kill left: no identity, or one that can be read, in a state of a first start.
@@ -71,13 +76,10 @@ fn each_step(
     for number in 1..STEPS_MAX {
         prepare(member)?;
         let deadly = DeadlyDisk::kill_before(number, member, around)?;
-        member.spawn()?;
         let Some(step) = died(member, &deadly)? else {
             member.kill()?;
             return Ok(steps);
         };
-        let status = member.wait_exit()?;
-        ensure!(status.code().is_none(), "{status}: {}", member.log_tail());
         let before = mark(member)?;
         resumes(member, &format!("{number}: {step}"), before)?;
         member.kill()?;
@@ -147,15 +149,11 @@ fn founders_killed_together_form_one_cluster_with_the_next_start() -> Result<()>
         let mut cluster = Cluster::prepare(Kind::Cairn, 3, &[])?;
         let around = cluster.path().to_path_buf();
         let deadly = DeadlyDisk::kill_before(number, &mut cluster.members[0], &around)?;
-        for member in &mut cluster.members {
+        for member in &mut cluster.members[1..] {
             member.spawn()?;
         }
-        let step = died(&mut cluster.members[0], &deadly)?;
-        if step.is_none() {
-            break;
-        }
-        let step = format!("{number}: {}", step.unwrap_or_default());
-        cluster.members[0].wait_exit()?;
+        let Some(step) = died(&mut cluster.members[0], &deadly)? else { break };
+        let step = format!("{number}: {step}");
         // Every other time the others go on without it.
         if number % 2 == 0 {
             cluster.members[1].kill()?;

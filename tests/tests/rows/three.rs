@@ -29,7 +29,7 @@ fn a_member_with_nothing_or_with_another_directory() -> Result<()> {
     cluster.members[0].kill()?;
     cluster.members[1].signal(Signal::SIGSTOP)?;
     cluster.members[2].spawn()?;
-    let line = cluster.members[2].wait_log("\"waited-s\":5")?;
+    let line = cluster.members[2].wait_log("\"waited-s\":")?;
     ensure!(line.contains("m1 (") && line.contains("m2 ("), "{line}");
     ensure!(cairn_tests::harness::http_get(&cluster.members[2].client_url, "/health").is_err());
     cluster.members[1].signal(Signal::SIGCONT)?;

@@ -254,17 +254,29 @@ pub(crate) async fn expire_waits(shared: Weak<Shared>) {
 
 /// Tells the cluster this member's name and client URLs, until it took.
 pub(crate) async fn publish(shared: Weak<Shared>) {
+    let mut told = false;
     loop {
         let Some(shared) = shared.upgrade().filter(|shared| !shared.stopping.load(Ordering::Acquire)) else {
             return;
         };
         let config = &shared.config;
-        let known = shared.reader().member(config.member).is_some_and(|member| {
+        let listed = shared.reader().member(config.member).filter(|member| !member.name.is_empty());
+        let known = listed.as_ref().is_some_and(|member| {
             member.name == config.name && member.client_urls == config.advertise_client_urls
         });
         if known {
             info!(member = %config.member, name = config.name, client_urls = ?config.advertise_client_urls, "{}", announce::PUBLISHED);
             return;
+        }
+        if let Some(before) = listed.filter(|_| !std::mem::replace(&mut told, true)) {
+            info!(
+                name = config.name,
+                name_before = before.name,
+                client_urls = ?config.advertise_client_urls,
+                client_urls_before = ?before.client_urls,
+                "{}",
+                announce::PUBLISHES_ANEW
+            );
         }
         let attributes = membershippb::Attributes {
             name: config.name.clone(),
@@ -288,6 +300,8 @@ pub(crate) async fn publish(shared: Weak<Shared>) {
 pub(crate) async fn watch_versions(shared: Weak<Shared>) {
     let client = PeerClient::new(VERSION_PATIENCE);
     let Some(mut leadership) = shared.upgrade().map(|shared| shared.leadership.subscribe()) else { return };
+    // An only voter may have taken office already.
+    leadership.mark_changed();
     loop {
         // At once on taking office, later at the interval.
         let _ = tokio::time::timeout(VERSION_INTERVAL, leadership.changed()).await;

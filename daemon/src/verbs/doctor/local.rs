@@ -16,7 +16,7 @@ use tokio::net::TcpSocket;
 
 use super::{Lock, Report, io, member, wal_dir};
 use crate::{
-    bootstrap::{execute::log_refusal, facts, plan::state_missing},
+    bootstrap::{execute::own_log_refusal, facts, plan::state_missing},
     config::{Settings, urls::Url},
     identity::{Identity, compare},
     lifecycle,
@@ -118,18 +118,18 @@ pub fn data(
         report.ok("log", format!("of {}, in use ({shown})", member(identity)));
         return None;
     }
+    let data_dir = settings.storage.data_dir.display().to_string();
     let contents = match Wal::look(&log_dir) {
         Ok(contents) => contents,
         Err(error) => {
-            report.fail("log", log_refusal(&log_dir, &error));
+            report.fail("log", own_log_refusal(identity, &data_dir, &log_dir, &error));
             return None;
         }
     };
     let last = contents.entries.last().map_or(contents.snapshot.index, |entry| entry.index);
     if contents.snapshot.index.0 > 0 && !has_state {
-        let dir = settings.storage.data_dir.display().to_string();
-        report.fail("log", state_missing(identity, &dir, &shown, contents.snapshot.index.0 + 1));
-    } else if let Err(refusal) = compare::check_clean_stop(identity, last.0, &shown) {
+        report.fail("log", state_missing(identity, &data_dir, &shown, contents.snapshot.index.0 + 1));
+    } else if let Err(refusal) = compare::check_clean_stop(identity, last.0, &shown, &data_dir) {
         report.fail("log", refusal);
     } else {
         report.ok(
