@@ -12,6 +12,44 @@ use clap::{Arg, ArgAction, ArgMatches, Command};
 use std::ffi::OsString;
 use std::os::unix::ffi::OsStringExt;
 
+/// The global flags that -h shows; --help shows all.
+const COMMON: &[&str] = &["endpoints", "context", "output", "write-out", "user", "verbose"];
+
+/// etcdctl's verbs, those included that this tool has not: a beginning that is enough for one of them there is enough here, whatever verbs
+/// of ours begin so too.
+const THEIRS: &[(&str, &[&str])] = &[
+    (
+        "",
+        &[
+            "alarm",
+            "auth",
+            "check",
+            "compaction",
+            "completion",
+            "defrag",
+            "del",
+            "downgrade",
+            "elect",
+            "endpoint",
+            "get",
+            "help",
+            "lease",
+            "lock",
+            "make-mirror",
+            "member",
+            "move-leader",
+            "put",
+            "role",
+            "snapshot",
+            "txn",
+            "user",
+            "version",
+            "watch",
+        ],
+    ),
+    ("member", &["add", "list", "promote", "remove", "update"]),
+];
+
 /// The id under which every verb keeps its arguments.
 const ARGUMENTS: &str = "arguments";
 /// The id of what follows `--` where that is a command.
@@ -260,6 +298,10 @@ fn discovery() -> Command {
 pub fn command() -> Command {
     let mut command = Command::new("cairnctl")
         .about("Controls and measures a cairn or etcd cluster. Verbs, flags and output are etcdctl's; see docs/cairnctl.md")
+        .after_help(
+            "Without --endpoints it talks to the cluster of the current context (cairnctl context), else to the member on this host.\n\
+             For people: cairnctl status, cairnctl get KEY --prefix -o table, cairnctl member list --watch.",
+        )
         .disable_version_flag(true)
         .subcommand_required(true)
         .arg_required_else_help(true)
@@ -273,7 +315,8 @@ pub fn command() -> Command {
             Kind::List => value(name, help).action(ArgAction::Append),
         };
         let arg = if let Some(short) = short { arg.short(*short) } else { arg };
-        command = command.arg(arg.global(true).help_heading("Global flags"));
+        let rare = !COMMON.contains(name);
+        command = command.arg(arg.global(true).help_heading("Global flags").hide_short_help(rare));
     }
     command.subcommands([
         put(),
@@ -339,7 +382,14 @@ pub fn command() -> Command {
 
 /// Reads the command line. `Ok(None)`: help was asked for and is on stdout.
 pub fn parse(words: impl Iterator<Item = OsString>) -> Result<Option<ArgMatches>> {
-    match command().try_get_matches_from(words) {
+    let words: Vec<OsString> = words.collect();
+    let mut parsed = command().try_get_matches_from(&words);
+    if let Err(error) = &parsed
+        && let Some(whole) = completed(&words, error)
+    {
+        parsed = command().try_get_matches_from(whole);
+    }
+    match parsed {
         Ok(matches) => Ok(Some(matches)),
         Err(error) => match error.kind() {
             ErrorKind::DisplayHelp | ErrorKind::DisplayHelpOnMissingArgumentOrSubcommand => {
@@ -351,6 +401,23 @@ pub fn parse(words: impl Iterator<Item = OsString>) -> Result<Option<ArgMatches>
             _ => Err(usage_failure(&error)),
         },
     }
+}
+
+/// The words with the beginning of a verb of etcdctl's completed, if that is what could not be understood.
+fn completed(words: &[OsString], error: &clap::Error) -> Option<Vec<OsString>> {
+    let Some(ContextValue::String(begun)) = error.get(ContextKind::InvalidSubcommand) else { return None };
+    let at = words.iter().skip(1).position(|word| word == begun.as_str())? + 1;
+    let mut verbs_before = words[1..at].iter().filter_map(|word| word.to_str());
+    let group = verbs_before.rfind(|word| !word.is_empty() && !word.starts_with('-')).unwrap_or_default();
+    let (_, theirs) = THEIRS
+        .iter()
+        .rfind(|(known, _)| known.starts_with(group) && (group.len() > 1 || known.is_empty()))?;
+    let mut fitting = theirs.iter().filter(|verb| verb.starts_with(begun.as_str()));
+    let only = fitting.next().filter(|_| fitting.next().is_none())?;
+    // Not one that is missing here: its name would only be another riddle.
+    let mut words = words.to_vec();
+    words[at] = (*only).into();
+    Some(words)
 }
 
 /// One line in the words of etcdctl, with the nearest known name where there is one.
@@ -503,6 +570,14 @@ mod tests {
         assert_eq!(parsed("end heal").unwrap().subcommand().unwrap().1.subcommand_name(), Some("health"));
         assert_eq!(parsed("compact 3").unwrap().subcommand_name(), Some("compaction"));
         assert!(parsed("mem li").is_ok());
+        // Where only we have a second verb that begins so, etcdctl's is meant.
+        for (line, verb) in [("w k", "watch"), ("s save f", "snapshot"), ("t", "txn"), ("--hex w k", "watch")]
+        {
+            assert_eq!(parsed(line).unwrap().subcommand_name(), Some(verb), "{line}");
+        }
+        for (line, verb) in [("member rem 1", "remove"), ("mem p 1", "promote"), ("member up 1", "update")] {
+            assert_eq!(parsed(line).unwrap().subcommand().unwrap().1.subcommand_name(), Some(verb), "{line}");
+        }
         assert!(parsed("co 3").is_err(), "compaction and completion both begin so");
     }
 

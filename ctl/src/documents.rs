@@ -12,7 +12,7 @@ fn is_global(arg: &Arg) -> bool {
 }
 
 fn escaped(text: &str) -> String {
-    text.replace('|', "\\|").replace('<', "").replace('>', "")
+    text.replace('|', "\\|").replace(['<', '>'], "")
 }
 
 fn verbs() -> String {

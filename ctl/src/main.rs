@@ -21,6 +21,7 @@ mod verbs;
 mod wire;
 
 use failure::{Exit, Failure, Result};
+use output::paint::{Paint, Tone};
 use std::collections::BTreeMap;
 use std::process::ExitCode;
 
@@ -28,7 +29,9 @@ fn main() -> ExitCode {
     match command() {
         Ok(()) => ExitCode::SUCCESS,
         Err(failure) => {
-            eprint!("{failure}");
+            let text = failure.to_string();
+            let word = Paint::for_stderr().bad("Error:");
+            eprint!("{}", text.strip_prefix("Error:").map_or(text.clone(), |rest| word + rest));
             ExitCode::from(failure.exit as u8)
         }
     }
@@ -43,8 +46,10 @@ fn command() -> Result<()> {
         return done;
     }
     let settings = settings::resolve(&given, &variables)?;
+    let paint = Paint::for_stderr();
     for warning in &settings.warnings {
-        eprintln!("{warning}");
+        let tone = if warning.starts_with("warning:") { Tone::Warn } else { Tone::Faint };
+        eprintln!("{}", paint.tone(tone, warning));
     }
     // One thread is enough to wait for a server; the load generator starts more of its own when asked to.
     let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build();

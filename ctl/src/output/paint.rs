@@ -29,6 +29,7 @@ impl Paint {
     /// Never any colour.
     pub const NONE: Paint = Paint(false);
     /// Always.
+    #[cfg(test)]
     pub const ALL: Paint = Paint(true);
 
     pub fn for_stdout() -> Paint {
@@ -69,10 +70,6 @@ impl Paint {
 
     pub fn faint(self, text: &str) -> String {
         self.tone(Tone::Faint, text)
-    }
-
-    pub fn strong(self, text: &str) -> String {
-        self.tone(Tone::Strong, text)
     }
 }
 

@@ -159,10 +159,6 @@ impl Sheet {
         self.rows.push(cells);
     }
 
-    pub fn is_empty(&self) -> bool {
-        self.rows.is_empty()
-    }
-
     /// The whole sheet as bytes for stdout.
     pub fn render(&self, shape: Shape, paint: Paint) -> Vec<u8> {
         let text = match shape {

@@ -39,7 +39,7 @@ pub async fn run(settings: &Settings, matches: &ArgMatches) -> Result<()> {
     let (name, inner) = matches.subcommand().expect("the grammar requires a verb");
     let verb = inner.subcommand_name().map_or_else(|| name.to_owned(), |inner| format!("{name} {inner}"));
     if let Some(shape) = settings.shape.filter(|shape| *shape != Shape::Json)
-        && UNSHAPED.contains(&verb.as_str())
+        && (UNSHAPED.contains(&verb.as_str()) || name == "bench")
     {
         return Err(Failure::feature(format!("{} not supported as output format", shape.name())));
     }
