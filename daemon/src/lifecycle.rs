@@ -423,7 +423,9 @@ pub async fn serve(member: &mut Member, signals: &mut Signals, reload: &mut Relo
     let mut check = interval(READY_CHECK);
     check.set_missed_tick_behavior(MissedTickBehavior::Delay);
     let mut waiting = interval(WAITING_TOLD);
-    let mut teller = Teller::new(&handle, member.keeper.identity().name.clone());
+    let identity = member.keeper.identity();
+    let replaces = identity.replaces.as_ref().map(|replaced| replaced.member);
+    let mut teller = Teller::new(&handle, identity.name.clone(), replaces);
     let mut telling = interval(TELLING);
     telling.set_missed_tick_behavior(MissedTickBehavior::Delay);
     let mut leads = false;

@@ -19,6 +19,7 @@ const REPLAY_TOLD: u64 = 1000;
 
 pub struct Teller {
     name: String,
+    replaces: Option<MemberId>,
     /// What the state had and what the log knew to be committed when the member started.
     began: u64,
     target: u64,
@@ -26,9 +27,9 @@ pub struct Teller {
 }
 
 impl Teller {
-    pub fn new(handle: &Handle, name: String) -> Teller {
+    pub fn new(handle: &Handle, name: String, replaces: Option<MemberId>) -> Teller {
         let status = handle.node_status();
-        Teller { name, began: status.applied.0, target: status.committed.0, heard: VecDeque::new() }
+        Teller { name, replaces, began: status.applied.0, target: status.committed.0, heard: VecDeque::new() }
     }
 
     /// The state is where the own log says that it was.
@@ -59,6 +60,7 @@ impl Teller {
             leader: (!status.leader.is_none()).then(|| name_of(status.leader)),
             is_leader: status.is_leader,
             is_learner: status.is_learner,
+            replaces: self.replaces.map(|old| old.to_string()),
             is_joining: status.is_joining,
             is_quarantined: handle.is_quarantined(),
             slowest: quorum.and_then(|quorum| quorum.slowest).map_or_else(String::new, |(id, _)| name_of(id)),

@@ -23,6 +23,7 @@ use std::{
 
 use ::identity::{Boot, Hello, Home, Life, LogEnd, Question};
 use api::etcdserverpb::Member;
+use storage::data_dir::DataDir;
 use time::{OffsetDateTime, format_description::well_known::Rfc3339};
 use tracing::{info, warn};
 use types::{ClusterId, MemberId};
@@ -56,6 +57,9 @@ pub use promote::until_voter;
 
 /// How long the others are asked before the answer is no. An election takes two seconds, and a session of who was killed ends within five.
 const DECIDES_WITHIN: Duration = Duration::from_secs(20);
+
+/// How long a member that just got its place asks for it; then the next start does.
+const JOINS_WITHIN: Duration = Duration::from_secs(15);
 
 /// Between two rounds of questions.
 const PAUSE: Duration = Duration::from_millis(500);
@@ -94,7 +98,7 @@ pub fn resume(settings: &Settings) -> Result<Option<Outcome>, Refusal> {
         warn!(old_member_id = %old, "auto-replace is off now; the replacement that was begun is finished all the same");
     }
     info!(old_member_id = %old, cause = journal.cause, done = ?journal.step, "replacement: going on after an earlier start");
-    finish(settings, journal).map(Some)
+    finish(settings, journal, None).map(Some)
 }
 
 /// In the place of a refusal: decides whether this member replaces itself, and does it. The refusal comes back when it does not.
@@ -117,6 +121,8 @@ pub fn instead(settings: &Settings, refusal: Refusal) -> Result<Outcome, Refusal
         cause = refusal.cause(),
         "this member has lost its history: asking the others whether it may replace itself by a learner"
     );
+    // Nothing is made for a start that is refused; what is there is held, so that nobody else starts on it meanwhile.
+    let dir = if data_dir.exists() { Some(execute::lock(settings)?) } else { None };
     systemd::status("history lost: asking the other members whether this one may replace itself");
     let lost = lost(settings, found.as_ref());
     let targets = targets(settings, found.as_ref());
@@ -129,7 +135,7 @@ pub fn instead(settings: &Settings, refusal: Refusal) -> Result<Outcome, Refusal
     (journal.name, journal.peer_urls) = (lost.name, lost.peer_urls);
     (journal.cluster_id, journal.cluster_uuid) = (agreed.cluster_id, agreed.cluster_uuid);
     journal.others = agreed.others;
-    finish(settings, journal)
+    finish(settings, journal, dir)
 }
 
 fn declined(refusal: Refusal, why: &str) -> Refusal {
@@ -200,8 +206,11 @@ async fn consult(
         Some(identity) => {
             hello::of(identity, hello::boot(identity), LogEnd::default(), &settings.storage.data_dir)
         }
-        None => nobody(lost.cluster.unwrap_or(ClusterId(0)), &lost.name)
-            .map_err(|error| format!("no: no random numbers: {error}"))?,
+        None => {
+            let asker = nobody(lost.cluster.unwrap_or(ClusterId(0)), &lost.name);
+            let asker = asker.map_err(|error| format!("no: no random numbers: {error}"))?;
+            Hello { home: lost.home.clone(), ..asker }
+        }
     };
     let began = Instant::now();
     let mut told = began;
@@ -295,11 +304,14 @@ async fn confirmed(agreed: &Agreed, lost: &Lost) -> Result<(), String> {
 }
 
 /// From the decision on. Whatever is done already is not done again.
-fn finish(settings: &Settings, mut journal: Journal) -> Result<Outcome, Refusal> {
+fn finish(settings: &Settings, mut journal: Journal, dir: Option<DataDir>) -> Result<Outcome, Refusal> {
     let storage = &settings.storage;
     let data_dir = &storage.data_dir;
     let old = journal.old;
-    let dir = execute::lock(settings)?;
+    let dir = match dir {
+        Some(held) => held,
+        None => execute::lock(settings)?,
+    };
     let write = |error: io::Error| Refusal::io("note a replacement in", data_dir, &error);
     if journal.step == Step::Decided {
         journal.write(data_dir).map_err(write)?;
@@ -355,6 +367,8 @@ fn joiner(
     asked.initial_state = InitialState::Existing;
     asked.discovery = None;
     asked.force_new_cluster = false;
+    // The cluster has just answered, and no signal to stop is heard while it is asked for the place.
+    asked.join_timeout = asked.join_timeout.min(JOINS_WITHIN);
     let at = journal::time_of(&journal.mark).and_then(|at| at.format(&Rfc3339).ok()).unwrap_or_default();
     asked.replaces = Some(Replaced { member: journal.old, at });
     Ok(settings)

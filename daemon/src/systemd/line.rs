@@ -15,6 +15,8 @@ pub struct Facts {
     pub leader: Option<String>,
     pub is_leader: bool,
     pub is_learner: bool,
+    /// The member that this one took the place of by itself.
+    pub replaces: Option<String>,
     pub is_joining: bool,
     pub is_quarantined: bool,
     /// On a leader. `heard` is the best of the last moments.
@@ -67,7 +69,12 @@ pub fn of(facts: &Facts) -> String {
                 };
                 format!("leader in term {term}; {heard} of {voters} voters answer; {lag}")
             }
-            (Some(leader), _) if facts.is_learner => format!("learner of {leader} in term {term}; {behind}"),
+            (Some(leader), _) if facts.is_learner => match &facts.replaces {
+                Some(old) => format!(
+                    "learner of {leader} in term {term} in the place of {old}, asks to be promoted; {behind}"
+                ),
+                None => format!("learner of {leader} in term {term}; {behind}"),
+            },
             (Some(leader), _) => format!("follower of {leader} in term {term}; {behind}"),
         }
     };
@@ -107,6 +114,10 @@ mod tests {
             (
                 Facts { is_learner: true, behind: 500, ..running.clone() },
                 "learner of n2 in term 3; 500 entries behind",
+            ),
+            (
+                Facts { is_learner: true, replaces: Some("ab".into()), ..running.clone() },
+                "learner of n2 in term 3 in the place of ab, asks to be promoted; up to date",
             ),
             (
                 Facts { is_leader: true, quorum: quorum(3, 5), ..running.clone() },

@@ -160,6 +160,9 @@ fn described(identity: &Identity, member: &Path) -> String {
         false => format!(", of the log {}", identity.wal_dir_uuid),
     };
     line(&mut out, "directory", &format!("{}{log_dir}", identity.dir_uuid));
+    if let Some(replaced) = &identity.replaces {
+        line(&mut out, "replaces", &format!("member {}, by itself, since {}", replaced.member, replaced.at));
+    }
     let origin = &identity.origin;
     let url = origin.discovery_url.as_deref().map(|url| format!(" through {url}")).unwrap_or_default();
     line(

@@ -64,6 +64,7 @@ fn answer(id: u64, leads: bool, members: &[Named]) -> Answer {
             cluster_uuid: Some(LIFE),
             parent_uuid: None,
             restored: None,
+            is_founding: false,
             standing: Standing::Member { is_learner: false, is_new: false },
             record: Some(Record { dir: LIFE, boot, home, version: "0.1.0".into() }),
             attendee: None,
