@@ -27,7 +27,8 @@ pub const NO_LEADER: &str = "no leader is known";
 /// Followed by what changed.
 pub const RELOADED: &str = "settings were read again";
 pub const RELOAD_REFUSED: &str = "settings were read again and cannot be used: nothing changes";
-pub const NO_PROGRESS: &str = "no progress: the service manager's watchdog is not fed any more, and ends this process";
+pub const NO_PROGRESS: &str =
+    "no progress: the service manager's watchdog is not fed any more, and ends this process";
 pub const STOPPING: &str = "stopping";
 pub const STOPPED: &str = "stopped";
 

@@ -141,9 +141,7 @@ pub fn bind(settings: &Settings, mut inherited: Inherited) -> Result<Sockets, Re
         const SETTING: &str = "listen-peer-urls";
         let listener = match inherited.claim(SETTING, address) {
             Some(listener) => listener,
-            None => {
-                TcpListener::bind(address).map_err(|error| bind_refusal(SETTING, address, &error))?
-            }
+            None => TcpListener::bind(address).map_err(|error| bind_refusal(SETTING, address, &error))?,
         };
         peer_addresses.push(listener.local_addr().unwrap_or(address));
         peer.push(listener);

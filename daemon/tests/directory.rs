@@ -5,7 +5,6 @@ mod support;
 use std::{
     fs,
     net::TcpListener,
-    os::unix::net::UnixDatagram,
     path::{Path, PathBuf},
 };
 
@@ -239,47 +238,6 @@ fn what_the_system_forbids_and_what_it_cannot_do_are_told_apart() {
     start(dir.path(), &file.join("data"), &[]).expect("IO_ERROR", 74);
     let log = format!("--log-outputs={}/no/such.log", dir.path().display());
     start(dir.path(), &dir.path().join("d"), &[&log]).expect("IO_ERROR", 74);
-}
-
-#[test]
-fn the_service_manager_is_told_and_a_hangup_changes_the_log_level() {
-    let dir = tempfile::tempdir().unwrap();
-    let socket = dir.path().join("notify");
-    let manager = UnixDatagram::bind(&socket).unwrap();
-    manager.set_read_timeout(Some(std::time::Duration::from_secs(60))).unwrap();
-    let heard = |wanted: &str| {
-        let mut bytes = [0; 4096];
-        loop {
-            let length =
-                manager.recv(&mut bytes).unwrap_or_else(|error| panic!("{wanted} was not told: {error}"));
-            if String::from_utf8_lossy(&bytes[..length]).lines().any(|line| line.starts_with(wanted)) {
-                return;
-            }
-        }
-    };
-    let file = dir.path().join("c.toml");
-    fs::write(&file, "log-level = \"info\"\n").unwrap();
-    let flag = format!("--config-file={}", file.display());
-    let mut args = PORTS.to_vec();
-    args.extend(["--data-dir=d", &flag]);
-    let mut command = command(dir.path(), &args);
-    command.env("NOTIFY_SOCKET", &socket);
-    let mut running = Running::spawn(command);
-    heard("READY=1");
-    heard("STATUS=");
-    running.wait_for(READY);
-
-    fs::write(&file, "log-level = \"bogus\"\n").unwrap();
-    running.signal(Signal::SIGHUP);
-    running.wait_for("cannot be used: nothing changes");
-    fs::write(&file, "log-level = \"warn\"\n").unwrap();
-    running.signal(Signal::SIGHUP);
-    // The level holds from then on: the stop is told to the manager, and not logged as a line of level info.
-    running.signal(Signal::SIGHUP);
-    running.signal(Signal::SIGTERM);
-    heard("STOPPING=1");
-    assert_eq!(running.wait().code(), Some(0));
-    assert_eq!(identity(&dir.path().join("d"))["state"], "born");
 }
 
 #[test]

@@ -1,5 +1,6 @@
 //! Settings as the built daemon takes or refuses them: names, values, places, precedence.
 
+mod manager;
 mod support;
 
 use std::fs;

@@ -18,6 +18,7 @@ use crate::{
     config::{Note, cluster::InitialCluster, urls::Url},
     identity::{Identity, KnownMember},
     refusal::Refusal,
+    systemd,
 };
 
 /// For one question to one URL. A member that answers at all does so within milliseconds; this bounds a round.
@@ -77,6 +78,7 @@ async fn ask(joiner: &Joiner, limit: Duration, notes: &mut Vec<Note>) -> Result<
         if began.elapsed() >= limit && doubted.is_none() {
             return Err(refusal.into());
         }
+        systemd::status(&format!("joining: asking the running cluster for a place: {waiting}"));
         if told.elapsed() >= TOLD_EVERY {
             told = Instant::now();
             let silent: Vec<String> = answers

@@ -128,7 +128,9 @@ each setting by itself; `cairnd config explain` shows which one counted.
 pub fn sample() -> String {
     let mut out = String::from(
         "# Settings of cairnd. Every line that is commented out shows the default. Keys are the names of the flags; docs/configuration.md\n\
-         # explains them all. Uncomment what you change; `cairnd config check --config-file=FILE` tells whether it can be used.\n",
+         # explains them all. Uncomment what you change; `cairnd config check --config-file=FILE` tells whether it can be used. Files\n\
+         # named conf.d/*.toml beside this one are read after it. Give data-dir whole: a relative one is below the working directory, which\n\
+         # is /var/lib/cairn under systemd and another one in your shell. `systemctl reload cairnd` changes what is marked Reloadable.\n",
     );
     let in_sample = |setting: &&Setting| setting.toml_place().is_some() && setting.group != Group::Removed;
     let (top, tables): (Vec<Group>, Vec<Group>) =
@@ -146,6 +148,8 @@ pub fn sample() -> String {
         for setting in rows {
             let key = setting.toml_place().map_or("", |(_, key)| key);
             let _ = writeln!(out, "\n# {}{}", setting.meaning, effect_suffix(setting));
+            let reload = if setting.reloadable { " Reloadable." } else { "" };
+            let _ = writeln!(out, "# Value: {}.{reload}", setting.kind.unit());
             let _ = writeln!(out, "#{key} = {}", toml_value(setting));
         }
     }

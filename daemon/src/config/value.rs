@@ -43,6 +43,23 @@ impl Kind {
         matches!(self, Kind::Bool | Kind::Anything)
     }
 
+    /// What a value looks like, with its unit and bounds.
+    pub fn unit(self) -> String {
+        match self {
+            Kind::Count { min, max } if max == i128::from(u32::MAX) => {
+                format!("a whole number of at least {min}")
+            }
+            Kind::Count { min, max } => format!("a whole number from {min} to {max}"),
+            Kind::Millis => "milliseconds, or a duration such as 250ms or 1m30s".into(),
+            Kind::Duration => "a duration such as 250ms, 1m30s or 2h".into(),
+            Kind::Bytes { .. } => "bytes, or a size such as 8GiB (1024) or 1500MB (1000)".into(),
+            Kind::Urls => "URLs with commas between them".into(),
+            Kind::Members => "name=URL pairs with commas between them".into(),
+            Kind::List => "words with commas between them".into(),
+            other => other.describe(),
+        }
+    }
+
     /// What the value is called in help and documentation.
     pub fn describe(self) -> String {
         match self {

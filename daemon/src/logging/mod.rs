@@ -84,11 +84,7 @@ pub fn set_level(level: LogLevel) {
 
 /// Whose records these are from now on.
 pub fn member(identity: &Identity) {
-    record::owner_is(
-        identity.member_id.to_string(),
-        identity.cluster_id.to_string(),
-        identity.name.clone(),
-    );
+    record::owner_is(identity.member_id.to_string(), identity.cluster_id.to_string(), identity.name.clone());
 }
 
 /// The term that this member is in.

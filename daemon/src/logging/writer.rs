@@ -93,7 +93,11 @@ pub struct Writer {
 
 impl Writer {
     /// Opens every output first: a log file that cannot be opened is a refusal.
-    pub fn start(outputs: &[LogOutput], forms: Forms, mut journal: Option<Journal>) -> Result<Writer, Refusal> {
+    pub fn start(
+        outputs: &[LogOutput],
+        forms: Forms,
+        mut journal: Option<Journal>,
+    ) -> Result<Writer, Refusal> {
         let mut sinks: Vec<Sink> = Vec::new();
         for output in outputs {
             sinks.push(match output {
@@ -159,12 +163,7 @@ fn open(path: &Path) -> io::Result<File> {
 /// How long a count of dropped lines may wait to be told when nothing else is written.
 const DROPPED_CHECK: Duration = Duration::from_secs(1);
 
-fn run(
-    lines: &Receiver<Message>,
-    sinks: &mut [Sink],
-    dropped: &AtomicU64,
-    forms: Forms,
-) {
+fn run(lines: &Receiver<Message>, sinks: &mut [Sink], dropped: &AtomicU64, forms: Forms) {
     loop {
         let message = lines.recv_timeout(DROPPED_CHECK);
         let lost = dropped.swap(0, Ordering::Relaxed);

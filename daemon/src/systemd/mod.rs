@@ -124,8 +124,9 @@ pub fn ready() {
     });
 }
 
-/// One line for `systemctl status`, said soon.
+/// One line for `systemctl status`, said soon. Whoever says how it is does not hang.
 pub fn status(text: &str) {
+    turned();
     at_desk(|desk| {
         if desk.line != text {
             text.clone_into(&mut desk.line);
@@ -167,7 +168,7 @@ pub fn unwatched(text: &str) {
     });
 }
 
-/// A turn of the main loop.
+/// A turn of the main loop, or of one that waits for others before there is a member.
 pub fn turned() {
     TURNS.fetch_add(1, Ordering::Relaxed);
 }
@@ -310,18 +311,18 @@ impl Desk {
     }
 }
 
-/// Whether a start still does something: it reads rows, computes, or reads and writes files.
+/// Whether a start still does something: it reads rows, asks others, computes, or reads and writes files.
 struct Progress {
-    seen: (u64, i64, i64),
+    seen: (u64, u64, i64, i64),
     since: Instant,
 }
 
-/// Less than this is what this very thread takes for looking.
-const CPU_MS_MIN: i64 = 20;
+/// Less than this in all of a start's patience is what this very thread takes for looking.
+const CPU_MS_MIN: i64 = 500;
 
 impl Progress {
     fn new(now: Instant) -> Progress {
-        Progress { seen: (0, 0, 0), since: now }
+        Progress { seen: (0, 0, 0, 0), since: now }
     }
 
     fn goes_on(&mut self, now: Instant) -> bool {
@@ -334,9 +335,10 @@ impl Progress {
             let cpu = usage.user_time().num_milliseconds() + usage.system_time().num_milliseconds();
             (cpu, usage.block_reads() + usage.block_writes())
         });
-        let (seen_rows, seen_cpu, seen_io) = self.seen;
-        if rows != seen_rows || io != seen_io || cpu - seen_cpu >= CPU_MS_MIN {
-            self.seen = (rows, cpu, io);
+        let turns = TURNS.load(Ordering::Relaxed);
+        let (seen_rows, seen_turns, seen_cpu, seen_io) = self.seen;
+        if (rows, turns, io) != (seen_rows, seen_turns, seen_io) || cpu - seen_cpu >= CPU_MS_MIN {
+            self.seen = (rows, turns, cpu, io);
             self.since = now;
         }
         now - self.since < START_PATIENCE

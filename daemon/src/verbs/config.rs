@@ -12,7 +12,6 @@ use crate::{
         self, Note, Resolved, Surroundings,
         source::Source,
         table::{self, Group, Setting, Status},
-        value::Kind,
     },
     refusal::{Id, Refusal},
 };
@@ -171,7 +170,7 @@ fn one(setting: &Setting, resolved: &Resolved) -> String {
     let default = if setting.default.is_empty() { "empty" } else { setting.default };
     let lines = [
         ("meaning", setting.meaning.to_owned()),
-        ("value", format!("{}; default: {default}", unit(setting.kind))),
+        ("value", format!("{}; default: {default}", setting.kind.unit())),
         (
             "set by",
             format!(
@@ -212,7 +211,7 @@ fn described(setting: &Setting, resolved: &Resolved) -> Value {
         "source": source,
         "place": place,
         "meaning": setting.meaning,
-        "unit": unit(setting.kind),
+        "unit": setting.kind.unit(),
         "default": setting.default,
         "flag": setting.flag(),
         "variable": setting.variable(),
@@ -226,23 +225,6 @@ fn described(setting: &Setting, resolved: &Resolved) -> Value {
 
 fn is_current(setting: &Setting) -> bool {
     !matches!(setting.group, Group::Removed | Group::Ignored) && !matches!(setting.name, "help" | "version")
-}
-
-/// What a value looks like.
-fn unit(kind: Kind) -> String {
-    match kind {
-        Kind::Count { min, max } if max == i128::from(u32::MAX) => {
-            format!("a whole number of at least {min}")
-        }
-        Kind::Count { min, max } => format!("a whole number from {min} to {max}"),
-        Kind::Millis => "milliseconds, or a duration such as 250ms or 1m30s".into(),
-        Kind::Duration => "a duration such as 250ms, 1m30s or 2h".into(),
-        Kind::Bytes { .. } => "bytes, or a size such as 8GiB (1024) or 1500MB (1000)".into(),
-        Kind::Urls => "URLs with commas between them".into(),
-        Kind::Members => "name=URL pairs with commas between them".into(),
-        Kind::List => "words with commas between them".into(),
-        other => other.describe(),
-    }
 }
 
 fn here(setting: &Setting) -> String {

@@ -221,8 +221,7 @@ impl ApplyWorker {
         match self.machine.compact_step(rows) {
             CompactProgress::Working => {
                 self.shared.metrics.compacted_rows.add(rows as u64);
-                self.compaction_next =
-                    Instant::now() + live.compaction_sleep / COMPACTION_SLICES as u32;
+                self.compaction_next = Instant::now() + live.compaction_sleep / COMPACTION_SLICES as u32;
             }
             CompactProgress::Hashing => self.compaction_next = Instant::now() + HASHING_INTERVAL,
             CompactProgress::Idle => self.compacting = false,

@@ -28,8 +28,7 @@ pub(crate) async fn run(shared: Weak<Shared>) {
             return;
         };
         let now = Instant::now();
-        let ready_now =
-            if shared.live().auto_promote_learner { learners_ready(&shared) } else { Vec::new() };
+        let ready_now = if shared.live().auto_promote_learner { learners_ready(&shared) } else { Vec::new() };
         ready.retain(|id, _| ready_now.contains(id));
         for id in ready_now {
             let since = *ready.entry(id).or_insert(now);
