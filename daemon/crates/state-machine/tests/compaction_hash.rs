@@ -55,7 +55,7 @@ fn compaction_hashes_survive_restarts_at_any_moment() {
     let mut rng: u64 = 7;
     let mut chance = |of: u64| {
         rng = rng.wrapping_mul(6364136223846793005).wrapping_add(1442695040888963407);
-        (rng >> 33) % of == 0
+        (rng >> 33).is_multiple_of(of)
     };
     let mut decided = Vec::new();
     for _ in 0..60 {

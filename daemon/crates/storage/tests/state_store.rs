@@ -1,6 +1,8 @@
 //! The durable store through its public face: what readers see while batches are on their way, and what is there after a kill.
 
 mod common;
+#[path = "state_store/defrag.rs"]
+mod defrag;
 
 use std::collections::BTreeMap;
 use std::io::{BufRead, BufReader, Write};
@@ -9,6 +11,7 @@ use std::path::Path;
 use std::process::{Command, Stdio};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
+use std::time::Duration;
 
 use bytes::Bytes;
 use common::{Random, at, id, put_row as row, seed};
@@ -374,6 +377,16 @@ fn child_that_writes_until_killed() {
             std::io::stdout().flush().unwrap();
         }
     });
+    let merges = std::env::var_os(defrag::RECLAIMS).is_some();
+    if merges {
+        let store = Arc::clone(&store);
+        std::thread::spawn(move || {
+            loop {
+                store.reclaim().unwrap();
+                println!("reclaimed");
+            }
+        });
+    }
     for index in store.position().index.0 + 1.. {
         let mut batch = WriteBatch::at(at(index));
         for (id, row) in rows_of(index) {
@@ -381,6 +394,10 @@ fn child_that_writes_until_killed() {
         }
         batch.put(Table::Lease, "newest", index.to_string());
         store.write(batch).unwrap();
+        if merges {
+            // At full speed each merge would have far more to do than the one before.
+            std::thread::sleep(Duration::from_micros(500));
+        }
     }
 }
 

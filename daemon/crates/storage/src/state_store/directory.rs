@@ -179,6 +179,16 @@ pub fn look(root: &Path) -> Result<Option<PathBuf>, OpenError> {
     named(root, name.trim_end_matches('\n')).map(Some)
 }
 
+/// Removes states that are not in use any more: a former one stays as long as anybody reads it, which nobody announces. Nothing happens
+/// where CURRENT names none.
+pub fn clean_unused(root: &Path) -> Result<(), OpenError> {
+    let root = &create_root(root)?;
+    match read_small(&root.join(CURRENT))? {
+        Some(name) => clean(root, Some(name.trim_end_matches('\n'))),
+        None => Ok(()),
+    }
+}
+
 /// Notes in an unpublished state from which snapshot it was made.
 pub fn record_installed(dir: &Path, position: LogPosition) -> Result<(), OpenError> {
     write_synced(&dir.join(SNAPSHOT_FILE), format!("{} {}\n", position.term, position.index).as_bytes())
