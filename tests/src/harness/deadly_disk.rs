@@ -1,5 +1,5 @@
 //! A process that is killed before a chosen step of the writes that make a member: a shim before the C library counts what is done to
-//! identity files and to the directory `member` under its names, and ends the process with SIGKILL instead of doing the step that was
+//! identity files, to the note of a replacement and to the directory `member` under its names, and ends the process with SIGKILL instead of doing the step that was
 //! asked for. So every state of the disk that a kill can leave between two system calls is met by number.
 //!
 //! Not here: what a power cut leaves (the model of the log and of the store), and writes of the log and the store themselves.
@@ -36,6 +36,7 @@ static int counts(const char *path) {
     if (!under || strncmp(path, under, strlen(under)) != 0) return 0;
     const char *rest = path + strlen(under);
     if (*rest == 0) return 1;
+    if (strncmp(rest, "/replace.json", 13) == 0) return 1;
     if (*rest != '/' || strncmp(rest, "/member", 7) != 0) return 0;
     const char *base = strrchr(path, '/') + 1;
     return base == rest + 1 || strncmp(base, "identity.json", 13) == 0;

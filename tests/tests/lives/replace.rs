@@ -1,16 +1,15 @@
-//! Members that lose their history and take their own place (`auto-replace=learner`), under load, killed on the way.
+//! Members that lose their history and take their own place (`auto-replace=learner`), under load, killed before every write.
 
 use std::{
-    collections::BTreeMap,
+    collections::BTreeSet,
     fs,
     path::{Path, PathBuf},
-    time::Duration,
 };
 
 use anyhow::{Context, Result, ensure};
 use api::etcdserverpb::{MemberListRequest, cluster_client::ClusterClient};
 use cairn_tests::{
-    harness::{Cluster, Kind, Member, wait_for},
+    harness::{Cluster, Kind, Member, deadly_disk::DeadlyDisk, wait_for},
     recorder::{Writers, channel, verify_equal},
 };
 
@@ -74,33 +73,49 @@ fn quarantines(parent: &Path, prefix: &str) -> Result<Vec<PathBuf>> {
     Ok(found)
 }
 
-/// Killed when it has decided, and then by every start a little later, until the new member counts.
-fn start_and_kill_at_every_moment(member: &mut Member) -> Result<()> {
-    let before = member.log().len();
-    member.spawn()?;
-    let told = || member.log()[before..].contains("gives up its id").then_some(());
-    wait_for("the decision", told).with_context(|| member.log_tail())?;
-    member.kill()?;
-    let mut moment = Duration::from_millis(5);
-    let mut seen: BTreeMap<String, usize> = BTreeMap::new();
-    let mut joined = 0;
-    while joined < 3 {
-        let note = fs::read(member.data_dir.join("replace.json")).ok();
-        let step = note.and_then(|text| {
-            Some(serde_json::from_slice::<serde_json::Value>(&text).ok()?["step"].to_string())
-        });
-        *seen.entry(step.unwrap_or_else(|| "none".to_owned())).or_default() += 1;
+/// What a start finds: how far the note is, which directories there are, and whose identity it is.
+fn state(member: &Member) -> String {
+    let json = |path: &str| -> Option<serde_json::Value> {
+        serde_json::from_slice(&fs::read(member.data_dir.join(path)).ok()?).ok()
+    };
+    let names = quarantines(&member.data_dir, "member").unwrap_or_default();
+    let mut names: Vec<_> = names.iter().filter_map(|path| path.file_name()?.to_str()).collect();
+    names.sort_unstable();
+    let (note, identity) = (json("replace.json"), json("member/identity.json"));
+    let field =
+        |value: &Option<serde_json::Value>, name: &str| value.as_ref().map(|value| value[name].to_string());
+    format!(
+        "note {:?}, {names:?}, {:?} {:?}",
+        field(&note, "step"),
+        field(&identity, "member_id"),
+        field(&identity, "state")
+    )
+}
+
+/// Killed before the first write of a start, then before the second, and so on, from the beginning again wherever a state of the disk is
+/// reached that was not there yet; until the new member serves. Gives the states.
+fn start_and_kill_before_every_write(member: &mut Member, around: &Path) -> Result<BTreeSet<String>> {
+    let mut seen = BTreeSet::from([state(member)]);
+    let (mut number, mut starts) = (1, 0);
+    loop {
+        let deadly = DeadlyDisk::kill_before(number, member, around)?;
+        let told = member.log().len();
         member.spawn()?;
-        // A moment of a start; not a wait for anything.
-        std::thread::sleep(moment);
-        member.kill()?;
-        moment = moment.mul_f64(1.08);
-        let counts =
-            |identity: serde_json::Value| identity["replaces"].is_object() && identity["state"] != "unborn";
-        joined += usize::from(identity(member).is_ok_and(counts));
+        let killed = wait_for("a kill or the new member", || match deadly.step() {
+            Some(_) => Some(true),
+            None => member.log()[told..].contains("ready to serve client requests").then_some(false),
+        });
+        if !killed.with_context(|| format!("before write {number}; {}", member.log_tail()))? {
+            break;
+        }
+        member.wait_exit()?;
+        starts += 1;
+        number = if seen.insert(state(member)) { 1 } else { number + 1 };
     }
-    println!("killed at these steps: {seen:?}");
-    Ok(())
+    println!("{starts} starts were killed, in these states: {seen:#?}");
+    member.kill()?;
+    member.clear_env();
+    Ok(seen)
 }
 
 /// A8, A11, B12 and R3 with `auto-replace`: an empty directory, an older one with a log of its own, and one that is found out while it runs.
@@ -159,7 +174,7 @@ fn a_member_without_its_history_takes_its_own_place_under_load() -> Result<()> {
     cluster.members[2].spawn()?;
     cluster.members[2].wait_healthy()?;
 
-    // An older copy with a log directory of its own, killed on the way.
+    // An older copy with a log directory of its own, killed before every write.
     let (data_dir, older) = (cluster.members[1].data_dir.clone(), cluster.path().join("older"));
     ensure!(cluster.members[1].terminate()?.success());
     copy(&data_dir, &older.join("data"))?;
@@ -171,7 +186,11 @@ fn a_member_without_its_history_takes_its_own_place_under_load() -> Result<()> {
     roll_back(&data_dir, &older.join("data"))?;
     roll_back(&wal_dir, &older.join("wal"))?;
     cluster.members[1].add_flag(ON);
-    start_and_kill_at_every_moment(&mut cluster.members[1])?;
+    let around = cluster.path().to_path_buf();
+    let states = start_and_kill_before_every_write(&mut cluster.members[1], &around)?;
+    for step in ["decided", "aside", "removed", "added"] {
+        ensure!(states.iter().any(|state| state.contains(step)), "{step}: {states:#?}");
+    }
     // As an operator who has changed his mind: what was begun is finished.
     cluster.members[1].add_flag("--auto-replace=off");
     cluster.members[1].spawn()?;
