@@ -259,6 +259,8 @@ impl Host<'_> {
             cluster_uuid: None,
             parent_uuid: self.parent,
             restored: self.config.restored.clone(),
+            // It has met nobody for good, and runs no raft.
+            is_founding: false,
             standing: match listed {
                 true => Standing::Member { is_learner: false, is_new: false },
                 false => Standing::Stranger,

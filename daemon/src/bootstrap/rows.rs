@@ -81,6 +81,7 @@ fn knows(by: &str, of: &Hello, leads: bool) -> Known {
         cluster_uuid: Some(LIFE),
         parent_uuid: None,
         restored: None,
+        is_founding: false,
         standing: Standing::Member { is_learner: false, is_new: false },
         record: Some(record(&admitted)),
         attendee: None,

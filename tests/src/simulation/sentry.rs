@@ -13,7 +13,8 @@ use bytes::Bytes;
 use consensus::io::{Input, Proposal, ProposalId, Role};
 use identity::judge::judge;
 use identity::{
-    Boot, Hello, Home, Known, Life, LogEnd, Private, Record, Session, Unique, Verdict, Watermark, Witness,
+    Boot, GenesisConfig, Hello, Home, Known, Life, LogEnd, Private, Record, Session, Unique, Verdict,
+    Watermark, Witness,
 };
 use prost::Message as _;
 use rand::Rng;
@@ -83,7 +84,7 @@ impl Papers {
             cluster_uuid: self.cluster_uuid,
             parent_uuid: None,
             attendees: self.attendees.clone(),
-            config: None,
+            config: (self.origin == Origin::Formed && self.cluster_uuid.is_none()).then(no_settings),
             fresh_uuid,
             keeps_life: false,
         }
@@ -97,6 +98,11 @@ impl Papers {
             (None, Origin::Joining) => Life::Joining,
         }
     }
+}
+
+/// Of a founder, which nobody compares here.
+fn no_settings() -> GenesisConfig {
+    GenesisConfig { members: Vec::new(), token: String::new(), token_sha256: String::new(), restored: None }
 }
 
 pub fn hello_of(member: u64, own: &OwnIdentity, life: Life, log: LogEnd) -> Hello {
@@ -196,6 +202,14 @@ impl Sentry {
     }
 }
 
+/// As in the transport.
+#[derive(Clone, Copy, PartialEq, Eq)]
+enum Via {
+    Stream,
+    Message,
+    Answer,
+}
+
 /// What the receiver makes of a message.
 pub enum Passage {
     Accepted,
@@ -245,7 +259,13 @@ impl Member {
         let sentry = running.sentry.as_ref()?;
         let found = running.machine.reader().identity_of(MemberId(member));
         let mut known = due::known(&sentry.own, MemberId(member), found, self.witness()?);
-        let session = |hello: &Hello| Session { dir: hello.dir, boot: hello.boot, home: Home::default(), is_quiet: false };
+        known.is_founding &= !sentry.taken_by.contains(&member);
+        let session = |hello: &Hello| Session {
+            dir: hello.dir,
+            boot: hello.boot,
+            home: Home::default(),
+            is_quiet: false,
+        };
         known.session = match member == self.id {
             true => self.hello().map(|hello| session(&hello)),
             false => sentry.current(member, now).map(|held| session(&held.hello)),
@@ -261,12 +281,13 @@ impl Member {
     }
 
     /// A caller, or who answered a call, judged.
-    fn meet(&self, hello: &Hello, is_message: bool, now: Time, defect: Option<Defect>) -> Verdict {
-        let Some(known) = self.known(hello.member.0, now, defect) else { return Verdict::Welcome };
+    fn meet(&self, hello: &Hello, via: Via, now: Time, defect: Option<Defect>) -> Verdict {
+        let Some(mut known) = self.known(hello.member.0, now, defect) else { return Verdict::Welcome };
+        known.is_founding &= via != Via::Answer;
         let verdict = judged(hello, &known, defect);
         let knows_nobody =
             self.running.as_ref().is_some_and(|running| running.machine.reader().members().is_empty());
-        let is_excused = verdict == Verdict::Stranger && (is_message || knows_nobody);
+        let is_excused = verdict == Verdict::Stranger && (via == Via::Message || knows_nobody);
         if is_excused { Verdict::Welcome } else { verdict }
     }
 
@@ -437,7 +458,7 @@ impl World {
         if callee.id != peer {
             return;
         }
-        let verdict = callee.meet(&hello, false, now, defect);
+        let verdict = callee.meet(&hello, Via::Stream, now, defect);
         if !verdict.is_welcome() {
             let heard = Heard { witness: callee.witness().expect("it runs"), verdict };
             let life = match theirs.life {
@@ -450,7 +471,7 @@ impl World {
             self.outcome.refused += 1;
             return self.hear(place, heard, life);
         }
-        let answer = caller.meet(&theirs, false, now, defect);
+        let answer = caller.meet(&theirs, Via::Answer, now, defect);
         let caller_is_member = callee
             .running
             .as_ref()
@@ -496,7 +517,7 @@ impl World {
             return Passage::Accepted;
         }
         let member = &self.members[&to];
-        let verdict = member.meet(hello, true, now, defect);
+        let verdict = member.meet(hello, Via::Message, now, defect);
         if verdict.is_welcome() {
             return Passage::Accepted;
         }

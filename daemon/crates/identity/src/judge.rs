@@ -101,6 +101,15 @@ pub fn judge(hello: &Hello, known: &Known) -> Verdict {
         }
         Standing::Member { .. } => {}
     }
+    // Where a majority founds, the member that was away may be one of an earlier life, whose log begins with the same entries. Whoever met
+    // the founders may be born a moment before this one.
+    if let Life::Born(yours) = hello.life
+        && known.is_founding
+        && known.cluster_uuid.is_none()
+        && known.attendee != Some(hello.dir)
+    {
+        return Verdict::OtherLife { yours, ours: None, came_from_yours: false };
+    }
     let is_twin = |session: &&Session| session.boot.nonce != hello.boot.nonce && !hello.succeeds(session);
     if let Some(session) = known.session.as_ref().filter(is_twin) {
         return Verdict::Duplicate { boot_seq: session.boot.seq, home: session.home.clone() };
@@ -176,6 +185,7 @@ mod tests {
             cluster_uuid: Some(UUID),
             parent_uuid: None,
             restored: None,
+            is_founding: false,
             standing: Standing::Member { is_learner: false, is_new: false },
             record: Some(Record {
                 dir: DIR,
@@ -226,6 +236,25 @@ mod tests {
         );
         known.parent_uuid = None;
         assert_eq!(judge(&hello(), &known), Verdict::Welcome, "the new life has reached the speaker first");
+    }
+
+    /// F with a majority: two wiped members have formed a cluster and have no leader yet when the third comes back with the old one's data.
+    #[test]
+    fn founders_take_nobody_of_an_earlier_life_for_one_of_theirs() {
+        let founding = |known: &mut Known| {
+            (known.is_founding, known.cluster_uuid, known.record, known.watermark) = (true, None, None, None);
+        };
+        assert_eq!(verdict(|_, known| founding(known)), "other_life");
+        let attended = |_: &mut Hello, known: &mut Known| {
+            founding(known);
+            known.attendee = Some(DIR);
+        };
+        assert_eq!(verdict(attended), "welcome", "born a moment earlier");
+        let formed = |hello: &mut Hello, known: &mut Known| {
+            founding(known);
+            hello.life = Life::Formed;
+        };
+        assert_eq!(verdict(formed), "welcome", "it formed with a majority that this one did not see");
     }
 
     #[test]

@@ -115,6 +115,10 @@ pub struct Known {
     pub restored: Option<Restored>,
     pub standing: Standing,
     pub record: Option<Record>,
+    /// The answerer has met those with whom it founds its cluster, waits for their first leader to begin its life, and has not been taken by
+    /// this member, as whoever came late does: one of an earlier life does not.
+    #[serde(default, skip_serializing_if = "std::ops::Not::not")]
+    pub is_founding: bool,
     /// The directory that answered for this member when the cluster was formed, while there is no record.
     pub attendee: Option<Unique>,
     pub watermark: Option<Watermark>,

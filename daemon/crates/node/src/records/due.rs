@@ -36,6 +36,7 @@ pub(super) fn known(own: &OwnIdentity, member: MemberId, found: Identified, witn
         cluster_uuid: own.cluster_uuid.or(found.cluster_uuid),
         parent_uuid: own.parent_uuid.or(found.parent_uuid),
         restored: found.restored,
+        is_founding: own.config.is_some() && !own.attendees.is_empty(),
         standing: found.standing,
         record: found.record,
         attendee,

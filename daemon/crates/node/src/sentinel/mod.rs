@@ -193,6 +193,8 @@ fn oneself(shared: &Shared) -> Oneself {
 /// The transport: somebody is at the other end of a connection.
 pub(crate) fn meet(shared: &Shared, met: &Met<'_>) -> Result<(), Box<Refused>> {
     let mut known = known(shared, met.peer, met.session.clone());
+    // It answers, so it takes this member.
+    known.is_founding &= met.via != Via::Answer;
     if let Some(hello) = met.hello {
         let nonce = Some(hello.boot.nonce);
         let is_admitted = known.record.as_ref().map(|record| record.boot.nonce) == nonce;
@@ -319,6 +321,7 @@ fn known(shared: &Shared, member: MemberId, session: Option<Session>) -> Known {
         let Record { dir, boot, home, .. } = shared.records.own.record.clone();
         known.session = Some(Session { dir, boot, home, is_quiet: false });
     }
+    known.is_founding &= !shared.sentinel.taken_by.lock().contains(&member);
     // What a leader knows counts once it has applied what its predecessors left.
     known.witness.leads &= !shared.sentinel.is_quarantined()
         && shared.applied_term.load(Ordering::Acquire) >= known.witness.term;

@@ -271,6 +271,7 @@ pub fn knows_nothing_against(me: MemberId) -> Known {
         cluster_uuid: None,
         parent_uuid: None,
         restored: None,
+        is_founding: false,
         standing: Standing::Member { is_learner: false, is_new: false },
         record: None,
         attendee: None,
