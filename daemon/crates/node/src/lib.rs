@@ -17,6 +17,7 @@ mod apply_worker;
 mod auto_compaction;
 mod backup;
 mod config;
+mod defrag;
 mod handle;
 mod keeper;
 mod lessor;
@@ -74,6 +75,7 @@ pub use backup::{BACKUPS_MAX, Backup, BackupError, PIECE_BYTES};
 pub use config::{Fatal, NodeConfig};
 /// Part of [`StartError`]: the daemon tells a log that is older than the state from other damage.
 pub use consensus::LoadError;
+pub use defrag::DefragmentError;
 pub use handle::{Handle, NodeStatus};
 pub use live::Tunable;
 pub use members::Removal;
@@ -439,6 +441,7 @@ impl Shared {
             records: Desk::new(identity, &machine.reader()),
             sentinel: Sentinel::new(elders),
             metrics: Metrics::new(),
+            defragmentation: defrag::Defragmentation::new(),
             reader: RwLock::new(machine.reader()),
             store: RwLock::new(store),
             leadership: watch::Sender::new(leadership),

@@ -108,6 +108,7 @@ pub(crate) fn render(handle: &Handle) -> String {
         "etcd_disk_wal_write_duration_seconds",
         "Time of one write to the write-ahead log.",
     );
+    shared.defragmentation.print(&mut out);
     metrics.apply.print(
         &mut out,
         "cairn_apply_batch_duration_seconds",

@@ -23,6 +23,7 @@ use types::{ConfState, LogIndex, MemberId, Term};
 use crate::{
     apply_worker::ToApply,
     config::NodeConfig,
+    defrag::Defragmentation,
     lessor::{Decided, LeaseDesk},
     live::Tunable,
     log_writer::ToLog,
@@ -111,6 +112,7 @@ pub(crate) struct Shared {
     pub(crate) records: Desk,
     pub(crate) sentinel: Sentinel,
     pub(crate) metrics: Metrics,
+    pub(crate) defragmentation: Defragmentation,
     /// Swapped by the apply worker when a snapshot is installed.
     pub(crate) reader: RwLock<Reader<FjallStore>>,
     pub(crate) store: RwLock<Arc<FjallStore>>,

@@ -250,7 +250,15 @@ pub(crate) fn install(
     *shared.store.write() = store;
     *machine = fresh;
     discard(config, position);
+    clean_up(config);
     Ok(())
+}
+
+/// The state before goes once nobody reads it any more. One that cannot be removed costs space; the next start tries again.
+pub(crate) fn clean_up(config: &NodeConfig) {
+    if let Err(error) = storage::state_store::clean_unused(&config.state_dir) {
+        warn!(%error, "former states could not be removed");
+    }
 }
 
 /// The bytes of a snapshot that raft did not want, or that is installed.

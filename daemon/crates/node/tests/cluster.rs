@@ -222,6 +222,53 @@ fn proposals_without_a_leader_are_bounded_by_their_bytes() {
     alone.node.stop();
 }
 
+/// OP02, AP05: asked by several at once, a member gives space back once, and is what it was.
+#[test]
+fn a_defragmented_member_is_smaller_and_otherwise_what_it_was() {
+    let directory = tempfile::tempdir().expect("a directory");
+    let (members, listeners) = plan(1);
+    let listener = listeners.into_iter().next().expect("one listener");
+    const QUOTA: i64 = 1 << 30;
+    let running = boot_with(directory.path(), &members[0], &members, listener, |config| {
+        config.quota_backend_bytes = QUOTA;
+    });
+    let handle = running.node.handle();
+    block_on(async {
+        let value = "x".repeat(4000);
+        let mut last = 0;
+        for i in 0..1000 {
+            last = put(&handle, &format!("k{}", i % 100), &value).await.expect("a put");
+        }
+        let compaction = pb::CompactionRequest { revision: last, physical: true };
+        handle.compact(compaction).await.expect("compacted");
+        let hash = async || {
+            let answer = handle.hash_kv(pb::HashKvRequest { revision: last }).await.expect("a hash");
+            (answer.hash, answer.compact_revision)
+        };
+        let (before, hashed) = (handle.status().await.expect("a status"), hash().await);
+        let (a, b, c) = tokio::join!(handle.defragment(), handle.defragment(), async {
+            handle
+                .defragment()
+                .await
+                .and(put(&handle, "beside", "1").await.map_err(|error| panic!("{error}")))
+        });
+        a.and(b).and(c.map(drop)).expect("done, or going on");
+        // The answer may have come before the end.
+        wait("the space to come back", || {
+            let size = handle.reader().store_size();
+            size.total_bytes < before.db_size as u64 / 2
+        })
+        .await;
+        let after = handle.status().await.expect("a status");
+        assert_eq!((after.db_size_quota, before.db_size_quota), (QUOTA, QUOTA));
+        assert!(after.db_size < before.db_size / 2, "{} of {}", after.db_size, before.db_size);
+        assert_eq!(hash().await, hashed);
+        assert!(handle.metrics_text().contains("etcd_disk_backend_defrag_duration_seconds_count "));
+    });
+    drop(handle);
+    running.node.stop();
+}
+
 /// Who connects in the first moment is judged by all that this member had known.
 #[test]
 fn a_member_has_applied_what_its_log_had_committed_before_anybody_can_reach_it() {

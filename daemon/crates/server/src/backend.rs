@@ -9,7 +9,7 @@ use std::{
 
 use api::{error::EtcdError, etcdserverpb as pb};
 use bytes::Bytes;
-use node::{Backup, Census, NodeStatus};
+use node::{Backup, Census, DefragmentError, NodeStatus};
 use state_machine::History;
 use types::{KeyRange, Revision};
 
@@ -67,6 +67,8 @@ pub trait Backend: Clone + Send + Sync + 'static {
     fn status(&self) -> impl Future<Output = Answer<pb::StatusResponse>> + Send;
     fn hash(&self) -> impl Future<Output = Answer<pb::HashResponse>> + Send;
     fn hash_kv(&self, request: pb::HashKvRequest) -> impl Future<Output = Answer<pb::HashKvResponse>> + Send;
+    /// Gives the space of removed rows back: done when this returns, or going on in the background.
+    fn defragment(&self) -> impl Future<Output = Result<(), DefragmentError>> + Send;
     /// The state of now as a database file in pieces, the last one its SHA-256. Local; ends when it is dropped.
     fn snapshot(&self) -> Answer<Backup>;
     fn move_leader(

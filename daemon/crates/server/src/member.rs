@@ -66,6 +66,9 @@ impl Backend for node::Handle {
     async fn hash_kv(&self, request: pb::HashKvRequest) -> Answer<pb::HashKvResponse> {
         node::Handle::hash_kv(self, request).await
     }
+    async fn defragment(&self) -> Result<(), node::DefragmentError> {
+        node::Handle::defragment(self).await
+    }
     fn snapshot(&self) -> Answer<node::Backup> {
         node::Handle::snapshot(self)
     }

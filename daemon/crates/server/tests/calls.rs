@@ -37,7 +37,7 @@ const SURFACE: &[(&str, Code)] = &[
     ("/etcdserverpb.Cluster/MemberPromote", Code::NotFound),
     ("/etcdserverpb.Maintenance/Alarm", Code::Ok),
     ("/etcdserverpb.Maintenance/Status", Code::Ok),
-    ("/etcdserverpb.Maintenance/Defragment", Code::Unimplemented),
+    ("/etcdserverpb.Maintenance/Defragment", Code::Ok),
     ("/etcdserverpb.Maintenance/Hash", Code::Ok),
     ("/etcdserverpb.Maintenance/HashKV", Code::Ok),
     ("/etcdserverpb.Maintenance/Snapshot", Code::Ok),

@@ -38,6 +38,17 @@ pub(super) async fn hash_kv<B: Backend>(
     Ok(edge.backend.hash_kv(request).await?)
 }
 
+/// Without a header, as in etcd.
+pub(super) async fn defragment<B: Backend>(
+    edge: &Arc<Edge<B>>,
+    _: pb::DefragmentRequest,
+) -> Result<pb::DefragmentResponse, Status> {
+    match edge.backend.defragment().await {
+        Ok(()) => Ok(pb::DefragmentResponse::default()),
+        Err(error) => Err(Status::unknown(error.to_string())),
+    }
+}
+
 pub(super) async fn move_leader<B: Backend>(
     edge: &Arc<Edge<B>>,
     request: pb::MoveLeaderRequest,

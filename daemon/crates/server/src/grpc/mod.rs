@@ -175,6 +175,7 @@ async fn dispatch_rare<B: Backend>(cx: &Context<'_, B>, body: Incoming) -> Resul
         Method::Alarm => cx.unary(body, |request| maintenance::alarm(edge, request)).await,
         Method::Status => cx.unary(body, |request| maintenance::status(edge, request)).await,
         Method::Hash => cx.unary(body, |request| maintenance::hash(edge, request)).await,
+        Method::Defragment => cx.unary(body, |request| maintenance::defragment(edge, request)).await,
         Method::Snapshot => cx.server_stream(body, |request| snapshot::snapshot(edge.clone(), request)).await,
         Method::HashKv => cx.unary(body, |request| maintenance::hash_kv(edge, request)).await,
         Method::MoveLeader => cx.unary(body, |request| maintenance::move_leader(edge, request)).await,
@@ -325,6 +326,7 @@ impl LearnerRule for pb::MemberRemoveRequest {}
 impl LearnerRule for pb::MemberUpdateRequest {}
 impl LearnerRule for pb::MemberPromoteRequest {}
 impl LearnerRule for pb::AlarmRequest {}
+impl LearnerRule for pb::DefragmentRequest {}
 impl LearnerRule for pb::HashRequest {}
 impl LearnerRule for pb::HashKvRequest {}
 impl LearnerRule for pb::MoveLeaderRequest {}

@@ -264,6 +264,9 @@ impl Backend for Fake {
     async fn hash(&self) -> Result<pb::HashResponse, EtcdError> {
         Ok(pb::HashResponse { header: Some(self.header(0)), hash: 7 })
     }
+    async fn defragment(&self) -> Result<(), node::DefragmentError> {
+        Ok(())
+    }
     async fn hash_kv(&self, request: pb::HashKvRequest) -> Result<pb::HashKvResponse, EtcdError> {
         if request.revision > self.inner.reader.revision().0 {
             return Err(EtcdError::FutureRev);
