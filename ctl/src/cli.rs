@@ -345,6 +345,7 @@ pub fn command() -> Command {
             "Hands leadership to another member",
             "cairnctl move-leader <member id in hexadecimal>",
         ),
+        verbs::defrag::command(),
         group("snapshot", "Backups of a member's state").subcommands([
             verb(
             "save",

@@ -47,6 +47,7 @@ pub const ALARM_CHANGE: Method = method("/etcdserverpb.Maintenance/Alarm", false
 pub const STATUS: Method = method("/etcdserverpb.Maintenance/Status", true);
 pub const HASH_KV: Method = method("/etcdserverpb.Maintenance/HashKV", true);
 pub const SNAPSHOT: Method = method("/etcdserverpb.Maintenance/Snapshot", true);
+pub const DEFRAGMENT: Method = method("/etcdserverpb.Maintenance/Defragment", true);
 pub const MOVE_LEADER: Method = method("/etcdserverpb.Maintenance/MoveLeader", false);
 pub const WATCH: Method = method("/etcdserverpb.Watch/Watch", true);
 pub const LEASE_GRANT: Method = method("/etcdserverpb.Lease/LeaseGrant", false);
@@ -75,6 +76,8 @@ pub struct Client {
     endpoints: Vec<Endpoint>,
     dialer: Dialer,
     dial_timeout: Duration,
+    /// An endpoint that refuses is not asked again.
+    one_round: bool,
     /// When the command must be over; `None` waits as long as it takes.
     deadline: Option<Instant>,
     command_timeout: Duration,
@@ -111,6 +114,7 @@ impl Client {
             dialer: dialer(settings, &endpoints)?,
             endpoints,
             dial_timeout: settings.dial_timeout,
+            one_round: false,
             deadline: bounded.then(|| Instant::now() + settings.command_timeout),
             command_timeout: settings.command_timeout,
             keepalive_time: settings.keepalive_time,
@@ -127,6 +131,11 @@ impl Client {
     /// The same without an end of its time, for calls that last as long as their user wants.
     pub fn without_deadline(self) -> Client {
         Client { deadline: None, ..self }
+    }
+
+    /// The same for who wants to know how an endpoint is now: a refused connection is the answer, and not waited out.
+    pub fn asking_once(self) -> Client {
+        Client { one_round: true, ..self }
     }
 
     /// The token that calls carry, fetched first when only a password is known.
@@ -291,7 +300,7 @@ impl Client {
             if let Some(status) = refused {
                 return Err(server_failure(&status));
             }
-            if Instant::now() + ROUND_PAUSE >= dial_until {
+            if self.one_round || Instant::now() + ROUND_PAUSE >= dial_until {
                 return Err(self.unreachable(evidence, started.elapsed()));
             }
             tokio::time::sleep(ROUND_PAUSE).await;

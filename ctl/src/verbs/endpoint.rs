@@ -21,7 +21,7 @@ use tokio::task::JoinSet;
 const PROBE_KEY: &str = "health";
 
 /// The endpoints to ask: those of the settings, or every client URL that the cluster lists.
-async fn asked(settings: &Settings, matches: &ArgMatches) -> Result<Vec<Endpoint>> {
+pub(super) async fn asked(settings: &Settings, matches: &ArgMatches) -> Result<Vec<Endpoint>> {
     if !cli::on(matches, "cluster") {
         return Ok(settings.endpoints.clone());
     }

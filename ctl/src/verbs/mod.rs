@@ -5,6 +5,7 @@ pub mod cluster;
 pub mod confirm;
 mod context;
 pub mod debug;
+pub mod defrag;
 pub mod discovery;
 pub mod doctor;
 pub mod endpoint;
@@ -32,7 +33,7 @@ const API_VERSION: &str = "3.7";
 
 /// Verbs that make their text and their JSON themselves and know no other shape of `-o`.
 const UNSHAPED: &[&str] =
-    &["member plan", "member replace", "snapshot save", "snapshot status", "discovery new", "discovery show"];
+    &["defrag", "member plan", "member replace", "snapshot save", "snapshot status", "discovery new", "discovery show"];
 
 /// Runs the verb that was parsed.
 pub async fn run(settings: &Settings, matches: &ArgMatches) -> Result<()> {
@@ -72,6 +73,7 @@ pub async fn run(settings: &Settings, matches: &ArgMatches) -> Result<()> {
             member::plan::plan(settings, kind, inner).await
         }
         ("move-leader", _) => cluster::move_leader(settings, inner).await,
+        ("defrag", _) => defrag::defrag(settings, inner).await,
         ("alarm", Some(("list", inner))) => cluster::alarm_list(settings, inner).await,
         ("alarm", Some(("disarm", inner))) => cluster::alarm_disarm(settings, inner).await,
         ("snapshot", Some(("save", inner))) => snapshot::save(settings, inner).await,

@@ -213,6 +213,7 @@ mod tests {
             cluster_uuid: Some(Unique::for_test(7)),
             parent_uuid: None,
             restored: None,
+            is_founding: false,
             standing: Standing::Stranger,
             record: None,
             attendee: None,
