@@ -120,6 +120,8 @@ impl Lan {
             .context("start systemd-nspawn")?;
         let machine = Machine { name: name.to_owned(), address, nspawn, scratch };
         machine.wait_until_booted("")?;
+        // The index of all manual pages would be made anew with every package.
+        machine.sh("rm -f /var/lib/man-db/auto-update")?;
         Ok(machine)
     }
 }
@@ -140,6 +142,8 @@ fn seed_of(seed: &Path, name: &str, address: &str) -> Result<()> {
         &units.join("network-online.target.wants"),
         &network,
         &seed.join("etc/systemd/journald.conf.d"),
+        &seed.join("etc/systemd/system.conf.d"),
+        &seed.join("usr/sbin"),
         &seed.join("var/log/journal"),
     ] {
         std::fs::create_dir_all(directory)?;
@@ -151,9 +155,19 @@ fn seed_of(seed: &Path, name: &str, address: &str) -> Result<()> {
     std::fs::write(seed.join("etc/hosts"), format!("127.0.0.1 localhost\n{address} {name}\n"))?;
     std::fs::write(
         network.join("10-lan.network"),
-        format!("[Match]\nName=host0\n[Network]\nAddress={address}/24\n"),
+        format!(
+            "[Match]\nName=host0\n[Network]\nAddress={address}/24\nLinkLocalAddressing=no\nIPv6AcceptRA=no\n"
+        ),
     )?;
     std::fs::write(seed.join("etc/systemd/journald.conf.d/tests.conf"), "[Journal]\nStorage=persistent\n")?;
+    // What is left of the tests' own commands would hold a restart up for long.
+    std::fs::write(
+        seed.join("etc/systemd/system.conf.d/tests.conf"),
+        "[Manager]\nDefaultTimeoutStopSec=3s\n",
+    )?;
+    // Hosts that are containers themselves forbid packages to start services. A machine does not.
+    std::fs::write(seed.join("usr/sbin/policy-rc.d"), "#!/bin/sh\nexit 0\n")?;
+    std::fs::set_permissions(seed.join("usr/sbin/policy-rc.d"), std::fs::Permissions::from_mode(0o755))?;
     // What the host runs is no business of the machine.
     for wants in std::fs::read_dir("/etc/systemd/system")?.flatten() {
         if !wants.file_name().to_string_lossy().ends_with(".wants") {
