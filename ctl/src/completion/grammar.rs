@@ -163,6 +163,7 @@ fn of_value(flag: &Arg, before: &str, typed: &str, at: impl Fn(Wanted, &str, &st
         "sort-by" => words(&["CREATE", "KEY", "MODIFY", "VALUE", "VERSION"]),
         "lease" => Wanted::Live(LiveKind::Leases),
         "cacert" | "cert" | "key" | "file" | "directory" => Wanted::Files,
+        "watch" => words(&["1", "2", "5", "10"]),
         _ if flag.is_require_equals_set() && possible.is_empty() => words(&["true", "false"]),
         _ => Wanted::Words(possible.into_iter().map(|name| Offer::new(name, "")).collect()),
     };

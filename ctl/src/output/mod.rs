@@ -303,9 +303,14 @@ impl Printer {
         )
     }
 
-    pub fn leases(self, answer: &LeaseLeasesResponse) -> Result<Vec<u8>> {
+    /// `lives`: what was asked about the first of them, for the shapes.
+    pub fn leases(
+        self,
+        answer: &LeaseLeasesResponse,
+        lives: &[Option<LeaseTimeToLiveResponse>],
+    ) -> Result<Vec<u8>> {
         if self.shape.is_some() {
-            return self.shaped_leases(answer);
+            return self.shaped_leases(answer, lives);
         }
         self.key_value_verb(answer, |s| s.leases(answer), |f| f.leases(answer), |o| json::leases(o, answer))
     }

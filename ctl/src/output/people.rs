@@ -228,10 +228,26 @@ impl Printer {
         out.into_bytes()
     }
 
-    pub(super) fn shaped_leases(self, answer: &LeaseLeasesResponse) -> Result<Vec<u8>> {
-        let mut sheet = Sheet::new("leases", &[Column::new("id", "ID")]).when_empty("no leases");
-        for status in &answer.leases {
-            sheet.row(vec![Cell::text(lease_id(status.id))]);
+    pub(super) fn shaped_leases(
+        self,
+        answer: &LeaseLeasesResponse,
+        lives: &[Option<LeaseTimeToLiveResponse>],
+    ) -> Result<Vec<u8>> {
+        let columns = [
+            Column::new("id", "ID"),
+            Column::number("ttl", "LEFT"),
+            Column::number("granted_ttl", "GRANTED"),
+        ];
+        let mut sheet = Sheet::new("leases", &columns).when_empty("no leases");
+        for (at, status) in answer.leases.iter().enumerate() {
+            // One that ended since is in the list all the same, and has nothing left.
+            let life = lives.get(at).and_then(Option::as_ref).filter(|life| life.granted_ttl > 0);
+            let seconds = |seconds: Option<i64>| match seconds {
+                Some(seconds) => Cell::shown(seconds, format!("{seconds} s")),
+                None => Cell::nothing(),
+            };
+            let (left, granted) = (life.map(|life| life.ttl), life.map(|life| life.granted_ttl));
+            sheet.row(vec![Cell::text(lease_id(status.id)), seconds(left), seconds(granted)]);
         }
         self.sheet(&sheet)
     }

@@ -272,37 +272,46 @@ fn leases_and_alarms_in_every_shape() {
         header: header(),
         leases: vec![LeaseStatus { id: 0x1f }, LeaseStatus { id: -1 }],
     };
+    let life = LeaseTimeToLiveResponse { id: 0x1f, ttl: 41, granted_ttl: 60, ..Default::default() };
     let expected = r#"# table
-ID
-000000000000001f
--000000000000001
+ID                 LEFT   GRANTED
+000000000000001f   41 s      60 s
+-000000000000001      -         -
 # wide
-ID
-000000000000001f
--000000000000001
+ID                 LEFT   GRANTED
+000000000000001f   41 s      60 s
+-000000000000001      -         -
 # json
 {
   "leases": [
     {
-      "id": "000000000000001f"
+      "id": "000000000000001f",
+      "ttl": 41,
+      "granted_ttl": 60
     },
     {
-      "id": "-000000000000001"
+      "id": "-000000000000001",
+      "ttl": null,
+      "granted_ttl": null
     }
   ]
 }
 # jsonl
-{"id":"000000000000001f"}
-{"id":"-000000000000001"}
+{"id":"000000000000001f","ttl":41,"granted_ttl":60}
+{"id":"-000000000000001","ttl":null,"granted_ttl":null}
 # yaml
 leases:
   - id: "000000000000001f"
+    ttl: 41
+    granted_ttl: 60
   - id: "-000000000000001"
+    ttl: null
+    granted_ttl: null
 # raw
 000000000000001f
 -000000000000001
 "#;
-    assert_eq!(all(|printer| printer.leases(&leases)), expected);
+    assert_eq!(all(|printer| printer.leases(&leases, &[Some(life.clone())])), expected);
     let alarms = [AlarmMember { member_id: 0xa1, alarm: AlarmType::Nospace as i32 }];
     let alarms = AlarmResponse { header: header(), alarms: alarms.to_vec() };
     let expected = r#"# table

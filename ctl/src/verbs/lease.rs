@@ -8,7 +8,7 @@ use crate::client::{
 };
 use crate::failure::{Details, Exit, Failure, Result};
 use crate::output::text::readable;
-use crate::output::{Printer, lease_id};
+use crate::output::{Printer, Shape, lease_id};
 use crate::session::{Ended, Session};
 use crate::settings::Settings;
 use crate::units::{Radix, parse_i64};
@@ -26,6 +26,8 @@ use tokio::time::{Instant, sleep, sleep_until, timeout, timeout_at};
 const RENEWALS_PER_TTL: u32 = 3;
 /// The least time one renewal may take before another member is asked; the shortest leases would else leave none for a handshake.
 const PATIENCE_MIN: Duration = Duration::from_millis(500);
+/// `lease list` asks for the time to live of so many, one after another: a second's work at most cluster sizes.
+const LIVES_MAX: usize = 1000;
 /// Pause between attempts while no member renews: an election takes about ten of them.
 const RETRY_PAUSE: Duration = Duration::from_millis(100);
 
@@ -110,7 +112,21 @@ pub async fn list(settings: &Settings) -> Result<()> {
     printer.refuse_table()?;
     let answer = client.call(&LEASE_LEASES, &LeaseLeasesRequest {}).await;
     let answer: LeaseLeasesResponse = answer.map_err(as_bad_connection)?;
-    show(&printer.leases(&answer)?)
+    let lives = match printer.shape {
+        None | Some(Shape::Raw) => Vec::new(),
+        Some(_) => lives(&mut client, &answer).await,
+    };
+    show(&printer.leases(&answer, &lives)?)
+}
+
+/// What is left of each lease, which the list itself does not tell. One that cannot be asked for has none; the others are shown all the same.
+async fn lives(client: &mut Client, leases: &LeaseLeasesResponse) -> Vec<Option<LeaseTimeToLiveResponse>> {
+    let mut lives = Vec::new();
+    for lease in leases.leases.iter().take(LIVES_MAX) {
+        let request = LeaseTimeToLiveRequest { id: lease.id, keys: false };
+        lives.push(client.call(&LEASE_TIME_TO_LIVE, &request).await.ok());
+    }
+    lives
 }
 
 pub async fn keep_alive(settings: &Settings, matches: &ArgMatches) -> Result<()> {
