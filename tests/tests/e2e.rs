@@ -1,5 +1,8 @@
 //! Clusters of release binaries under load and under fire: nothing acknowledged is lost, revisions never go back, members agree.
 
+#[path = "e2e/operate.rs"]
+mod operate;
+
 use anyhow::{Context, Result, ensure};
 use cairn_tests::{
     harness::{Cluster, Kind, cairn_binary, http_get, wait_for},

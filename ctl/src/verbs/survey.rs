@@ -199,7 +199,8 @@ async fn who(settings: &Settings) -> Vec<Asked> {
 
 /// What one member says.
 pub async fn status(settings: &Settings, endpoints: Vec<Endpoint>) -> Result<StatusResponse, String> {
-    let mut client = Client::over(settings, endpoints, false).map_err(|failure| reason(&failure))?;
+    let client = Client::over(settings, endpoints, false).map_err(|failure| reason(&failure))?;
+    let mut client = client.asking_once();
     client.call(&STATUS, &StatusRequest {}).await.map_err(|failure| reason(&failure))
 }
 
