@@ -8,6 +8,7 @@ pub mod deadly_disk;
 mod http;
 mod ports;
 pub mod slow_disk;
+pub mod wrong_clock;
 
 use std::{
     fs::{self, File},

@@ -4,7 +4,7 @@ use std::{fs, net::TcpListener, path::Path};
 
 use anyhow::{Context, Result, ensure};
 use cairn_tests::{
-    harness::{Cluster, Kind, Member, free_ports, wait_for},
+    harness::{Cluster, Kind, Member, free_ports, wait_for, wrong_clock},
     refusals::{Refused, carry_out, copy, ended, last_start, logged, refused, refused_with_ports, stored},
 };
 
@@ -150,6 +150,37 @@ fn busy(second: &mut Member, first: &Member) -> Result<Refused> {
     let text = ended(second, "DATA_DIR_BUSY", 69);
     text.says(&[&format!("pid {}", first.pid().context("it runs")?)]);
     Ok(text)
+}
+
+/// B25: neither a clock that falls back by years nor one that leaps ahead makes another member of it.
+#[test]
+fn a_clock_that_jumps_changes_no_identity() -> Result<()> {
+    const YEARS: i64 = 10 * 365 * 24 * 3600;
+    let mut cluster = Cluster::start(Kind::Cairn, 1)?;
+    ctl(&cluster, &["put", "k", "v"])?;
+    let around = cluster.path().to_path_buf();
+    stop(&mut cluster.members[0])?;
+    let before = stored(&cluster.members[0])?;
+    let year = |member: &Member| {
+        let told = last_start(member);
+        told.split_once("\"ts\":\"").map(|(_, rest)| rest[..4].to_owned()).unwrap_or_default()
+    };
+    let mut years = vec![year(&cluster.members[0])];
+    for wrong_by in [-YEARS, YEARS] {
+        wrong_clock::set(&mut cluster.members[0], &around, wrong_by)?;
+        start(&mut cluster.members[0])?;
+        ensure!(ctl(&cluster, &["get", "k", "--print-value-only"])?.trim() == "v");
+        ctl(&cluster, &["put", "k", "v"])?;
+        years.push(year(&cluster.members[0]));
+        stop(&mut cluster.members[0])?;
+    }
+    ensure!(years[1] < years[0] && years[0] < years[2], "the clock was wrong: {years:?}");
+    let now = stored(&cluster.members[0])?;
+    for field in ["member_id", "cluster_id", "cluster_uuid", "dir_uuid", "name", "peer_urls"] {
+        ensure!(now[field] == before[field], "{field}: {} was {}", now[field], before[field]);
+    }
+    ensure!(now["boot_seq"] == 3 && now["state"] == "born", "{now}");
+    Ok(())
 }
 
 /// B14, B15: parts of the directory are lost or damaged.
