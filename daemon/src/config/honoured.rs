@@ -31,7 +31,11 @@ pub fn other_value(setting: &Setting) -> Option<String> {
 
 /// Refused, reported, or visible in what the rest of the daemon is given.
 fn outcome(flags: Vec<GivenFlag>) -> String {
-    let surroundings = Surroundings { flags, variables: vec![], default_file: "/nonexistent".into() };
+    outcome_with(flags, vec![])
+}
+
+fn outcome_with(flags: Vec<GivenFlag>, variables: Vec<(String, String)>) -> String {
+    let surroundings = Surroundings { flags, variables, default_file: "/nonexistent".into() };
     match super::load(&surroundings) {
         Ok((settings, resolved)) => format!("{settings:?} {:?}", resolved.notes),
         Err(refusal) => refusal.text(),
@@ -58,6 +62,24 @@ fn no_flag_silently_ignored() {
         let mut flags = companion();
         flags.push(flag(setting.name, &text));
         assert_ne!(outcome(flags), without, "--{}={text} changes nothing and nobody is told", setting.name);
+    }
+}
+
+/// Regression OP13: what a variable sets is honoured, refused or reported like what a flag sets; none is dropped on the way.
+#[test]
+fn environment_honoured() {
+    // No settings: what they do ends before any is read.
+    let elsewhere = ["allow-unknown-keys", "version", "help"];
+    for setting in table::settings().filter(|setting| !elsewhere.contains(&setting.name)) {
+        let Some(text) = other_value(setting) else { continue };
+        let companion = || match setting.name {
+            "listen-client-urls" => vec![flag("advertise-client-urls", "http://127.0.0.1:9")],
+            _ => vec![],
+        };
+        let variable = (setting.variable(), text.clone());
+        let with = outcome_with(companion(), vec![variable]);
+        assert_ne!(with, outcome(companion()), "{}={text} changes nothing", setting.variable());
+        assert!(!with.contains("unknown variable"), "{with}");
     }
 }
 

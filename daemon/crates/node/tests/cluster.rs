@@ -2,10 +2,10 @@
 
 mod support;
 
-use std::{net::TcpListener, time::Duration};
+use std::{net::TcpListener, path::Path, time::Duration};
 
 use api::{error::EtcdError, etcdserverpb as pb};
-use node::{Handle, Node, Parts};
+use node::{AutoCompaction, Handle, Node, Parts, Tunable};
 use storage::wal::{Wal, WalMetadata};
 use support::*;
 use types::{Entry, EntryKind, HardState, LogIndex, MemberId, Term};
@@ -222,6 +222,42 @@ fn proposals_without_a_leader_are_bounded_by_their_bytes() {
     alone.node.stop();
 }
 
+/// OP01: each piece is followed by its pause, also while there is plenty to remove and other work keeps the apply worker awake.
+#[test]
+fn compaction_pauses_after_each_batch() {
+    let directory = tempfile::tempdir().expect("a directory");
+    let (members, listeners) = plan(1);
+    let listener = listeners.into_iter().next().expect("one listener");
+    let running = boot_with(directory.path(), &members[0], &members, listener, |config| {
+        // The worker takes batch and pause in pieces: one row each, and minutes between them.
+        config.compaction_batch = 1;
+        config.compaction_sleep = Duration::from_secs(3600);
+    });
+    let handle = running.node.handle();
+    block_on(async {
+        let mut last = 0;
+        for round in 0..3 {
+            for i in 0..50 {
+                last = put(&handle, &format!("k{i}"), &round.to_string()).await.expect("a put");
+            }
+        }
+        handle.compact(pb::CompactionRequest { revision: last, physical: false }).await.expect("decided");
+        let removed = || {
+            let text = handle.metrics_text();
+            let line =
+                text.lines().find(|line| line.starts_with("etcd_debugging_mvcc_db_compaction_keys_total "));
+            line.and_then(|line| line.rsplit(' ').next()?.parse::<u64>().ok()).expect("a count")
+        };
+        wait("the first piece", || removed() > 0).await;
+        for i in 0..50 {
+            put(&handle, &format!("k{i}"), "later").await.expect("puts go on");
+        }
+        assert_eq!(removed(), 1, "a hundred rows are to go, and the pause is not over");
+    });
+    drop(handle);
+    running.node.stop();
+}
+
 /// OP02, AP05: asked by several at once, a member gives space back once, and is what it was.
 #[test]
 fn a_defragmented_member_is_smaller_and_otherwise_what_it_was() {
@@ -345,4 +381,45 @@ fn a_log_of_another_history_is_refused_although_its_indexes_fit() {
     let refused = Node::start(config(directory.path(), &members[0], &members), parts).err();
     let refused = refused.expect("the start is refused").to_string();
     assert!(refused.contains("they belong to different members or times"), "{refused}");
+}
+
+/// What a reload changes takes effect without a restart: the quota, and whether history is forgotten by itself.
+#[test]
+fn settings_change_in_a_running_member() {
+    let cluster = Cluster::start(1);
+    let handle = cluster.handle(0);
+    block_on(async {
+        for value in ["a", "b", "c"] {
+            put(&handle, "k", value).await.unwrap();
+        }
+        let tunable = config(Path::new("/"), cluster.member(0), &[]).tunable();
+        assert!(handle.has_space_for(1) && handle.reader().compact_revision().0 <= 0);
+
+        let retention = Duration::from_millis(500);
+        let forgets = Tunable { auto_compaction: Some(AutoCompaction::Periodic(retention)), ..tunable };
+        handle.tune(forgets);
+        wait("history is forgotten", || handle.reader().compact_revision().0 > 1).await;
+
+        handle.tune(Tunable { quota_backend_bytes: 1, ..tunable });
+        assert!(!handle.has_space_for(1));
+        let _ = put(&handle, "k", "d").await;
+        wait("the quota counts where entries are applied", || !handle.alarms().is_empty()).await;
+    });
+}
+
+/// Whoever feeds a watchdog sees both loops turn, also when nobody asks for anything.
+#[test]
+fn idle_loops_give_signs_of_life() {
+    let cluster = Cluster::start(1);
+    let handle = cluster.handle(0);
+    block_on(async {
+        cluster.leader().await;
+        let before = handle.beats();
+        wait("both loops turn", || {
+            let now = handle.beats();
+            now.raft.count > before.raft.count + 1 && now.apply.count > before.apply.count + 1
+        })
+        .await;
+        assert_eq!(handle.quorum().map(|quorum| (quorum.voters, quorum.heard)), Some((1, 1)));
+    });
 }
