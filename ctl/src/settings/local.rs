@@ -30,7 +30,11 @@ pub fn look(path: &Path) -> Result<Option<Found>, String> {
         Err(Unread::Because(why)) => return Err(why),
     };
     let mut source = path.display().to_string();
-    for part in parts(path) {
+    let parts = parts(path).unwrap_or_else(|why| {
+        notes.push(why);
+        Vec::new()
+    });
+    for part in parts {
         match read(&part) {
             Ok(more) => {
                 if more.contains_key("listen-client-urls") || more.contains_key("advertise-client-urls") {
@@ -65,16 +69,22 @@ fn read(path: &Path) -> Result<toml::Table, Unread> {
 }
 
 /// The files whose settings win over those of `path`, the later the stronger: `conf.d` beside cairnd.toml, `NAME.conf.d` beside NAME.toml.
-fn parts(path: &Path) -> Vec<PathBuf> {
+fn parts(path: &Path) -> Result<Vec<PathBuf>, String> {
     let stem = path.file_stem().unwrap_or_default().to_string_lossy();
     let directory = if stem == "cairnd" { "conf.d".to_owned() } else { format!("{stem}.conf.d") };
-    let entries = fs::read_dir(path.with_file_name(directory)).into_iter().flatten().flatten();
-    let mut parts: Vec<PathBuf> = entries
-        .map(|entry| entry.path())
-        .filter(|path| path.extension().is_some_and(|end| end == "toml"))
-        .collect();
+    let directory = path.with_file_name(directory);
+    let entries = match fs::read_dir(&directory) {
+        Ok(entries) => entries,
+        Err(error) if matches!(error.kind(), ErrorKind::NotFound | ErrorKind::NotADirectory) => {
+            return Ok(Vec::new());
+        }
+        Err(error) => return Err(format!("{} does not count: {error}", directory.display())),
+    };
+    let paths = entries.flatten().map(|entry| entry.path());
+    let mut parts: Vec<PathBuf> =
+        paths.filter(|path| path.extension().is_some_and(|end| end == "toml")).collect();
     parts.sort();
-    parts
+    Ok(parts)
 }
 
 /// The URLs under a key, as a text with commas or as a list.

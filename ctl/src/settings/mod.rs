@@ -71,6 +71,8 @@ pub struct Settings {
     pub format: Format,
     /// `-o`; it wins over `format`, which is json beside `-o json` for verbs that know no shapes, else simple.
     pub shape: Option<Shape>,
+    /// Whether the shape was asked of this very command: by flag, and not by a variable or file for all of them.
+    pub shape_asked: bool,
     pub hex: bool,
     pub base64: bool,
     pub dial_timeout: Duration,
@@ -163,6 +165,7 @@ pub fn understand(sources: &Sources) -> Result<Settings> {
         endpoints,
         format,
         shape,
+        shape_asked: values["output"].rank == Rank::Flag,
         hex: switch("hex")?,
         base64: switch("base64")?,
         dial_timeout: duration("dial-timeout")?,

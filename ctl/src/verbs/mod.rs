@@ -32,18 +32,32 @@ use std::io::Write;
 const API_VERSION: &str = "3.7";
 
 /// Verbs that make their text and their JSON themselves and know no other shape of `-o`.
-const UNSHAPED: &[&str] =
-    &["defrag", "member plan", "member replace", "snapshot save", "snapshot status", "discovery new", "discovery show"];
+const UNSHAPED: &[&str] = &[
+    "defrag",
+    "member plan",
+    "member replace",
+    "snapshot save",
+    "snapshot status",
+    "discovery new",
+    "discovery show",
+];
 
 /// Runs the verb that was parsed.
 pub async fn run(settings: &Settings, matches: &ArgMatches) -> Result<()> {
     let (name, inner) = matches.subcommand().expect("the grammar requires a verb");
     let verb = inner.subcommand_name().map_or_else(|| name.to_owned(), |inner| format!("{name} {inner}"));
-    if let Some(shape) = settings.shape.filter(|shape| *shape != Shape::Json)
-        && (UNSHAPED.contains(&verb.as_str()) || name == "bench")
-    {
-        return Err(Failure::feature(format!("{} not supported as output format", shape.name())));
-    }
+    let plain;
+    let settings = match settings.shape.filter(|shape| *shape != Shape::Json) {
+        Some(shape) if UNSHAPED.contains(&verb.as_str()) || name == "bench" => {
+            if settings.shape_asked {
+                return Err(Failure::feature(format!("{} not supported as output format", shape.name())));
+            }
+            // A wish for all commands keeps none from working.
+            plain = Settings { shape: None, ..settings.clone() };
+            &plain
+        }
+        _ => settings,
+    };
     match (name, inner.subcommand()) {
         ("put", _) => kv::put(settings, inner).await,
         ("get", _) => kv::get(settings, inner).await,
