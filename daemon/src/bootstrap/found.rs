@@ -245,6 +245,7 @@ async fn attendance(
         }
     };
     // All that is this member's own is there; the wait that follows is for the others.
+    systemd::status("founding a cluster: looking for the other first members");
     systemd::ready();
     let targets = Target::of_founders(&others);
     let question = Question { hello: own.clone(), config: Some(config.clone()) };
@@ -428,6 +429,7 @@ async fn discover(
     };
     let spawned = std::thread::Builder::new().name("discovery".into()).spawn(search);
     spawned.map_err(|error| Refusal::io("start a thread for", dir.path(), &error))?;
+    systemd::status("discovery: looking for the other first members");
     systemd::ready();
     let mut look = tokio::time::interval(Duration::from_millis(100));
     let say = || {

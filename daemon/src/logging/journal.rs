@@ -8,6 +8,7 @@ use std::{
     io::{self, IoSlice, Write as _},
     os::{fd::AsRawFd as _, unix::net::UnixDatagram},
     path::{Path, PathBuf},
+    time::Duration,
 };
 
 use nix::{
@@ -23,6 +24,9 @@ const SOCKET: &str = "/run/systemd/journal/socket";
 
 /// Another place for that socket: for a journal that does not live at the usual one, and for tests.
 const SOCKET_VARIABLE: &str = "CAIRN_JOURNAL_SOCKET";
+
+/// Longest wait for room in the journal's queue. A record that waits longer goes to stderr, which has the journal's patience and not ours.
+const SEND_WAIT: Duration = Duration::from_secs(2);
 
 pub struct Journal {
     socket: UnixDatagram,
@@ -45,7 +49,9 @@ impl Journal {
 
     pub fn at(path: &Path) -> io::Result<Journal> {
         // Not connected: the journal may be restarted.
-        Ok(Journal { socket: UnixDatagram::unbound()?, path: path.to_path_buf() })
+        let socket = UnixDatagram::unbound()?;
+        socket.set_write_timeout(Some(SEND_WAIT))?;
+        Ok(Journal { socket, path: path.to_path_buf() })
     }
 
     /// One record, as [`Fields`] has put it together.
