@@ -87,6 +87,8 @@ pub struct Client {
     debug: bool,
     identity: Identity,
     token: Option<String>,
+    /// Why these endpoints may not be those of the member on this host.
+    missed: Option<String>,
     /// The endpoint that answered last, and the connection to it.
     current: usize,
     connection: Option<Connection>,
@@ -123,6 +125,7 @@ impl Client {
             debug: settings.debug,
             identity: settings.identity.clone(),
             token,
+            missed: settings.missed.clone(),
             current: 0,
             connection: None,
         })
@@ -386,6 +389,7 @@ impl Client {
         let headline =
             if names.len() == 1 { "the endpoint does not answer" } else { "none of the endpoints answers" };
         let waited = format_duration(Duration::from_millis(waited.as_millis() as u64));
+        let evidence: Vec<String> = evidence.into_iter().chain(self.missed.clone()).collect();
         let mut remedy = Vec::new();
         if evidence.iter().any(|line| line.contains("TLS")) {
             remedy.push("check what proves who is who: --cacert must have signed the server's certificate, --cert and --key are the client's".into());

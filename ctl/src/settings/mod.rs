@@ -87,6 +87,8 @@ pub struct Settings {
     /// How often a long call asks whether the member is still there, and how long it waits for the answer.
     pub keepalive_time: Duration,
     pub keepalive_timeout: Duration,
+    /// Why the endpoints are the default although a member is configured on this host.
+    pub missed: Option<String>,
     /// Lines for stderr before the command runs: unknown variables, odd mixes.
     pub warnings: Vec<String>,
 }
@@ -178,6 +180,7 @@ pub fn understand(sources: &Sources) -> Result<Settings> {
         receive_bytes_max: bytes("max-recv-bytes", RECEIVE_BYTES_MAX)?,
         keepalive_time: duration("keepalive-time")?.max(KEEPALIVE_MIN),
         keepalive_timeout: duration("keepalive-timeout")?,
+        missed: sources.missed.clone(),
         warnings,
     })
 }
@@ -476,6 +479,8 @@ mod tests {
         let lines = said(&[("verbose", "true"), ("context", "")]);
         assert!(lines.iter().any(|line| line.contains("cairnd.toml does not count: not TOML")), "{lines:?}");
         assert!(lines.contains(&"settings: endpoints = 127.0.0.1:2379 (default)".to_owned()), "{lines:?}");
+        let missed = resolve(&flags(&[("context", "")]), &host.variables(&[])).unwrap().missed;
+        assert!(missed.is_some_and(|why| why.contains("does not count")), "whoever reaches nobody is told");
         assert_eq!(said(&[]), Vec::<String>::new());
     }
 

@@ -46,6 +46,8 @@ pub struct Sources {
     pub notes: Vec<String>,
     /// For everybody.
     pub warnings: Vec<String>,
+    /// Why the member on this host was not found although it may be there: for those who then reach nobody.
+    pub missed: Option<String>,
 }
 
 /// The names by which a peer is sure of us. When one of a group is given above the context, the context's others do not count.
@@ -62,6 +64,7 @@ pub fn weigh(given: &Given, variables: &Variables) -> Result<Sources> {
         values,
         context: None,
         notes: Vec::new(),
+        missed: None,
         warnings: super::globals::unknown_variables(variables),
     };
     if let Some((name, table)) = sources.chosen_context(variables)? {
@@ -159,7 +162,10 @@ impl Sources {
                 self.values.insert("endpoints", value);
             }
             Ok(None) => self.notes.push(format!("no member is configured on this host ({})", path.display())),
-            Err(why) => self.notes.push(why),
+            Err(why) => {
+                self.missed = Some(why.clone());
+                self.notes.push(why);
+            }
         }
     }
 }
