@@ -422,7 +422,8 @@ pub async fn serve(member: &mut Member, signals: &mut Signals, reload: &mut Relo
     check.set_missed_tick_behavior(MissedTickBehavior::Delay);
     let mut waiting = interval(WAITING_TOLD);
     let identity = member.keeper.identity();
-    let replaces = identity.replaces.as_ref().map(|replaced| replaced.member);
+    let replaces =
+        identity.replaces.as_ref().filter(|replaced| replaced.voted).map(|replaced| replaced.member);
     let mut teller = Teller::new(&handle, identity.name.clone(), replaces);
     let mut telling = interval(TELLING);
     telling.set_missed_tick_behavior(MissedTickBehavior::Delay);
@@ -533,7 +534,7 @@ fn become_ready(member: &mut Member, handle: &Handle, life: Option<Unique>) {
     if let Some(peer_urls) = member.move_to.take() {
         tokio::spawn(standing::move_to(handle.clone(), member.id, peer_urls));
     }
-    if let Some(replaced) = &member.keeper.identity().replaces {
+    if let Some(replaced) = member.keeper.identity().replaces.as_ref().filter(|replaced| replaced.voted) {
         tokio::spawn(replace::until_voter(handle.clone(), member.id, replaced.member));
     }
     member.server.set_serving(true);

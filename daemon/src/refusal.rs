@@ -77,6 +77,7 @@ ids! {
     DiscoveryUnreachable = "DISCOVERY_UNREACHABLE", NotReady;
     DiscoveryIncomplete = "DISCOVERY_INCOMPLETE", NotReady;
     DiscoverySrvIncomplete = "DISCOVERY_SRV_INCOMPLETE", NotReady;
+    ReplaceUnfinished = "REPLACE_UNFINISHED", NotReady;
     PermissionDenied = "PERMISSION_DENIED", Permission;
     NameMismatch = "NAME_MISMATCH", Identity;
     PeerUrlMismatch = "PEER_URL_MISMATCH", Identity;
@@ -105,8 +106,8 @@ ids! {
     Quarantined = "QUARANTINED", Replace;
     Removed = "REMOVED", Replace;
     RolledBack = "ROLLED_BACK", Replace;
-    RolledBackLocally = "ROLLED_BACK_LOCALLY", Replace;
     ReplaceBlocked = "REPLACE_BLOCKED", Replace;
+    RolledBackLocally = "ROLLED_BACK_LOCALLY", Replace;
 }
 
 /// Where each name is explained.
@@ -167,13 +168,13 @@ impl Refusal {
         }
     }
 
-    pub fn cause(&self) -> &str {
     /// The facts in one line.
     pub fn evidence_line(&self) -> String {
         let fact = |(place, fact): &(String, String)| format!("{}: {}", one_line(place), one_line(fact));
         self.evidence.iter().map(fact).collect::<Vec<_>>().join("  ·  ")
     }
 
+    pub fn cause(&self) -> &str {
         &self.cause
     }
 

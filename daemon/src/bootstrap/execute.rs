@@ -146,6 +146,7 @@ pub fn first_identity(data_dir: &Path, new: &NewMember, settings: &Settings) -> 
         },
         host: host::here(data_dir),
         members: Vec::new(),
+        replaces: settings.membership.replaces.clone(),
         clean_stop: None,
         min_version: env!("CARGO_PKG_VERSION").into(),
         unknown: Default::default(),

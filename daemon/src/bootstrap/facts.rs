@@ -96,7 +96,16 @@ pub fn gather(settings: &Settings) -> Result<DiskFacts, Refusal> {
         None => IdentityFact::None,
     };
     let state = member.join("state");
-    let known = [MEMBER_DIR, MEMBER_BUILT_ASIDE, REPLACED, REPLACEMENT, "LOCK", "lost+found", ".snapshot", "fixtures"];
+    let known = [
+        MEMBER_DIR,
+        MEMBER_BUILT_ASIDE,
+        REPLACED,
+        REPLACEMENT,
+        "LOCK",
+        "lost+found",
+        ".snapshot",
+        "fixtures",
+    ];
     let counts = matches!(&identity, IdentityFact::Present(found) if !matches!(found.state, State::Unborn | State::Registering));
     let neighbours = if counts || settings.storage.allow_empty { Vec::new() } else { neighbours(&data_dir) };
     let ours = |name: &str| known.contains(&name) || name.starts_with(QUARANTINE);

@@ -80,6 +80,17 @@ pub struct KnownMember {
     pub is_learner: bool,
 }
 
+/// The member that this one took the place of, by itself.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Replaced {
+    #[serde(with = "hex_member")]
+    pub member: MemberId,
+    /// It was no learner: this one asks to be promoted.
+    pub voted: bool,
+    /// RFC 3339: when that was decided.
+    pub at: String,
+}
+
 /// What the log held at an orderly stop. A log that ends before it was rolled back.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct CleanStop {
@@ -115,6 +126,9 @@ pub struct Identity {
     pub origin: Origin,
     pub host: Host,
     pub members: Vec<KnownMember>,
+    /// Set where this member took somebody's place by itself.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub replaces: Option<Replaced>,
     pub clean_stop: Option<CleanStop>,
     /// The oldest version of cairn that may use this directory.
     pub min_version: String,
@@ -226,6 +240,7 @@ pub mod tests {
             origin: Origin { method: "static".into(), ..Origin::default() },
             host: Host::default(),
             members: vec![],
+            replaces: None,
             clean_stop: None,
             min_version: "0.1.0".into(),
             unknown: BTreeMap::new(),

@@ -99,6 +99,8 @@ use Step::{Decline, Done, Wait};
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Agreed {
     pub old: MemberId,
+    /// It was no learner.
+    pub voted: bool,
     pub cluster_id: ClusterId,
     pub cluster_uuid: Option<Unique>,
     /// Voters and learners.
@@ -243,6 +245,7 @@ pub fn decide(
     }
     Done(Agreed {
         old: id,
+        voted: !own.is_learner,
         cluster_id: leader.hello.cluster_id,
         cluster_uuid: leader.known.cluster_uuid,
         others: others.into_iter().map(other).collect(),

@@ -60,6 +60,8 @@ pub struct Journal {
     /// Never used again.
     #[serde(with = "hex::member")]
     pub old: MemberId,
+    /// The old member was no learner, so the new one asks to vote.
+    pub voted: bool,
     pub name: String,
     /// Sorted.
     pub peer_urls: Vec<String>,
@@ -78,6 +80,7 @@ impl Journal {
             step: Step::Decided,
             cause: cause.name().to_owned(),
             old,
+            voted: true,
             name: String::new(),
             peer_urls: Vec::new(),
             cluster_id: ClusterId(0),

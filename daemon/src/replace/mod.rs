@@ -48,7 +48,7 @@ use crate::{
         urls::{self, Url},
     },
     identity::{self, Identity, Replaced},
-    refusal::Refusal,
+    refusal::{Id, Refusal},
     signals::{Request, Signals},
     systemd,
 };
@@ -106,11 +106,8 @@ pub fn instead(settings: &Settings, refusal: Refusal) -> Result<Outcome, Refusal
     let data_dir = &settings.storage.data_dir;
     let now = OffsetDateTime::now_utc();
     let found = aside::counting(&data_dir.join(MEMBER_DIR));
-    let mut earlier = aside::earlier(data_dir);
     let began = found.as_ref().and_then(|identity| identity.replaces.as_ref());
-    earlier.extend(began.and_then(|replaced| OffsetDateTime::parse(&replaced.at, &Rfc3339).ok()));
-    earlier.sort();
-    earlier.dedup_by_key(|at| journal::mark(*at));
+    let earlier = earlier(data_dir, began);
     match decide::may_begin(settings.membership.auto_replace, refusal.id, found.is_some(), &earlier, now) {
         Ok(()) => {}
         Err(None) => return Err(refusal),
@@ -133,9 +130,45 @@ pub fn instead(settings: &Settings, refusal: Refusal) -> Result<Outcome, Refusal
     };
     let mut journal = Journal::new(refusal.id, agreed.old, now);
     (journal.name, journal.peer_urls) = (lost.name, lost.peer_urls);
+    // A learner that was on its way to vote is one still.
+    journal.voted = agreed.voted || began.is_some_and(|replaced| replaced.voted);
     (journal.cluster_id, journal.cluster_uuid) = (agreed.cluster_id, agreed.cluster_uuid);
     journal.others = agreed.others;
     finish(settings, journal, dir)
+}
+
+/// For who looks beside a start: what a replacement has to do with it. Asks nobody.
+pub fn outlook(settings: &Settings, refused: Option<Id>) -> Result<Option<String>, Refusal> {
+    let data_dir = &settings.storage.data_dir;
+    if let Some(journal) = Journal::read(data_dir)? {
+        return Ok(Some(format!(
+            "a start would first go on with replacing member {} by a learner, begun at {} ({})",
+            journal.old,
+            journal.mark,
+            steps::done_in_words(journal.step)
+        )));
+    }
+    let Some(refused) = refused else { return Ok(None) };
+    let found = aside::counting(&data_dir.join(MEMBER_DIR));
+    let has_data = found.is_some();
+    let earlier = earlier(data_dir, found.as_ref().and_then(|identity| identity.replaces.as_ref()));
+    let setting = settings.membership.auto_replace;
+    Ok(match decide::may_begin(setting, refused, has_data, &earlier, OffsetDateTime::now_utc()) {
+        Ok(()) => Some(format!(
+            "auto-replace=learner: instead of ending with {} a start would ask the others whether it may replace this member",
+            refused.name()
+        )),
+        Err(why) => why.map(|why| format!("auto-replace=learner: {why}")),
+    })
+}
+
+/// When this member replaced itself, oldest first.
+fn earlier(data_dir: &Path, began: Option<&Replaced>) -> Vec<OffsetDateTime> {
+    let mut earlier = aside::earlier(data_dir);
+    earlier.extend(began.and_then(|replaced| OffsetDateTime::parse(&replaced.at, &Rfc3339).ok()));
+    earlier.sort();
+    earlier.dedup_by_key(|at| journal::mark(*at));
+    earlier
 }
 
 fn declined(refusal: Refusal, why: &str) -> Refusal {
@@ -370,7 +403,7 @@ fn joiner(
     // The cluster has just answered, and no signal to stop is heard while it is asked for the place.
     asked.join_timeout = asked.join_timeout.min(JOINS_WITHIN);
     let at = journal::time_of(&journal.mark).and_then(|at| at.format(&Rfc3339).ok()).unwrap_or_default();
-    asked.replaces = Some(Replaced { member: journal.old, at });
+    asked.replaces = Some(Replaced { member: journal.old, voted: journal.voted, at });
     Ok(settings)
 }
 
@@ -405,7 +438,7 @@ mod tests {
     use std::fs;
 
     use super::*;
-    use crate::{config::Surroundings, identity::State, refusal::Id};
+    use crate::{config::Surroundings, identity::State};
 
     fn settings(data_dir: &Path) -> Settings {
         let flags = [
@@ -434,6 +467,7 @@ mod tests {
             let root = tempfile::tempdir().unwrap();
             let settings = settings(root.path());
             assert!(resume(&settings).unwrap().is_none(), "there is no note");
+            assert_eq!(outlook(&settings, None).unwrap(), None);
             let member = root.path().join(MEMBER_DIR);
             fs::create_dir(&member).unwrap();
             let identity = Identity { member_id: id, state: State::Joining, ..identity::sample() };
@@ -441,6 +475,8 @@ mod tests {
             let mut journal = Journal::new(Id::LostData, old, OffsetDateTime::now_utc());
             journal.step = step;
             journal.write(root.path()).unwrap();
+            let told = outlook(&settings, None).unwrap().expect("there is something to be finished");
+            assert!(told.contains(&format!("replacing member {old}")), "{told}");
             assert!(resume(&settings).unwrap().is_none(), "{id} {step:?}");
             assert_eq!(Journal::read(root.path()).unwrap(), None);
             assert!(member.exists());
@@ -489,5 +525,8 @@ mod tests {
             panic!("there were three before")
         };
         assert!(refusal.text().contains("auto-replace: no: 3 directories"), "{}", refusal.text());
+        let told = outlook(&settings, Some(Id::LostData)).unwrap().expect("it is told");
+        assert!(told.contains("no: 3 directories"), "{told}");
+        assert_eq!(outlook(&settings, Some(Id::DuplicateInstance)).unwrap(), None);
     }
 }

@@ -167,7 +167,7 @@ pub fn blocked(journal: &Journal, data_dir: &Path, why: &str) -> Refusal {
     .never("do not move a directory back whose name says quarantine: its member has forgotten promises")
 }
 
-fn done_in_words(step: Step) -> &'static str {
+pub fn done_in_words(step: Step) -> &'static str {
     match step {
         Step::Decided => "nothing has moved yet",
         Step::Aside => "the old directory is aside",

@@ -21,6 +21,7 @@ use crate::{
     config::{self, Settings, Surroundings},
     identity::Identity,
     refusal::{Exit, Id, Refusal},
+    replace,
 };
 
 pub fn run(surroundings: &Surroundings, look: &Look) -> (String, Exit) {
@@ -112,6 +113,11 @@ fn examine(surroundings: &Surroundings, asked: &[String], report: &mut Report) -
     }
     if !asked.is_empty() {
         runtime.block_on(endpoints::examine(asked, &settings, own, report));
+    }
+    match replace::outlook(&settings, report.refused()) {
+        Ok(None) => {}
+        Ok(Some(words)) => report.warn("replace", words),
+        Err(refusal) => report.fail("replace", refusal),
     }
     well(&lock, plan.as_ref(), &dir, &state)
 }

@@ -5,7 +5,7 @@ use std::fmt::Write as _;
 use serde_json::{Value, json};
 
 use super::pretty;
-use crate::refusal::{Exit, Refusal};
+use crate::refusal::{Exit, Id, Refusal};
 
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 enum Level {
@@ -64,6 +64,11 @@ impl Report {
         self.refusal.get_or_insert(refusal);
     }
 
+    /// What a start would end with, as far as was looked.
+    pub fn refused(&self) -> Option<Id> {
+        self.refusal.as_ref().map(|refusal| refusal.id)
+    }
+
     /// `well` is the verdict of a start that is not refused.
     pub fn told(&self, well: &str, as_json: bool) -> (String, Exit) {
         let exit = self.refusal.as_ref().map_or(Exit::Stopped, Refusal::exit);
@@ -102,7 +107,6 @@ impl Report {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::refusal::Id;
 
     #[test]
     fn the_first_refusal_is_the_verdict_and_the_last_line_says_it() {

@@ -160,15 +160,17 @@ fn a_lost_member_is_replaced_where_a_quorum_of_the_others_works() {
     assert_eq!((agreed.old, agreed.cluster_id, agreed.cluster_uuid), (MemberId(3), ClusterId(7), Some(LIFE)));
     let others: Vec<u64> = agreed.others.iter().map(|other| other.id.0).collect();
     assert_eq!(others, [1, 2]);
+    assert!(agreed.voted);
     assert_eq!(agreed.others[0].client_urls, ["http://h1:2"]);
     acts(with_directory);
     // 4 voters: all three others; 5 voters: three of four; a lost learner costs no vote.
     acts(|case| (case.members, case.up) = ((1..=4).map(named).collect(), vec![1, 2, 4]));
     acts(|case| (case.members, case.up) = ((1..=5).map(named).collect(), vec![1, 2, 5]));
-    acts(|case| {
+    let learner = acts(|case| {
         (case.members, case.up) = ((1..=3).map(named).collect(), vec![1, 2]);
         case.members[2].is_learner = true;
     });
+    assert!(!learner.voted, "it stays one until somebody else promotes it");
 }
 
 #[test]
