@@ -51,7 +51,9 @@ fn each_trouble_has_its_finding_and_health_has_none() {
     assert_eq!(judge(&healthy()), []);
     assert_eq!(exit(&[]), None);
     let down = |survey: &mut Survey| survey.members[2].status = Err("connect: refused".into());
-    let table: &[(&str, &dyn Fn(&mut Survey), &[&str], Option<Exit>)] = &[
+    /// What is wrong, how it comes to be, what is found, and the code.
+    type Row<'a> = (&'a str, &'a dyn Fn(&mut Survey), &'a [&'a str], Option<Exit>);
+    let table: &[Row<'_>] = &[
         ("a member is down", &down, &["NO_SPARE", "MEMBER_DOWN"], Some(Exit::Degraded)),
         (
             "two are",
