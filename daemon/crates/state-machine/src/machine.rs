@@ -217,8 +217,8 @@ impl<S: Store> StateMachine<S> {
         let membership = load_membership(&*store, marks.conf_state.clone())?;
         let pairs = store.table(Table::Meta)?;
         let (recorded, hashes, unhashed) = Recorded::load(&pairs, marks.finished);
-        let identities = Identities::load(&pairs)
-            .map_err(|(key, reason)| bad_pair(Table::Meta, &key, reason))?;
+        let identities =
+            Identities::load(&pairs).map_err(|(key, reason)| bad_pair(Table::Meta, &key, reason))?;
         let alarms = load_alarms(&*store)?;
         let mut leases = load_leases(&*store)?;
         let cluster = ClusterFacts::load(&store.table(Table::Cluster)?);

@@ -47,8 +47,8 @@ pub use keys::{SUB_MAX, TABLE_KEY_BYTES_MAX, etcd_row_key, parse_etcd_row_key};
 pub use view::StateView;
 pub use writer::FatalHook;
 
-pub use directory::{clean_unused, look};
 pub(crate) use directory::{begin as begin_generation, installed_from, record_installed};
+pub use directory::{clean_unused, look};
 pub(crate) use import::{Piece, Take};
 
 use error::store_error as failed;
