@@ -130,7 +130,7 @@ pub fn copy(from: &Path, to: &Path) -> Result<()> {
         let target = to.join(path.strip_prefix(from)?);
         match is {
             Found::Directory { .. } => fs::create_dir_all(target)?,
-            Found::Lock => {}
+            Found::Lock => fs::write(target, [])?,
             Found::File { bytes, .. } => fs::write(target, bytes)?,
         }
     }

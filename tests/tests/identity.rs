@@ -3,15 +3,13 @@
 //!
 //! The rows are those of the table in `daemon/src/bootstrap/rows.rs`; what concerns one directory alone is tested in the daemon's own tests.
 
-use std::{
-    collections::BTreeMap,
-    fs,
-    path::{Path, PathBuf},
-    process::{Command, Stdio},
-};
+use std::{fs, path::Path, process::Command};
 
 use anyhow::{Context, Result, ensure};
-use cairn_tests::harness::{Cluster, Kind, Member, cairn_binary, free_ports, http_get, wait_for};
+use cairn_tests::{
+    harness::{Cluster, Kind, Member, cairn_binary, free_ports, http_get, wait_for},
+    refusals::{self, Refused, carry_out, copy, ended, insist, life, refused, refused_with_ports},
+};
 use nix::sys::signal::Signal;
 
 /// Three members that know which life of their cluster this is: it is written down a moment after the first write may be taken.
@@ -21,94 +19,11 @@ fn three(extra: &[&str]) -> Result<Cluster> {
     Ok(cluster)
 }
 
-/// Bytes of every file below, but the lock that names its holder and what a store writes when it is only opened.
-fn files(dir: &Path) -> BTreeMap<PathBuf, Vec<u8>> {
-    let mut found = BTreeMap::new();
-    let mut left = vec![dir.to_path_buf()];
-    while let Some(dir) = left.pop() {
-        for entry in fs::read_dir(&dir).into_iter().flatten().flatten() {
-            let path = entry.path();
-            match path.is_dir() {
-                true => left.push(path),
-                false if path.ends_with("LOCK") => {}
-                false => drop(found.insert(path.clone(), fs::read(&path).unwrap_or_default())),
-            }
-        }
-    }
-    found
-}
-
-fn copy(from: &Path, to: &Path) -> Result<()> {
-    for (path, bytes) in files(from) {
-        let target = to.join(path.strip_prefix(from)?);
-        fs::create_dir_all(target.parent().context("a file is in a directory")?)?;
-        fs::write(target, bytes)?;
-    }
-    // A store may have empty directories.
-    Ok(())
-}
-
-/// The last refusal that the member wrote.
-fn last_refusal(member: &Member) -> String {
-    let log = member.log();
-    log.rfind("REFUSED ").map_or_else(String::new, |at| log[at..].to_owned())
-}
-
-/// Starts, and ends as told with nothing on disk changed. Gives the five parts.
-#[track_caller]
-fn refused(member: &mut Member, id: &str, code: i32) -> String {
-    let before = files(&member.data_dir);
-    let existed = member.data_dir.exists();
-    member.spawn().unwrap();
-    let text = ended(member, id, code);
-    assert_eq!(member.data_dir.exists(), existed, "{id}: the directory came or went");
-    let after = files(&member.data_dir);
-    let changed: Vec<_> = after
-        .iter()
-        .filter(|(path, bytes)| before.get(*path) != Some(*bytes))
-        .map(|(path, _)| path)
-        .collect();
-    assert!(before.len() == after.len() && changed.is_empty(), "{id}: changed on disk: {changed:?}");
-    text
-}
-
-#[track_caller]
-fn ended(member: &mut Member, id: &str, code: i32) -> String {
-    let status = member.wait_exit().unwrap();
-    let text = last_refusal(member);
-    assert_eq!(status.code(), Some(code), "{}: {text}\n{}", member.name, member.log_tail());
-    assert!(text.starts_with(&format!("REFUSED {id}\ncause:    ")), "{}: {text}", member.name);
-    for part in ["\nevidence: ", "\nremedy:   1. ", "\nnever:    "] {
-        assert!(text.contains(part), "{part:?} is missing: {text}");
-    }
-    text
-}
-
-#[track_caller]
-fn says(text: &str, words: &[&str]) {
-    for words in words {
-        assert!(text.contains(words), "{words:?} is not in {text}");
-    }
-}
-
-/// Carries out the remedy that replaces the member, as it is printed: its commands, then a start with its flags.
-fn replace_as_printed(member: &mut Member, text: &str) -> Result<()> {
-    let line =
-        text.lines().find(|line| line.contains(" member add ")).context("a remedy that adds the member")?;
-    for step in line.split(", then ") {
-        if let Some(at) = step.find("cairnctl ") {
-            insist(&step[at..].split_whitespace().skip(1).collect::<Vec<_>>())?;
-        } else if let Some(flags) = step.strip_prefix("start with an empty data directory and ") {
-            flags.split_whitespace().for_each(|flag| member.add_flag(flag));
-            if member.data_dir.exists() {
-                fs::remove_dir_all(&member.data_dir)?;
-            }
-            member.spawn()?;
-            member.wait_healthy()?;
-            return Ok(());
-        }
-    }
-    anyhow::bail!("no start in {line}")
+/// Replaced as the refusal prints it, down to the start.
+fn replace_as_printed(member: &mut Member, text: &Refused) -> Result<()> {
+    carry_out(text.remedy(" member add "), member)?;
+    member.spawn()?;
+    member.wait_healthy()
 }
 
 /// At the first member that runs, and again while the cluster is not sure of itself.
@@ -123,21 +38,8 @@ fn ctl(cluster: &Cluster, args: &[&str]) -> Result<String> {
     insist(&[&[&format!("--endpoints={endpoint}")[..]], args].concat())
 }
 
-/// A cluster that has just changed refuses the next change for some seconds.
-fn insist(args: &[&str]) -> Result<String> {
-    let mut last = String::new();
-    let done = wait_for("cairnctl", || {
-        let output =
-            Command::new(cairn_binary("cairnctl").ok()?).args(args).stdin(Stdio::null()).output().ok()?;
-        last = String::from_utf8_lossy(&output.stderr).into_owned();
-        output.status.success().then(|| String::from_utf8_lossy(&output.stdout).into_owned())
-    });
-    done.with_context(|| format!("cairnctl {args:?}: {last}"))
-}
-
 fn stored(member: &Member) -> serde_json::Value {
-    let bytes = fs::read(member.data_dir.join("member/identity.json")).unwrap();
-    serde_json::from_slice(&bytes).unwrap()
+    refusals::stored(member).unwrap()
 }
 
 /// Another one of those that run leads.
@@ -149,13 +51,6 @@ fn change_leader(cluster: &Cluster) -> Result<()> {
     let id = other["member_id"].as_str().context("an id")?.to_owned();
     insist(&[&format!("--endpoints={}", at.client_url), "move-leader", &id])?;
     wait_for("the other leader", || (cluster.wait_leader().ok()? != leader).then_some(()))
-}
-
-/// Once the identity file says which life of the cluster it is.
-fn life(member: &Member) -> Result<String> {
-    wait_for("the life of the cluster in the identity file", || {
-        stored(member)["cluster_uuid"].as_str().map(str::to_owned)
-    })
 }
 
 /// A1, A8: whoever comes first waits, says for whom, serves nobody, and is stopped or killed without a trace that binds.
@@ -217,7 +112,7 @@ fn founders_with_different_settings_end_with_the_difference() -> Result<()> {
         cluster.members[2].spawn()?;
         for member in &mut cluster.members {
             let text = ended(member, "GENESIS_MISMATCH", 78);
-            says(&text, &[words, "nothing has been founded yet"]);
+            text.says(&[words, "nothing has been founded yet"]);
         }
         assert!(!cluster.members[2].data_dir.exists(), "nobody could count it");
         cluster.members[2].add_flag(mended);
@@ -236,19 +131,18 @@ fn a_wiped_member_is_refused_whoever_leads_and_is_replaced_as_printed() -> Resul
     let id = stored(&cluster.members[2])["member_id"].as_str().unwrap_or_default().to_owned();
     cluster.members[2].kill()?;
     fs::remove_dir_all(&cluster.members[2].data_dir)?;
-    let mut text = String::new();
-    for state in ["new", "existing"] {
-        cluster.members[2].add_flag(format!("--initial-cluster-state={state}"));
-        text = refused(&mut cluster.members[2], "LOST_DATA", 79);
-        says(&text, &[&id, &format!("member remove {id}"), "boot #1"]);
-        let dir = cluster.members[2].data_dir.display().to_string();
-        says(&text, &[&dir]);
-    }
+    let dir = cluster.members[2].data_dir.display().to_string();
+    let words = [&id, &format!("member remove {id}"), "boot #1", &dir];
+    cluster.members[2].add_flag("--initial-cluster-state=new");
+    refused_with_ports(&mut cluster.members[2], "LOST_DATA", 79).says(&words);
+    cluster.members[2].add_flag("--initial-cluster-state=existing");
+    let text = refused(&mut cluster.members[2], "LOST_DATA", 79);
+    text.says(&words);
     change_leader(&cluster)?;
     cluster.members[2].add_flag("--initial-cluster-state=new");
-    says(&refused(&mut cluster.members[2], "LOST_DATA", 79), &[&id]);
+    refused_with_ports(&mut cluster.members[2], "LOST_DATA", 79).says(&[&id]);
     cluster.members[2].add_flag("--initial-cluster-token=third");
-    says(&refused(&mut cluster.members[2], "CLUSTER_RUNS", 78), &[&id, "token"]);
+    refused_with_ports(&mut cluster.members[2], "CLUSTER_RUNS", 78).says(&[&id, "token"]);
     cluster.members[2].add_flag("--initial-cluster-token=tests");
     replace_as_printed(&mut cluster.members[2], &text)?;
     assert_ne!(
@@ -282,10 +176,10 @@ fn a_copied_directory_is_refused_and_the_real_one_goes_on() -> Result<()> {
     clone.add_flag(format!("--listen-client-urls=http://127.0.0.1:{}", ports[1]));
     clone.spawn()?;
     let text = ended(&mut clone, "DUPLICATE_INSTANCE", 78);
-    says(
-        &text,
-        &[&format!("kill {}", cluster.members[2].pid().context("it runs")?), &live.display().to_string()],
-    );
+    text.says(&[
+        &format!("kill {}", cluster.members[2].pid().context("it runs")?),
+        &live.display().to_string(),
+    ]);
     cluster.members[2].wait_healthy()?;
 
     for round in 0..20 {
@@ -296,7 +190,7 @@ fn a_copied_directory_is_refused_and_the_real_one_goes_on() -> Result<()> {
     fs::rename(aside.join("older"), &live)?;
     for _ in 0..2 {
         let text = refused(&mut cluster.members[2], "ROLLED_BACK", 79);
-        says(&text, &["boot #2", "--data-dir=", "member remove", "--force-new-cluster"]);
+        text.says(&["boot #2", "--data-dir=", "member remove", "--force-new-cluster"]);
     }
     change_leader(&cluster)?;
     let text = refused(&mut cluster.members[2], "ROLLED_BACK", 79);
@@ -323,9 +217,9 @@ fn a_removed_member_is_told_so_and_remembers() -> Result<()> {
     ctl(&cluster, &["member", "remove", &id])?;
     cluster.members[2].spawn()?;
     let text = ended(&mut cluster.members[2], "REMOVED", 79);
-    says(&text, &["removed by log entry", &id]);
+    text.says(&["removed by log entry", &id]);
     assert!(stored(&cluster.members[2])["state"]["removed"].is_object());
-    says(&refused(&mut cluster.members[2], "REMOVED", 79), &["removed by log entry"]);
+    refused(&mut cluster.members[2], "REMOVED", 79).says(&["removed by log entry"]);
     replace_as_printed(&mut cluster.members[2], &text)
 }
 
@@ -340,14 +234,12 @@ fn a_member_that_is_awaited_is_told_to_join() -> Result<()> {
     cluster.members[0].spawn()?;
     cluster.members[0].wait_healthy()?;
     cluster.members[1].add_flag(both);
-    let text = refused(&mut cluster.members[1], "CLUSTER_RUNS", 78);
-    says(&text, &["to join it: cairnctl", "member add m2"]);
+    let text = refused_with_ports(&mut cluster.members[1], "CLUSTER_RUNS", 78);
+    text.says(&["to join it: cairnctl", "member add m2"]);
     let peer = format!("--peer-urls={}", cluster.members[1].peer_url);
     ctl(&cluster, &["member", "add", "m2", &peer])?;
-    let text = refused(&mut cluster.members[1], "PENDING_MEMBER", 78);
-    let line = text.lines().find(|line| line.contains("start with ")).context("a remedy")?;
-    let flags = line.split_once("start with ").context("flags")?.1;
-    flags.split_whitespace().for_each(|flag| cluster.members[1].add_flag(flag));
+    let text = refused_with_ports(&mut cluster.members[1], "PENDING_MEMBER", 78);
+    carry_out(text.remedy("start with "), &mut cluster.members[1])?;
     cluster.members[1].spawn()?;
     cluster.wait_healthy()
 }
@@ -367,7 +259,7 @@ fn two_wiped_members_never_begin_a_second_life() -> Result<()> {
     cluster.members[0].wait_log("\"present\":[\"m2\"]")?;
     cluster.members[2].spawn()?;
     for at in [0, 1] {
-        says(&ended(&mut cluster.members[at], "LOST_DATA", 79), &["at peer m3"]);
+        ended(&mut cluster.members[at], "LOST_DATA", 79).says(&["at peer m3"]);
     }
     assert!(cluster.members[2].is_running());
     cluster.members[2].kill()?;
@@ -382,7 +274,7 @@ fn two_wiped_members_never_begin_a_second_life() -> Result<()> {
         cluster.members[at].wait_healthy()?;
     }
     let text = refused(&mut cluster.members[2], "OTHER_CLUSTER", 78);
-    says(&text, &["member add m3", "two lives of a cluster must not be mixed"]);
+    text.says(&["member add m3", "two lives of a cluster must not be mixed"]);
     for at in [0, 1] {
         cluster.members[at].wait_healthy()?;
     }
@@ -413,7 +305,7 @@ fn a_restored_member_does_not_mix_with_the_others() -> Result<()> {
     fs::remove_dir_all(&cluster.members[2].data_dir)?;
     restore(&cluster, 2, &file)?;
     let text = refused(&mut cluster.members[2], "RESTORED_ELSEWHERE", 78);
-    says(&text, &["made by restore", "restore every one of them"]);
+    text.says(&["made by restore", "restore every one of them"]);
     for at in [0, 1] {
         cluster.members[at].wait_healthy()?;
     }
@@ -430,13 +322,13 @@ fn a_restored_member_does_not_mix_with_the_others() -> Result<()> {
         first.log()[told..].contains("waiting for the first members").then_some(())
     })?;
     let text = refused(&mut cluster.members[1], "RESTORED_ELSEWHERE", 78);
-    says(&text, &["belongs to the old one"]);
+    text.says(&["belongs to the old one"]);
     // Wiped instead of restored, or restored from another file: nobody votes.
     fs::remove_dir_all(&cluster.members[1].data_dir)?;
     cluster.members[1].spawn()?;
     for at in [0, 1, 2] {
         let text = ended(&mut cluster.members[at], "GENESIS_MISMATCH", 78);
-        says(&text, &["first state: ", "with nothing", "restore every member from the same file"]);
+        text.says(&["first state: ", "with nothing", "restore every member from the same file"]);
     }
     for at in [0, 2] {
         cluster.members[at].add_flag("--initial-cluster-attendance=majority");
@@ -445,11 +337,11 @@ fn a_restored_member_does_not_mix_with_the_others() -> Result<()> {
     for at in [0, 2] {
         cluster.members[at].wait_healthy()?;
     }
-    let text = refused(&mut cluster.members[1], "RESTORED_ELSEWHERE", 78);
-    says(&text, &["begins with nothing", "began at revision"]);
+    let text = refused_with_ports(&mut cluster.members[1], "RESTORED_ELSEWHERE", 78);
+    text.says(&["begins with nothing", "began at revision"]);
     restore(&cluster, 1, &later)?;
-    let text = refused(&mut cluster.members[1], "RESTORED_ELSEWHERE", 78);
-    says(&text, &["did not begin with the same backup", "restore it from the same file"]);
+    let text = refused_with_ports(&mut cluster.members[1], "RESTORED_ELSEWHERE", 78);
+    text.says(&["did not begin with the same backup", "restore it from the same file"]);
     fs::remove_dir_all(&cluster.members[1].data_dir)?;
     restore(&cluster, 1, &file)?;
     cluster.members[1].spawn()?;
@@ -485,10 +377,10 @@ fn a_name_and_peer_urls_change_when_they_are_meant_to() -> Result<()> {
     third.add_flag("--name=renamed");
     // The stored member stands in this list as somebody else would.
     third.set_flags(|flags| flags.retain(|flag| !flag.starts_with("--initial-cluster=")));
-    says(&refused(third, "NAME_MISMATCH", 78), &["--name=m3", "--accept-identity-change=name"]);
+    refused(third, "NAME_MISMATCH", 78).says(&["--name=m3", "--accept-identity-change=name"]);
     third.add_flag("--accept-identity-change=name");
     third.add_flag("--name=m1");
-    says(&refused(third, "NAME_IN_USE", 78), &["called m1"]);
+    refused(third, "NAME_IN_USE", 78).says(&["called m1"]);
     third.add_flag("--name=renamed");
     third.spawn()?;
     third.wait_healthy()?;
@@ -501,7 +393,7 @@ fn a_name_and_peer_urls_change_when_they_are_meant_to() -> Result<()> {
     let moved = format!("http://127.0.0.1:{}", free_ports(1)?[0]);
     third.add_flag(format!("--listen-peer-urls={moved}"));
     third.add_flag(format!("--initial-advertise-peer-urls={moved}"));
-    says(&refused(third, "PEER_URL_MISMATCH", 78), &["member update", "--accept-identity-change=peer-urls"]);
+    refused(third, "PEER_URL_MISMATCH", 78).says(&["member update", "--accept-identity-change=peer-urls"]);
     third.add_flag("--accept-identity-change=peer-urls");
     third.spawn()?;
     wait_for("the new URL in the identity file", || {
@@ -532,7 +424,7 @@ fn an_empty_directory_beside_the_data_is_noticed() -> Result<()> {
     only.data_dir = elsewhere.clone();
     only.add_flag(format!("--data-dir={}", elsewhere.display()));
     let text = refused(only, "DATA_ELSEWHERE", 78);
-    says(&text, &[&format!("--data-dir={}", dir.display()), "--allow-empty-data-dir"]);
+    text.says(&[&format!("--data-dir={}", dir.display()), "--allow-empty-data-dir"]);
     only.add_flag("--allow-empty-data-dir");
     only.spawn()?;
     only.wait_healthy()?;
