@@ -9,14 +9,15 @@ pub mod view;
 
 use super::{begin, confirm, show};
 use crate::cli;
-use crate::client::{MEMBER_ADD, MEMBER_PROMOTE, MEMBER_REMOVE, MEMBER_UPDATE};
+use crate::client::{MEMBER_ADD, MEMBER_LIST, MEMBER_PROMOTE, MEMBER_REMOVE, MEMBER_UPDATE};
 use crate::failure::{Exit, Failure, Result};
 use crate::output::Printer;
 use crate::settings::Settings;
 use crate::units::parse_u64_hex;
 use api::etcdserverpb::{
-    MemberAddRequest, MemberAddResponse, MemberPromoteRequest, MemberPromoteResponse, MemberRemoveRequest,
-    MemberRemoveResponse, MemberUpdateRequest, MemberUpdateResponse,
+    MemberAddRequest, MemberAddResponse, MemberListRequest, MemberListResponse, MemberPromoteRequest,
+    MemberPromoteResponse, MemberRemoveRequest, MemberRemoveResponse, MemberUpdateRequest,
+    MemberUpdateResponse,
 };
 use clap::ArgMatches;
 
@@ -44,7 +45,7 @@ pub async fn add(settings: &Settings, matches: &ArgMatches) -> Result<()> {
 }
 
 pub async fn remove(settings: &Settings, matches: &ArgMatches) -> Result<()> {
-    let id = member_id(matches)?;
+    let id = member_id(settings, matches).await?;
     Printer::new(settings).refuse_fields_and_table()?;
     if !confirm::gate(matches, async || plan::blast(settings, id).await).await? {
         return Ok(());
@@ -55,7 +56,7 @@ pub async fn remove(settings: &Settings, matches: &ArgMatches) -> Result<()> {
 }
 
 pub async fn update(settings: &Settings, matches: &ArgMatches) -> Result<()> {
-    let id = member_id(matches)?;
+    let id = member_id(settings, matches).await?;
     let urls = peer_urls(matches)?;
     let (mut client, printer) = begin(settings, false)?;
     printer.refuse_fields_and_table()?;
@@ -65,18 +66,44 @@ pub async fn update(settings: &Settings, matches: &ArgMatches) -> Result<()> {
 }
 
 pub async fn promote(settings: &Settings, matches: &ArgMatches) -> Result<()> {
-    let id = member_id(matches)?;
+    let id = member_id(settings, matches).await?;
     let (mut client, printer) = begin(settings, false)?;
     printer.refuse_fields_and_table()?;
     let answer: MemberPromoteResponse = client.call(&MEMBER_PROMOTE, &MemberPromoteRequest { id }).await?;
     show(&printer.member_changed(id, "promoted in", answer.header.as_ref(), &answer.members, &answer)?)
 }
 
-fn member_id(matches: &ArgMatches) -> Result<u64> {
+/// Ids as they are printed, but for the few that begin with a zero.
+const ID_DIGITS: usize = 16;
+
+/// The member that is meant: by its id, as with etcdctl, or by its name where no member has that id. `db3` is both.
+async fn member_id(settings: &Settings, matches: &ArgMatches) -> Result<u64> {
     let arguments = cli::arguments(matches);
-    let [id] = arguments.as_slice() else { return Err(Failure::arguments("member ID is not provided")) };
-    parse_u64_hex(&String::from_utf8_lossy(id))
-        .map_err(|why| Failure::arguments(format!("bad member ID arg ({why}), expecting ID in Hex")))
+    let [given] = arguments.as_slice() else { return Err(Failure::arguments("member ID is not provided")) };
+    let given = String::from_utf8_lossy(given);
+    let id = parse_u64_hex(&given)
+        .map_err(|why| Failure::arguments(format!("bad member ID arg ({why}), expecting ID in Hex")));
+    if id.is_ok() && given.trim_start_matches("0x").len() >= ID_DIGITS {
+        return id;
+    }
+    // Who cannot list the members is told so by the call that follows.
+    let listed = async {
+        let (mut client, _) = begin(settings, false)?;
+        let request = MemberListRequest { linearizable: false };
+        client.call::<MemberListResponse>(&MEMBER_LIST, &request).await
+    };
+    let Ok(list) = listed.await else { return id };
+    if id.as_ref().is_ok_and(|id| list.members.iter().any(|member| member.id == *id)) {
+        return id;
+    }
+    let mut named = list.members.iter().filter(|member| member.name == given);
+    match (named.next(), named.next()) {
+        (Some(member), None) => Ok(member.id),
+        (Some(_), Some(_)) => Err(Failure::arguments(format!(
+            "several members are called {given}; name one by its id in hexadecimal"
+        ))),
+        (None, _) => id,
+    }
 }
 
 /// The URLs of `--peer-urls`, as they were given.

@@ -1,0 +1,129 @@
+//! The guides, carried out to the letter on machines with systemd.
+//!
+//! A block of a guide whose first line names hosts is done on them, in the order of the page: ```` ```sh db1 db2 ```` is run as root,
+//! ```` ```toml db1 /path ```` (and `ini`) becomes that file, ```` ```copy db1:/from db2:/to … ```` copies. Other blocks are for reading.
+//! The debs lie in `/root`, where the shells begin.
+
+use std::{
+    path::{Path, PathBuf},
+    process::Command,
+};
+
+use anyhow::{Context as _, Result, ensure};
+use cairn_tests::{
+    harness,
+    machines::{self, Lan, Machine},
+};
+
+const HOSTS: [&str; 3] = ["db1", "db2", "db3"];
+
+fn root() -> &'static Path {
+    Path::new(env!("CARGO_MANIFEST_DIR")).parent().expect("the tests live in the workspace")
+}
+
+struct Block {
+    line: usize,
+    kind: String,
+    words: Vec<String>,
+    text: String,
+}
+
+fn blocks(page: &str) -> Result<Vec<Block>> {
+    let text = std::fs::read_to_string(root().join(page)).with_context(|| page.to_owned())?;
+    let (mut found, mut open): (Vec<Block>, Option<Block>) = (Vec::new(), None);
+    for (line, content) in (1..).zip(text.lines()) {
+        match (&mut open, content.strip_prefix("```")) {
+            (None, Some(head)) => {
+                let mut words = head.split_whitespace().map(str::to_owned);
+                let kind = words.next().unwrap_or_default();
+                open = Some(Block { line, kind, words: words.collect(), text: String::new() });
+            }
+            (Some(_), Some(_)) => found.extend(open.take().filter(|block| !block.words.is_empty())),
+            (Some(block), None) => block.text = format!("{}{content}\n", block.text),
+            (None, None) => {}
+        }
+    }
+    ensure!(!found.is_empty(), "{page} has no block to carry out");
+    Ok(found)
+}
+
+struct Site {
+    _lan: Lan,
+    machines: Vec<Machine>,
+}
+
+impl Site {
+    fn new(debs: &Path) -> Result<Site> {
+        let mut lan = Lan::new()?;
+        let machines = HOSTS.iter().map(|name| lan.boot(name)).collect::<Result<Vec<_>>>()?;
+        for machine in &machines {
+            for deb in std::fs::read_dir(debs)?.flatten() {
+                machine.copy_in(&deb.path(), &format!("/root/{}", deb.file_name().to_string_lossy()))?;
+            }
+        }
+        Ok(Site { _lan: lan, machines })
+    }
+
+    fn machine(&self, name: &str) -> Result<&Machine> {
+        self.machines.iter().find(|machine| machine.name == name).with_context(|| format!("no host {name}"))
+    }
+
+    fn carry_out(&self, page: &str) -> Result<()> {
+        for block in blocks(page)? {
+            self.block(&block).with_context(|| format!("{page}:{}", block.line))?;
+        }
+        Ok(())
+    }
+
+    fn block(&self, block: &Block) -> Result<()> {
+        match block.kind.as_str() {
+            "sh" => {
+                for host in &block.words {
+                    let said = self.machine(host)?.sh(&format!("set -e; cd /root; {}", block.text))?;
+                    println!("--- {host}, line {}\n{said}", block.line);
+                }
+            }
+            "toml" | "ini" => {
+                let (path, hosts) = block.words.split_last().context("a file needs a path")?;
+                for host in hosts {
+                    self.machine(host)?.write(path, &block.text, 0o644)?;
+                }
+            }
+            "copy" => {
+                let place = |word: &str| -> Result<PathBuf> {
+                    let (host, path) = word.split_once(':').context("host:/path")?;
+                    self.machine(host)?.path(path)
+                };
+                let (from, to) = block.words.split_first().context("what to copy")?;
+                for to in to {
+                    std::fs::copy(place(from)?, place(to)?).with_context(|| to.clone())?;
+                }
+            }
+            other => anyhow::bail!("blocks of kind {other} cannot be carried out"),
+        }
+        Ok(())
+    }
+}
+
+fn debs(out: &Path) -> Result<()> {
+    let binary = harness::cairn_binary("cairnd")?;
+    let built = Command::new(root().join("packaging/build"))
+        .args(["--fast", "--no-dbgsym", "--deb", "--out"])
+        .arg(out)
+        .env("CAIRN_BIN_DIR", binary.parent().context("a directory of binaries")?)
+        .output()?;
+    ensure!(built.status.success(), "packaging/build failed: {}", String::from_utf8_lossy(&built.stderr));
+    Ok(())
+}
+
+#[test]
+fn every_command_of_the_guides_works() -> Result<()> {
+    if !machines::possible("every_command_of_the_guides_works") {
+        return Ok(());
+    }
+    let scratch = tempfile::tempdir()?;
+    debs(scratch.path())?;
+    let site = Site::new(scratch.path())?;
+    site.carry_out("docs/quickstart.md")?;
+    site.carry_out("docs/production.md")
+}
