@@ -300,6 +300,18 @@ fn endpoints_are_described_the_same_way() {
             ));
         }
     }
+    // Only etcdctl 3.6 and later tell the time that it took.
+    let defragmented = |tool| {
+        let done = run(tool, &server.endpoint, &["defrag", "--cluster"], b"");
+        (
+            done.code,
+            done.essence().0.lines().filter_map(|line| line.split(". took").next()).collect::<String>(),
+        )
+    };
+    let (theirs, ours) = (defragmented(Tool::Etcdctl), defragmented(Tool::Cairnctl));
+    if theirs != ours {
+        differences.push(format!("defrag\n  etcdctl  {theirs:?}\n  cairnctl {ours:?}"));
+    }
     none(&differences);
 }
 
