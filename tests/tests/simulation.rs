@@ -9,6 +9,7 @@ use cairn_tests::simulation::{self, Defect, Outcome, Setup};
 /// Enough to meet every fault in combination, few enough for every change.
 const SEEDS_DEFAULT: u64 = 140;
 const DAMAGED_DEFAULT: u64 = 60;
+const LIVES_DEFAULT: u64 = 60;
 
 fn setting(name: &str) -> Option<u64> {
     std::env::var(name)
@@ -128,6 +129,27 @@ fn many_seeds_with_damaged_directories() {
     }
 }
 
+/// Members are forced into lives of their own while the others live, and majorities are wiped and found the cluster anew.
+#[test]
+fn many_seeds_with_several_lives() {
+    let count = setting("SIM_SEEDS").unwrap_or(LIVES_DEFAULT);
+    let setup = Setup { lives: true, ..Setup::default() };
+    let outcomes = run_many(count, |seed| simulation::run_damaged(seed, setup));
+    let sum = |number: fn(&Outcome) -> u64| outcomes.iter().map(number).sum::<u64>();
+    let (forced, wiped, led) = (sum(|o| o.forced), sum(|o| o.wiped), sum(|o| o.led));
+    let (refused, restored) = (sum(|o| o.refused), sum(|o| o.restored));
+    println!(
+        "{count} seeds: {forced} forced, {wiped} majorities wiped, {led} other lives had a leader; {refused} calls refused, {restored} \
+         directories found again"
+    );
+    if count >= LIVES_DEFAULT {
+        assert!(
+            forced > count / 4 && wiped > count / 10 && led > count / 4 && refused > 20 * count,
+            "several lives exist at one time, and meet, in these histories"
+        );
+    }
+}
+
 /// Seeds until one fails.
 fn is_caught(defect: Defect, seeds: u64) -> bool {
     (0..seeds).any(|seed| {
@@ -149,8 +171,9 @@ fn planted_defects_are_caught() {
 fn one_seed() {
     let seed = setting("SIM_SEED").unwrap_or(1);
     let window = setting("SIM_WINDOW").is_some();
+    let lives = setting("SIM_LIVES").is_some();
     let outcome = match setting("SIM_DAMAGE") {
-        Some(_) => simulation::run_damaged(seed, Setup { window, ..Setup::default() }),
+        Some(_) => simulation::run_damaged(seed, Setup { window, lives, ..Setup::default() }),
         None => simulation::run(seed),
     };
     println!("{outcome:?}");

@@ -57,7 +57,7 @@ pub fn decide(me: &Me, voters: &[MemberId], replies: &[Reply], waited: Duration)
             believe::Voice {
                 // In its own life it may be another member than the one whose address it has.
                 from: if is_foreign { reply.member } else { witness.member },
-                leads: witness.leads,
+                leads: witness.leads && (is_same_life(me, answer) || !is_for_good(verdict)),
                 term: witness.term,
                 verdict,
                 is_foreign,
@@ -77,7 +77,7 @@ pub fn decide(me: &Me, voters: &[MemberId], replies: &[Reply], waited: Duration)
     };
     // What marks the directory for good is the leader's to say, or a majority's: no patience makes one voice enough.
     let (for_good, passing): (Vec<_>, Vec<_>) =
-        voices.iter().copied().partition(|voice| matches!(voice.verdict, Verdict::Removed { .. }));
+        voices.iter().copied().partition(|voice| is_for_good(voice.verdict));
     let believed = believe::believed(voters, term, &for_good)
         .or_else(|| believe::believed_at_start(voters, own, term, &passing, over));
     if let Some((verdict, refusal)) = believed.and_then(|verdict| Some((verdict, refusal_of(verdict)?))) {
@@ -121,6 +121,19 @@ fn began_otherwise(me: &Me, answer: &Answer) -> bool {
     me.hello.life == Life::Formed
         && answer.known.restored.is_some()
         && answer.known.restored.as_ref() != me.restored
+}
+
+fn is_for_good(verdict: &Verdict) -> bool {
+    matches!(verdict, Verdict::Removed { .. })
+}
+
+/// To a member that has not learned its life yet another one's leader looks like its own.
+fn is_same_life(me: &Me, answer: &Answer) -> bool {
+    match (me.hello.life, answer.known.cluster_uuid) {
+        (Life::Born(ours), Some(theirs)) => ours == theirs,
+        (Life::Born(_), None) => false,
+        (_, theirs) => theirs.is_none(),
+    }
 }
 
 fn is_another_cluster(me: &Me, answer: &Answer) -> bool {

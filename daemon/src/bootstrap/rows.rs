@@ -867,6 +867,16 @@ fn every_row_of_a_start_with_data() {
             &["OTHER_CLUSTER"],
         ),
     ];
+    let unled = with(&|own| own.life = Life::Formed);
+    cases.push(back(
+        "B19 told by one leader to a member that does not know its life yet: it may lead another",
+        &unled,
+        &leader(removed),
+        much_later,
+        "start",
+        &["REMOVED"],
+    ));
+    cases.push(back("B19 and by all others", &unled, &both(removed), at_once, "REMOVED", &[]));
     let mut formed = whole.clone();
     (formed.life, formed.dir) = (Life::Formed, unique(60));
     cases.push(Back {

@@ -8,8 +8,8 @@
 //! goes wrong in them after that moment is counted and not failed.
 
 use consensus::io::Role;
-use identity::believe::{Voice, believed_at_start, is_behind};
-use identity::{Boot, Hello, LogEnd, Unique, Verdict};
+use identity::believe::{Voice, believed, believed_at_start, is_behind};
+use identity::{Boot, Hello, Life, LogEnd, Unique, Verdict};
 use rand::Rng;
 use types::{LogIndex, MemberId};
 
@@ -105,6 +105,9 @@ impl World {
         }
         let pause = self.rng.random_range(2 * TICK..20 * TICK);
         self.at(pause, Event::Damage);
+        if self.setup.lives && self.rng.random_bool(0.25) {
+            return self.begin_a_life();
+        }
         let conf = self.memberships.newest();
         let all: Vec<u64> = conf.voters.iter().chain(&conf.learners).map(|id| id.0).collect();
         let choice = self.rng.random_range(0..12);
@@ -151,7 +154,7 @@ impl World {
         self.setup.window
     }
 
-    fn replace(&mut self, place: u64, mut disk: Disk, what: &str) {
+    pub(super) fn replace(&mut self, place: u64, mut disk: Disk, what: &str) {
         self.crash(place);
         disk.is_damaged = true;
         let member = self.members.get_mut(&place).expect("chosen among members");
@@ -254,14 +257,18 @@ impl World {
         if member.removed || !member.disk.is_damaged {
             return;
         }
-        if member.running.is_some() {
+        if member.running.is_some() && member.disk.lineage != 0 {
+            // Its life ends here: somebody has found out.
+            self.dies(place);
+        } else if member.running.is_some() {
             if self.now < CLIENTS_END {
                 self.at(20 * TICK, Event::Restore(place));
             }
             return;
         }
         let Some(good) = self.shelves.remove(&place) else { return };
-        self.members.get_mut(&place).expect("asked").disk = good;
+        let member = self.members.get_mut(&place).expect("asked");
+        (member.disk, member.attends) = (good, false);
         self.outcome.restored += 1;
         self.note(|| format!("{place} has its good directory again"));
         self.at(1, Event::Start(place));
@@ -290,6 +297,7 @@ impl World {
         let peers = if listed.is_empty() { elders.clone() } else { listed };
         let (now, defect) = (self.now, self.setup.defect);
         let mut answers = Vec::new();
+        let own_lineage = self.members[&place].disk.lineage;
         for peer in peers.into_iter().filter(|peer| *peer != hello.member) {
             if self.reaches(place, peer.0)
                 && let Some((heard, life)) = self.members[&peer.0].answer(&hello, now, defect)
@@ -300,9 +308,11 @@ impl World {
         answers.retain(|(heard, _)| !is_behind(&heard.verdict, &heard.witness, hello.log.commit));
         let voices: Vec<Voice> = answers
             .iter()
-            .map(|(heard, _)| Voice {
+            .map(|(heard, life)| Voice {
                 from: heard.witness.member,
-                leads: heard.witness.leads,
+                // As in the daemon: what is marked for good takes the same life.
+                leads: heard.witness.leads
+                    && (!matches!(heard.verdict, Verdict::Removed { .. }) || *life == papers_life(&hello)),
                 term: heard.witness.term,
                 verdict: &heard.verdict,
                 is_foreign: matches!(heard.verdict, Verdict::OtherLife { .. }),
@@ -318,27 +328,58 @@ impl World {
         };
         if is_empty && origin != Origin::Formed {
             // Empty: somebody has to say that there is a place for it.
-            let born = answers.iter().find_map(|(heard, life)| life.filter(|_| heard.verdict.is_welcome()));
+            let welcome = answers.iter().find(|(heard, life)| {
+                heard.verdict.is_welcome() && (life.is_some() || origin == Origin::Joining)
+            });
+            let born = welcome.and_then(|(_, life)| *life);
+            let lineage = welcome.map_or(own_lineage, |(heard, _)| self.lineage(heard.witness.member.0));
+            let lost = voices.iter().find(|voice| voice.verdict.means_lost_history());
+            let against = match origin {
+                // As the daemon's `join`: a place is a place, whoever has none to give.
+                Origin::Joining if welcome.is_some() => lost.map(|voice| voice.verdict.clone()),
+                _ => lost.map(|voice| voice.verdict.clone()).or(against),
+            };
             return match (against, born, origin) {
-                (Some(verdict), ..) if !verdict.may_pass() || waited >= PATIENCE => {
+                // Nothing is marked for good in a directory that holds nothing: it may be tried again.
+                (Some(Verdict::Removed { .. }), ..) if waited >= PATIENCE => {
+                    self.ends_by(place, &Verdict::Stranger)
+                }
+                (Some(verdict), ..)
+                    if waited >= PATIENCE
+                        || !(verdict.may_pass() || matches!(verdict, Verdict::Removed { .. })) =>
+                {
                     self.ends_by(place, &verdict)
                 }
                 (None, Some(life), Origin::Unborn) => {
                     // It takes its place late, with the log that all began with.
                     let (hard_state, entries) = client::first_log(self.first_members);
                     let disk = &mut self.members.get_mut(&place).expect("it exists").disk;
+                    disk.lineage = lineage;
                     (disk.hard_state, disk.entries) = (hard_state, entries);
                     (disk.papers.cluster_uuid, disk.papers.origin) = (Some(life), Origin::Formed);
                     self.begins(place, hello);
                 }
-                (None, _, Origin::Joining) if !answers.is_empty() => self.begins(place, hello),
+                (None, _, Origin::Joining) if !answers.is_empty() => {
+                    self.members.get_mut(&place).expect("it exists").disk.lineage = lineage;
+                    self.begins(place, hello);
+                }
+                (None, None, Origin::Unborn) if self.setup.lives => {
+                    if !self.attend(place, hello) {
+                        again(self);
+                    }
+                }
                 _ => again(self),
             };
         }
         let voters = voters.unwrap_or(elders);
         let over = waited >= PATIENCE;
         let own_term = hello.log.term;
-        match believed_at_start(&voters, hello.member, own_term, &voices, over).cloned() {
+        // As in the daemon: no patience makes one voice enough for what is marked for good.
+        let (for_good, passing): (Vec<Voice>, Vec<Voice>) =
+            voices.iter().copied().partition(|voice| matches!(voice.verdict, Verdict::Removed { .. }));
+        let believed = believed(&voters, own_term, &for_good)
+            .or_else(|| believed_at_start(&voters, hello.member, own_term, &passing, over));
+        match believed.cloned() {
             Some(verdict) => {
                 let limit = match &verdict {
                     Verdict::Duplicate { .. } => TWIN_PATIENCE,
@@ -352,7 +393,7 @@ impl World {
         }
     }
 
-    fn begins(&mut self, place: u64, hello: Hello) {
+    pub(super) fn begins(&mut self, place: u64, hello: Hello) {
         let fresh = self.fresh_unique();
         let member = self.members.get_mut(&place).expect("a member that starts exists");
         member.disk.papers.boot = hello.boot;
@@ -376,7 +417,10 @@ impl World {
         self.outcome.expelled += 1;
         if !self.window_is_open && is_good {
             assert!(!verdict.means_lost_history(), "{place} holds all that it promised: {verdict:?}");
-            assert!(!matches!(verdict, Verdict::OtherLife { .. }), "there is one life of this cluster");
+            assert!(
+                !matches!(verdict, Verdict::OtherLife { .. }) || self.has_no_majority_left(place),
+                "{place} ends for another life, and enough voters of its own are left"
+            );
         }
         let member = self.members.get_mut(&place).expect("asked");
         match verdict {
@@ -412,7 +456,11 @@ impl World {
             };
             let disk = &member.disk;
             let holds = disk.snapshot.index >= index || disk.term_at(index) == Some(term);
-            sentry.is_confirmed && !sentry.is_silent && voters.contains(&MemberId(member.id)) && !holds
+            disk.lineage == 0
+                && sentry.is_confirmed
+                && !sentry.is_silent
+                && voters.contains(&MemberId(member.id))
+                && !holds
         };
         let lacking: Vec<u64> = self.members.values().filter(lacks).map(|member| member.id).collect();
         assert!(
@@ -427,6 +475,9 @@ impl World {
             let Some(sentry) = member.running.as_ref().and_then(|running| running.sentry.as_ref()) else {
                 continue;
             };
+            if member.disk.lineage != 0 {
+                continue;
+            }
             assert!(
                 !member.disk.is_damaged || !sentry.is_confirmed || sentry.is_silent,
                 "{place} serves on a directory that is not good"
@@ -435,6 +486,13 @@ impl World {
                 member.running.as_ref().is_some_and(|running| running.core.status().role == Role::Leader);
             assert!(member.disk.is_damaged || !leads || sentry.is_confirmed, "{place} leads and serves");
         }
+    }
+}
+
+fn papers_life(hello: &Hello) -> Option<Unique> {
+    match hello.life {
+        Life::Born(life) => Some(life),
+        _ => None,
     }
 }
 

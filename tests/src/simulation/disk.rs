@@ -14,6 +14,8 @@ pub struct Disk {
     pub papers: Papers,
     /// The truth, which nobody in the cluster knows: it lacks something that its member once promised.
     pub is_damaged: bool,
+    /// The truth too: which life of the cluster it is of. The first is 0.
+    pub lineage: u32,
     /// Where it is: all that its member had on disk when that was lost.
     pub lost: Option<(LogPosition, HardState)>,
     pub hard_state: HardState,

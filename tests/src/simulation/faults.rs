@@ -42,7 +42,8 @@ impl World {
     /// A leader hands over and is cut off before it hears of it: for a while it believes that it leads.
     fn depose(&mut self) {
         let leads = |member: &&Member| {
-            member.running.as_ref().is_some_and(|running| running.core.status().role == Role::Leader)
+            member.disk.lineage == 0
+                && member.running.as_ref().is_some_and(|running| running.core.status().role == Role::Leader)
         };
         let Some(leader) = self.members.values().find(leads).map(|member| member.id) else { return };
         let Some(to) = self.pick_running().filter(|to| *to != leader) else { return };

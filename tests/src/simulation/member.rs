@@ -26,6 +26,8 @@ pub struct Member {
     pub elections: u64,
     pub disk: Disk,
     pub running: Option<Running>,
+    /// It waits for others to found a cluster with.
+    pub attends: bool,
     /// Its own removal was applied; it never comes back.
     pub removed: bool,
     /// Time units per tick of this member's clock.
@@ -99,13 +101,23 @@ pub(super) fn open(state: Memory) -> StateMachine<Memory> {
 
 impl Member {
     pub fn new(id: u64, tick: super::Time) -> Member {
-        Member { id, life: 0, elections: 0, disk: Disk::default(), running: None, removed: false, tick }
+        Member {
+            id,
+            life: 0,
+            elections: 0,
+            disk: Disk::default(),
+            running: None,
+            attends: false,
+            removed: false,
+            tick,
+        }
     }
 
     /// Starts from what the disk has. A snapshot that was recorded but not installed is installed now.
     pub fn start(&mut self, config: Config, checkpoint_interval_ms: Option<u64>, sizes: &Sizes) {
         assert!(self.running.is_none(), "{} does not run yet", self.id);
         self.life += 1;
+        self.attends = false;
         let mut machine = open(self.disk.state.clone());
         if machine.applied().index < self.disk.snapshot.index {
             let state = self.disk.received.get(&self.disk.snapshot).expect("the recorded snapshot is here");

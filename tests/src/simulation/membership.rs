@@ -73,7 +73,8 @@ impl World {
                 self.publish(learner.0);
                 let leads = |member: &&Member| {
                     let running = member.running.as_ref();
-                    running.is_some_and(|running| running.core.status().role == Role::Leader)
+                    let leads = running.is_some_and(|running| running.core.status().role == Role::Leader);
+                    leads && member.disk.lineage == 0
                 };
                 // Only a leader knows how far it is.
                 if let Some(leader) = self.members.values().find(leads).map(|member| member.id) {
@@ -172,7 +173,11 @@ impl World {
         let voters = running.machine.conf_state().voters;
         let said_by = |other: &MemberId| {
             let says = |running: &Running| knows_removed(running, id);
-            other.0 != id && self.hears(id, other.0) && self.who_runs(other.0).is_some_and(says)
+            // Another life has no say.
+            self.lineage(other.0) == member.disk.lineage
+                && other.0 != id
+                && self.hears(id, other.0)
+                && self.who_runs(other.0).is_some_and(says)
         };
         let saying = voters.iter().filter(|other| said_by(other)).count();
         let by_leader = || {

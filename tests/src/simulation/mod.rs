@@ -18,6 +18,7 @@ mod hub_desk;
 mod jury;
 mod lease_checks;
 mod leases;
+mod lives;
 mod member;
 mod membership;
 mod network;
@@ -55,6 +56,8 @@ pub struct Setup {
     pub damage: bool,
     /// Also where nobody could know better.
     pub window: bool,
+    /// Members are forced into lives of their own, and wiped majorities found second ones beside the first.
+    pub lives: bool,
     pub defect: Option<Defect>,
 }
 
@@ -63,7 +66,8 @@ impl Setup {
     fn variables(self) -> String {
         let damage = if self.damage { "SIM_DAMAGE=1 " } else { "" };
         let window = if self.window { "SIM_WINDOW=1 " } else { "" };
-        format!("{damage}{window}")
+        let lives = if self.lives { "SIM_LIVES=1 " } else { "" };
+        format!("{damage}{window}{lives}")
     }
 }
 

@@ -55,6 +55,8 @@ pub struct Papers {
     pub origin: Origin,
     pub cluster_uuid: Option<Unique>,
     pub attendees: BTreeMap<MemberId, Unique>,
+    /// The life that this one was forced out of.
+    pub parent: Option<Unique>,
     /// Whom its settings name, which are as old as its place: whom it asks and believes while its state knows nobody.
     pub elders: Vec<MemberId>,
     /// The cluster expelled it: never again.
@@ -71,6 +73,7 @@ impl Default for Papers {
             origin: Origin::Formed,
             cluster_uuid: None,
             attendees: BTreeMap::new(),
+            parent: None,
             elders: Vec::new(),
             is_quarantined: false,
         }
@@ -82,7 +85,7 @@ impl Papers {
         OwnIdentity {
             record: Record { dir: self.dir, boot: self.boot, home: Home::default(), version: String::new() },
             cluster_uuid: self.cluster_uuid,
-            parent_uuid: None,
+            parent_uuid: self.parent,
             attendees: self.attendees.clone(),
             config: (self.origin == Origin::Formed && self.cluster_uuid.is_none()).then(no_settings),
             fresh_uuid,
@@ -651,7 +654,7 @@ impl World {
     }
 }
 
-fn note(me: MemberId, context: Vec<u8>, request: u64) -> Bytes {
+pub(super) fn note(me: MemberId, context: Vec<u8>, request: u64) -> Bytes {
     let change = ConfChange {
         id: Some(request),
         r#type: Some(ConfChangeType::ConfChangeUpdateNode as i32),

@@ -143,7 +143,8 @@ impl World {
 
     /// Whether the cluster still counts this member in.
     fn belongs(&self, id: u64) -> bool {
-        let readers = self.members.values().filter_map(|member| member.running.as_ref());
+        let ours = self.members.values().filter(|member| member.disk.lineage == 0);
+        let readers = ours.filter_map(|member| member.running.as_ref());
         let newest = readers.map(|running| running.machine.reader()).max_by_key(|reader| reader.applied());
         newest.is_some_and(|reader| {
             let conf_state = reader.conf_state();
@@ -230,8 +231,8 @@ impl World {
 
     /// Somebody is still owed something.
     pub(super) fn watches_are_behind(&self) -> bool {
-        let readers =
-            self.members.values().filter_map(|member| Some(member.running.as_ref()?.machine.reader()));
+        let ours = self.members.values().filter(|member| member.disk.lineage == 0);
+        let readers = ours.filter_map(|member| Some(member.running.as_ref()?.machine.reader()));
         let last = readers.map(|reader| reader.revision()).max().unwrap_or_default();
         let watching = &self.watching;
         let mut following = watching.clients.iter().flat_map(|client| &client.following);

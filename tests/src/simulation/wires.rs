@@ -17,6 +17,8 @@ pub struct Parcel {
     pub message: raftpb::Message,
     pub from: u64,
     pub to: u64,
+    /// The life that the sender is of, which nobody is told.
+    pub lineage: u32,
     /// What the sender says of itself, where members do.
     pub hello: Option<Hello>,
 }
@@ -28,7 +30,7 @@ impl World {
         let passed_on = matches!(message.r#type(), MessageType::MsgProp | MessageType::MsgReadIndex);
         assert!(message.from() == sender.id || passed_on, "members speak for themselves: {message:?}");
         checks::promise_is_durable(sender.id, &sender.disk, &message);
-        let hello = sender.hello();
+        let (hello, lineage) = (sender.hello(), sender.disk.lineage);
         // A stream does not repeat; a proposal that came twice would be two.
         let may_repeat = message.r#type() != MessageType::MsgProp;
         let ways = self.network.route(&mut self.rng, from, to, may_repeat);
@@ -45,13 +47,13 @@ impl World {
         let bytes = message.encode_to_vec();
         for delay in ways {
             let message = raftpb::Message::decode(bytes.as_slice()).expect("what was encoded decodes");
-            let parcel = Parcel { message, from, to, hello: hello.clone() };
+            let parcel = Parcel { message, from, to, lineage, hello: hello.clone() };
             self.at(delay, Event::Arrive(Box::new(parcel)));
         }
     }
 
     pub(super) fn arrive(&mut self, parcel: Parcel) {
-        let Parcel { message, from, to, hello } = parcel;
+        let Parcel { message, from, to, lineage, hello } = parcel;
         let snapshot =
             message.snapshot.as_ref().and_then(|snapshot| snapshot.metadata.as_ref()).map(|metadata| {
                 LogPosition { term: Term(metadata.term()), index: types::LogIndex(metadata.index()) }
@@ -86,6 +88,10 @@ impl World {
         if running.sentry.as_ref().is_some_and(|sentry| sentry.is_silent) {
             return;
         }
+        assert_eq!(
+            lineage, member.disk.lineage,
+            "two lives of the cluster never talk: {from} to {to}: {message:?}"
+        );
         if let Some(position) = snapshot {
             let state = self.snapshots.get(&(from, to, position)).expect("the bytes travel with the message");
             member.disk.received.insert(position, state.clone());
@@ -112,7 +118,7 @@ impl World {
         self.snapshots.insert((id, place, position), state);
         let sender = &self.members[&id];
         checks::promise_is_durable(sender.id, &sender.disk, &message);
-        let hello = sender.hello();
+        let (hello, lineage) = (sender.hello(), sender.disk.lineage);
         let ways = self.network.route(&mut self.rng, id, place, true);
         self.note(|| {
             format!("{id} sends {to} the snapshot at {position}, which arrives {} times", ways.len())
@@ -123,7 +129,8 @@ impl World {
         }
         for delay in ways {
             // Many bytes take longer.
-            let parcel = Parcel { message: message.clone(), from: id, to: place, hello: hello.clone() };
+            let parcel =
+                Parcel { message: message.clone(), from: id, to: place, lineage, hello: hello.clone() };
             self.at(delay * 10, Event::Arrive(Box::new(parcel)));
         }
         self.flush(id);

@@ -20,6 +20,7 @@ use super::due::OwnIdentity;
 use super::jury::Heard;
 use super::lease_checks::{self, LeaseChecks};
 use super::leases::LeaseCalls;
+use super::lives::Truth;
 use super::member::{Member, Told};
 use super::network::{Network, Weather};
 use super::sentry::{Origin, Sentry};
@@ -107,6 +108,10 @@ pub struct Outcome {
     pub quarantines: u64,
     pub expelled: u64,
     pub notes: u64,
+    /// Members forced into lives of their own, majorities wiped, and second lives that had a leader.
+    pub forced: u64,
+    pub wiped: u64,
+    pub led: u64,
     /// The window was opened; and something went wrong after that.
     pub window_opened: u64,
     pub window_hurt: u64,
@@ -159,6 +164,11 @@ pub struct World {
     pub(super) shelves: BTreeMap<u64, Disk>,
     pub(super) asked_to_go: BTreeSet<u64>,
     pub(super) asked_to_vote: BTreeSet<u64>,
+    /// What holds in every life of the cluster but the first, which clients use.
+    pub(super) truths: BTreeMap<u32, Truth>,
+    pub(super) last_lineage: u32,
+    /// A majority of the first life was wiped: it may not go on.
+    pub(super) is_doomed: bool,
     pub(super) window_is_open: bool,
 }
 
@@ -218,6 +228,9 @@ impl World {
             shelves: BTreeMap::new(),
             asked_to_go: BTreeSet::new(),
             asked_to_vote: BTreeSet::new(),
+            truths: BTreeMap::new(),
+            last_lineage: 0,
+            is_doomed: false,
             window_is_open: false,
         };
         world.checkpoint_interval_ms = [None, Some(500), Some(1500)][world.rng.random_range(0..3)];
@@ -363,6 +376,11 @@ impl World {
                 let pause = self.rng.random_range(TICK..12 * TICK);
                 self.at(pause, Event::PersistState);
             }
+            Event::LeaseTick(id, ..)
+            | Event::LoadLeases(id, ..)
+            | Event::HubTurn(id, _)
+            | Event::HubRead(id, ..)
+                if self.lineage(id) != 0 => {}
             Event::LeaseTick(id, life) => self.lease_tick(id, life),
             Event::LoadLeases(id, life, term) => self.load_leases(id, life, term),
             Event::LeaseClient => self.lease_client(),
@@ -401,7 +419,7 @@ impl World {
             let sentry = member.running.as_ref().map(|running| running.sentry.as_ref());
             sentry.is_some_and(|sentry| sentry.is_none_or(|sentry| sentry.is_confirmed && !sentry.is_silent))
         };
-        let serving = self.members.iter().filter(|(_, member)| serves(member));
+        let serving = self.members.iter().filter(|(_, member)| member.disk.lineage == 0 && serves(member));
         let ids: Vec<u64> = serving.map(|(place, _)| *place).collect();
         (!ids.is_empty()).then(|| ids[self.rng.random_range(0..ids.len())])
     }
@@ -510,7 +528,10 @@ impl World {
             }
             Output::Leadership { leader, term, role } => {
                 if role == Role::Leader {
-                    self.leaders.leads(id, term);
+                    match member.disk.lineage {
+                        0 => self.leaders.leads(id, term),
+                        lineage => self.truths.entry(lineage).or_default().leaders.leads(id, term),
+                    }
                 }
                 running.desk.leadership(term, role, now);
                 if let Some(sentry) = &mut running.sentry {
@@ -561,7 +582,15 @@ impl World {
         let Member { running: Some(running), disk, .. } = member else { return };
         running.working = false;
         let mut told = Told::default();
+        let lineage = disk.lineage;
         match running.work.pop_front() {
+            Some(Output::Apply(entries)) if lineage != 0 => {
+                running.machine.apply(&entries, &mut told);
+                let (position, reader) = (running.machine.applied(), running.machine.reader());
+                let truth = self.truths.entry(lineage).or_default();
+                truth.applied(id, &entries, position, &reader, !told.conf_changes.is_empty());
+                self.note(|| format!("{id} applied through {position} of life {lineage}"));
+            }
             Some(Output::Apply(entries)) => {
                 let applied = running.machine.applied().index;
                 assert_eq!(entries[0].index, applied.next(), "{id} is given entries without a gap");
@@ -620,8 +649,11 @@ impl World {
 
     /// Tells the clients, and the core what became of conf changes.
     fn tell(&mut self, id: u64, mut told: Told) {
-        self.tell_desk(id, &told);
-        self.tell_hub(id, &mut told);
+        // Nobody uses another life.
+        if self.lineage(id) == 0 {
+            self.tell_desk(id, &told);
+            self.tell_hub(id, &mut told);
+        }
         let Some(running) = self.members.get_mut(&id).and_then(|member| member.running.as_mut()) else {
             return;
         };
@@ -712,6 +744,11 @@ impl World {
 
     /// Progress after healing: those who belong to the cluster have all of the log, equal, and it went on.
     fn end(&mut self) {
+        self.outcome.led = self.truths.values().filter(|truth| truth.leaders.count() > 0).count() as u64;
+        if self.is_doomed {
+            self.majority_holds();
+            return self.end_damage();
+        }
         let last = self.committed.last();
         let reader = self
             .members

@@ -116,9 +116,13 @@ pub fn judge(hello: &Hello, known: &Known) -> Verdict {
     }
     let Some(record) = &known.record else {
         // Nothing is acknowledged before a record is written, but a vote may have been given.
-        return match known.attendee.filter(|attendee| *attendee != hello.dir) {
-            Some(dir) => Verdict::LostData { dir, boot_seq: 0, home: Home::default() },
-            None => Verdict::Welcome,
+        return match (known.attendee.filter(|attendee| *attendee != hello.dir), hello.life) {
+            // It has had a life, and that of those whom it did not meet has not begun.
+            (Some(_), Life::Born(yours)) if known.cluster_uuid.is_none() => {
+                Verdict::OtherLife { yours, ours: None, came_from_yours: false }
+            }
+            (Some(dir), _) => Verdict::LostData { dir, boot_seq: 0, home: Home::default() },
+            (None, _) => Verdict::Welcome,
         };
     };
     if record.dir != hello.dir {
@@ -250,6 +254,11 @@ mod tests {
             known.attendee = Some(DIR);
         };
         assert_eq!(verdict(attended), "welcome", "born a moment earlier");
+        let another_attended = |_: &mut Hello, known: &mut Known| {
+            founding(known);
+            (known.is_founding, known.attendee) = (false, Some(unique(77)));
+        };
+        assert_eq!(verdict(another_attended), "other_life", "what it promised was promised to others");
         let formed = |hello: &mut Hello, known: &mut Known| {
             founding(known);
             hello.life = Life::Formed;

@@ -120,6 +120,8 @@ impl Jury {
         let other_life = matches!(heard.verdict, Verdict::OtherLife { .. });
         // Who leads another life of the cluster proves no quorum of this one.
         heard.witness.leads &= !is_foreign && !other_life;
+        // What is marked for good takes the same life: who has not learned its own yet cannot tell whose leader it hears.
+        heard.witness.leads &= own.life == life || !matches!(heard.verdict, Verdict::Removed { .. });
         let Heard { witness, verdict } = &heard;
         // Another life of the cluster knows nothing of this one; that there is one matters only to a member that is not in its own yet.
         if witness.member == own.me || own.is_alone() || (is_foreign || other_life) && own.is_confirmed {
@@ -328,6 +330,21 @@ mod tests {
         assert_eq!(expelled(&after(&own(false), 0, &both).0), Some(removed().name()));
         let leader = [(heard(2, true, 9, removed()), LIFE)];
         assert_eq!(expelled(&after(&own(false), 0, &leader).0), Some(removed().name()));
+    }
+
+    #[test]
+    fn a_leader_removes_only_whom_it_shares_a_life_with() {
+        let unled = Oneself { life: None, ..own(false) };
+        let leader = [(heard(2, true, 9, removed()), OTHER)];
+        assert_eq!(expelled(&after(&unled, 60, &leader).0), None, "it may lead another life");
+        let both = [leader[0].clone(), (heard(3, false, 9, removed()), OTHER)];
+        assert_eq!(expelled(&after(&unled, 0, &both).0), Some("removed"));
+        let nameless = [(heard(2, true, 9, removed()), None)];
+        assert_eq!(
+            expelled(&after(&unled, 0, &nameless).0),
+            Some("removed"),
+            "a cluster whose log is an etcd's"
+        );
     }
 
     #[test]
