@@ -1,7 +1,7 @@
 //! The guides, carried out to the letter on machines with systemd.
 //!
 //! A block of a guide whose first line names hosts is done on them, in the order of the page: ```` ```sh db1 db2 ```` is run as root,
-//! ```` ```toml db1 /path ```` (and `ini`) becomes that file, ```` ```copy db1:/from db2:/to … ```` copies. Other blocks are for reading.
+//! ```` ```toml db1 /path ```` (and `ini`, `yaml`) becomes that file, ```` ```copy db1:/from db2:/to … ```` copies. Other blocks are for reading.
 //! The debs lie in `/root`, where the shells begin.
 
 use std::{
@@ -14,8 +14,6 @@ use cairn_tests::{
     harness,
     machines::{self, Lan, Machine},
 };
-
-const HOSTS: [&str; 3] = ["db1", "db2", "db3"];
 
 fn root() -> &'static Path {
     Path::new(env!("CARGO_MANIFEST_DIR")).parent().expect("the tests live in the workspace")
@@ -53,9 +51,9 @@ struct Site {
 }
 
 impl Site {
-    fn new(debs: &Path) -> Result<Site> {
+    fn new(debs: &Path, hosts: &[&str]) -> Result<Site> {
         let mut lan = Lan::new()?;
-        let machines = HOSTS.iter().map(|name| lan.boot(name)).collect::<Result<Vec<_>>>()?;
+        let machines = hosts.iter().map(|name| lan.boot(name)).collect::<Result<Vec<_>>>()?;
         for machine in &machines {
             for deb in std::fs::read_dir(debs)?.flatten() {
                 machine.copy_in(&deb.path(), &format!("/root/{}", deb.file_name().to_string_lossy()))?;
@@ -83,7 +81,7 @@ impl Site {
                     println!("--- {host}, line {}\n{said}", block.line);
                 }
             }
-            "toml" | "ini" => {
+            "toml" | "ini" | "yaml" => {
                 let (path, hosts) = block.words.split_last().context("a file needs a path")?;
                 for host in hosts {
                     self.machine(host)?.write(path, &block.text, 0o644)?;
@@ -117,13 +115,41 @@ fn debs(out: &Path) -> Result<()> {
 }
 
 #[test]
-fn every_command_of_the_guides_works() -> Result<()> {
-    if !machines::possible("every_command_of_the_guides_works") {
+fn every_command_for_three_hosts_works() -> Result<()> {
+    if !machines::possible("every_command_for_three_hosts_works") {
         return Ok(());
     }
     let scratch = tempfile::tempdir()?;
     debs(scratch.path())?;
-    let site = Site::new(scratch.path())?;
+    let site = Site::new(scratch.path(), &["db1", "db2", "db3"])?;
     site.carry_out("docs/quickstart.md")?;
     site.carry_out("docs/production.md")
+}
+
+#[test]
+fn every_command_for_who_comes_from_etcd_works() -> Result<()> {
+    if !machines::possible("every_command_for_who_comes_from_etcd_works") {
+        return Ok(());
+    }
+    let scratch = tempfile::tempdir()?;
+    debs(scratch.path())?;
+    let site = Site::new(scratch.path(), &["old1", "new1"])?;
+    let old = site.machine("old1")?;
+    for program in ["etcd", "etcdctl"] {
+        old.copy_in(&harness::real_etcd("3.5")?.join(program), &format!("/root/{program}"))?;
+    }
+    old.sh(
+        "systemd-run --quiet --unit=etcd /root/etcd --data-dir=/root/etcd.data --listen-client-urls=http://10.99.0.1:2379 \
+         --advertise-client-urls=http://10.99.0.1:2379",
+    )?;
+    old.wait("etcd takes a key", |old| {
+        Ok(old.try_sh("/root/etcdctl --endpoints http://10.99.0.1:2379 put /app/color green")?.0)
+    })?;
+    for machine in &site.machines {
+        machine.sh("apt-get install -y /root/cairn*.deb")?;
+    }
+    site.carry_out("docs/migrating.md")?;
+    let got = site.machine("new1")?.sh("cairnctl get /app/color --print-value-only")?;
+    ensure!(got == "green\n", "the key came over as {got:?}");
+    Ok(())
 }
