@@ -122,9 +122,10 @@ fn write(handle: &Handle, pieces: &Pieces) -> Result<(), BackupError> {
     let began = Instant::now();
     let version = handle.storage_version();
     let unwanted = || pieces.is_closed() || shared.stopping.load(Ordering::Relaxed);
+    let applied = || shared.applied();
     let mut written = {
         let view = shared.store().view().map_err(failed("take a view of the state"))?;
-        let paced = Paced::new(&view, shared.config.snapshot_save_bytes_per_second, &unwanted);
+        let paced = Paced::new(&view, shared.live().snapshot_save_bytes_per_second, &applied, &unwanted);
         snapshot::write(&paced, &shared.config.snap_dir).map_err(|error| {
             if shared.stopping.load(Ordering::Relaxed) {
                 BackupError::Stopping
@@ -141,7 +142,7 @@ fn write(handle: &Handle, pieces: &Pieces) -> Result<(), BackupError> {
         patience: Patience::default(),
     };
     let mut reader = HashingReader::new(&mut written.file);
-    let pace = Pace::new(shared.config.snapshot_save_bytes_per_second);
+    let mut pace = Pace::new(shared.live().snapshot_save_bytes_per_second, &applied);
     while remaining > 0 {
         let length = PIECE_BYTES.min(usize::try_from(remaining).unwrap_or(PIECE_BYTES));
         let mut blob = vec![0; length];

@@ -364,7 +364,7 @@ impl Handle {
 
     /// `quota-backend-bytes` as it takes effect; 0 when there is none.
     pub fn quota_bytes(&self) -> i64 {
-        match self.shared.config.quota_backend_bytes {
+        match self.shared.live().quota_backend_bytes {
             0 => state_machine::QUOTA_BACKEND_BYTES_DEFAULT,
             negative if negative < 0 => 0,
             bytes => bytes,

@@ -95,7 +95,8 @@ fn write(shared: &Shared, to: MemberId) -> Result<Outgoing, SnapshotError> {
     let began = Instant::now();
     let me = shared.config.member;
     let unwanted = || shared.stopping.load(Ordering::Relaxed) || shared.leadership.borrow().leader != me;
-    let paced = Paced::new(&view, shared.config.snapshot_send_bytes_per_second, &unwanted);
+    let applied = || shared.applied();
+    let paced = Paced::new(&view, shared.live().snapshot_send_bytes_per_second, &applied, &unwanted);
     let written =
         snapshot::write(&paced, &shared.config.snap_dir).map_err(failed("write the snapshot file"))?;
     info!(
