@@ -454,7 +454,7 @@ fn metrics(survey: &Survey, findings: &mut Vec<Finding>) {
                     words(FSYNC_SECONDS)
                 )])
                 .mend("give the log a disk of its own, with power-loss protection: wal-dir")
-                .mend("measure it: cairnd bench disk"),
+                .mend("measure puts meanwhile: cairnctl bench put --rate=500"),
             );
         }
     }
