@@ -538,6 +538,8 @@ fn become_ready(member: &mut Member, handle: &Handle, life: Option<Unique>) {
         tokio::spawn(replace::until_voter(handle.clone(), member.id, replaced.member));
     }
     member.server.set_serving(true);
+    // Whoever reads the record may not have to know which of the two was heard of first.
+    logging::term(handle.node_status().term.0);
     info!("{}", announce::READY);
     info!("{}", announce::INSECURE);
 }

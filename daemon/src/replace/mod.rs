@@ -425,8 +425,9 @@ fn within_signals<T>(wait: impl Future<Output = T>) -> Result<Result<T, &'static
         loop {
             tokio::select! {
                 done = &mut wait => return Ok(Ok(done)),
-                request = signals.next() => if let Request::Stop(signal) = request {
-                    return Ok(Err(signal));
+                request = signals.next() => match request {
+                    Request::Stop(signal) => return Ok(Err(signal)),
+                    Request::Reload => crate::lifecycle::reload::too_early(),
                 }
             }
         }

@@ -164,6 +164,10 @@ fn fate(item: &Item, named: &dyn Fn(&str) -> bool) -> Fate {
             };
         }
     }
+    if setting.name == "config-file" {
+        let why = "etcd reads that file alone and none of these: convert it instead".to_owned();
+        return Fate::Left { id: Id::SettingsConflict, why };
+    }
     if setting.toml_place().is_none() || matches!(setting.group, Group::Ignored) {
         return Fate::Left {
             id: Id::NotSupported,

@@ -11,6 +11,7 @@ use std::{
     },
     path::{Path, PathBuf},
     process::{Child, Command, ExitStatus, Stdio},
+    sync::mpsc::{Receiver, channel},
     time::{Duration, Instant},
 };
 
@@ -26,26 +27,43 @@ const PATIENCE: Duration = Duration::from_secs(60);
 
 /// A socket on which the daemon says something, in lines `KEY=value` or, in the journal, with a length before a value that has lines.
 struct Ear {
-    socket: UnixDatagram,
+    said: Receiver<BTreeMap<String, String>>,
     heard: Vec<BTreeMap<String, String>>,
 }
 
 impl Ear {
     fn at(path: &Path) -> Ear {
         let socket = UnixDatagram::bind(path).unwrap();
-        socket.set_read_timeout(Some(PATIENCE)).unwrap();
-        Ear { socket, heard: Vec::new() }
+        let (say, said) = channel();
+        // Always listening: a datagram socket holds a few messages, and the daemon does not wait for long.
+        std::thread::spawn(move || {
+            let mut bytes = vec![0; 64 << 10];
+            while let Ok(length) = socket.recv(&mut bytes) {
+                if say.send(fields(&bytes[..length])).is_err() {
+                    return;
+                }
+            }
+        });
+        Ear { said, heard: Vec::new() }
     }
 
     fn next(&mut self, wanted: &str) -> BTreeMap<String, String> {
-        let mut bytes = vec![0; 64 << 10];
-        let length = match self.socket.recv(&mut bytes) {
-            Ok(length) => length,
-            Err(error) => panic!("{wanted} was not said: {error}: {:#?}", self.heard),
+        let Ok(fields) = self.said.recv_timeout(PATIENCE) else {
+            panic!("{wanted} was not said: {:#?}", self.heard)
         };
-        let fields = fields(&bytes[..length]);
         self.heard.push(fields.clone());
         fields
+    }
+
+    /// Said already, or the next time.
+    #[track_caller]
+    fn said(&mut self, key: &str, words: &str) -> BTreeMap<String, String> {
+        let is_it =
+            |fields: &&BTreeMap<String, String>| fields.get(key).is_some_and(|value| value.contains(words));
+        match self.heard.iter().find(is_it) {
+            Some(fields) => fields.clone(),
+            None => self.wait_for(key, words),
+        }
     }
 
     /// The next message in which this key has a value with these words.
@@ -226,8 +244,8 @@ fn a_service_manager_hears_of_the_whole_life() {
     }
     let catalog = include_str!("../../../packaging/catalog/cairn.catalog");
     assert!(catalog.contains(&format!("-- {}\nSubject: READY", ready["MESSAGE_ID"])), "{ready:#?}");
-    let leads = journal.heard.iter().find(|record| record["MESSAGE"].starts_with("this member leads"));
-    assert!(leads.is_some_and(|record| catalog.contains(&record["MESSAGE_ID"])), "{:#?}", journal.heard);
+    let leads = journal.said("MESSAGE", "this member leads");
+    assert!(catalog.contains(&format!("-- {}\nSubject: LEADS", leads["MESSAGE_ID"])), "{leads:#?}");
     assert_eq!(fs::read_to_string(&manager.stderr).unwrap(), "", "the journal has it all");
 
     drop(early);

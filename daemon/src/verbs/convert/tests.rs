@@ -163,6 +163,12 @@ fn the_environment_file_of_debian_is_carried_over() {
 }
 
 #[test]
+fn an_environment_that_names_a_file_says_nothing_else() {
+    let (_, verdict) = convert("f", "ETCD_CONFIG_FILE=/etc/etcd/etcd.conf.yml\nETCD_NAME=x\n");
+    assert!(verdict.unwrap_err().text().contains("convert it instead"));
+}
+
+#[test]
 fn what_is_neither_is_refused_with_its_line() {
     for (text, words) in [
         ("name: [n1\n", "f:"),

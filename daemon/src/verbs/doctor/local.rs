@@ -3,6 +3,7 @@
 use std::{
     collections::BTreeSet,
     fs, io as stdio,
+    net::SocketAddr,
     os::unix::fs::PermissionsExt as _,
     path::{Path, PathBuf},
 };
@@ -19,7 +20,7 @@ use crate::{
     bootstrap::{execute::own_log_refusal, facts, plan::state_missing},
     config::{Settings, urls::Url},
     identity::{Identity, compare},
-    lifecycle,
+    lifecycle, port_holder,
     refusal::Refusal,
 };
 
@@ -219,6 +220,10 @@ pub fn ports(settings: &Settings, runtime: &tokio::runtime::Runtime, report: &mu
             });
             match bound {
                 Ok(()) => free.push(address.to_string()),
+                // A socket unit holds it for the member, and hands it over at the start.
+                Err(error) if is_handed_over(address, &error) => {
+                    report.ok("ports", format!("{address} is held by the service manager"));
+                }
                 Err(error) => report.fail("ports", lifecycle::bind_refusal(setting, address, &error)),
             }
         }
@@ -226,4 +231,11 @@ pub fn ports(settings: &Settings, runtime: &tokio::runtime::Runtime, report: &mu
     if !free.is_empty() {
         report.ok("ports", format!("free: {}", free.join(", ")));
     }
+}
+
+/// The first process of this machine holds the port. Only its superuser can see that.
+fn is_handed_over(address: SocketAddr, error: &stdio::Error) -> bool {
+    const MANAGER: u32 = 1;
+    error.kind() == stdio::ErrorKind::AddrInUse
+        && port_holder::of(address).is_some_and(|holder| holder.pid == MANAGER)
 }
