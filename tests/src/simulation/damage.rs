@@ -268,6 +268,9 @@ impl World {
         }
         let Some(good) = self.shelves.remove(&place) else { return };
         let member = self.members.get_mut(&place).expect("asked");
+        if member.disk.lineage != 0 {
+            self.came_back.insert(place, self.now);
+        }
         (member.disk, member.attends) = (good, false);
         self.outcome.restored += 1;
         self.note(|| format!("{place} has its good directory again"));

@@ -12,12 +12,16 @@ use rand::Rng;
 use state_machine::{Memory, Reader};
 use types::{Entry, EntryKind, HardState, LogPosition, MemberId, Term};
 
+use super::Time;
 use super::checks::{Committed, EqualMembers, EqualStates, OneLeader, content};
 use super::client::{self, Change};
 use super::disk::Disk;
 use super::member::{Told, open};
 use super::sentry::{Origin, note};
 use super::world::World;
+
+/// So long a jury remembers what was said, as does the node's.
+const VOICE_LIVES: Time = 10_000;
 
 /// What holds in one life.
 #[derive(Default)]
@@ -189,7 +193,11 @@ impl World {
         if voters.is_empty() {
             voters.clone_from(&member.disk.papers.elders);
         }
-        let elsewhere = voters.iter().filter(|id| self.lineage(id.0) != member.disk.lineage).count();
+        let is_elsewhere = |id: &&MemberId| {
+            let was_lately = self.came_back.get(&id.0).is_some_and(|at| self.now - at < VOICE_LIVES);
+            self.lineage(id.0) != member.disk.lineage || was_lately
+        };
+        let elsewhere = voters.iter().filter(is_elsewhere).count();
         voters.len() - elsewhere < voters.len() / 2 + 1
     }
 }

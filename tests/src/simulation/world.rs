@@ -167,6 +167,8 @@ pub struct World {
     /// What holds in every life of the cluster but the first, which clients use.
     pub(super) truths: BTreeMap<u32, Truth>,
     pub(super) last_lineage: u32,
+    /// When somebody had its directory of the first life again.
+    pub(super) came_back: BTreeMap<u64, Time>,
     /// A majority of the first life was wiped: it may not go on.
     pub(super) is_doomed: bool,
     pub(super) window_is_open: bool,
@@ -230,6 +232,7 @@ impl World {
             asked_to_vote: BTreeSet::new(),
             truths: BTreeMap::new(),
             last_lineage: 0,
+            came_back: BTreeMap::new(),
             is_doomed: false,
             window_is_open: false,
         };
