@@ -133,10 +133,12 @@ fn every_command_for_who_comes_from_etcd_works() -> Result<()> {
     }
     let scratch = tempfile::tempdir()?;
     debs(scratch.path())?;
-    let site = Site::new(scratch.path(), &["old1", "new1"])?;
+    let site = Site::new(scratch.path(), &["old1", "new1", "here"])?;
     let old = site.machine("old1")?;
     for program in ["etcd", "etcdctl"] {
-        old.copy_in(&harness::real_etcd("3.5")?.join(program), &format!("/root/{program}"))?;
+        let real = harness::real_etcd("3.5")?.join(program);
+        old.copy_in(&real, &format!("/root/{program}"))?;
+        site.machine("here")?.copy_in(&real, &format!("/usr/local/bin/{program}"))?;
     }
     old.sh(
         "systemd-run --quiet --unit=etcd /root/etcd --data-dir=/root/etcd.data --listen-client-urls=http://10.99.0.1:2379 \
@@ -148,6 +150,7 @@ fn every_command_for_who_comes_from_etcd_works() -> Result<()> {
     for machine in &site.machines {
         machine.sh("apt-get install -y /root/cairn*.deb")?;
     }
+    site.carry_out("README.md")?;
     site.carry_out("docs/migrating.md")?;
     let got = site.machine("new1")?.sh("cairnctl get /app/color --print-value-only")?;
     ensure!(got == "green\n", "the key came over as {got:?}");
