@@ -11,7 +11,8 @@ use consensus::io::Role;
 use identity::believe::{Voice, believed, believed_at_start, is_behind};
 use identity::{Boot, Hello, Life, LogEnd, Unique, Verdict};
 use rand::Rng;
-use types::{LogIndex, MemberId};
+use state_machine::{Memory, StateMachine};
+use types::{Entry, LogIndex, MemberId};
 
 use super::disk::Disk;
 use super::member::{Member, Told, open};
@@ -292,7 +293,7 @@ impl World {
         let is_empty = member.disk.entries.is_empty() && member.disk.snapshot.index.0 == 0;
         let disk = std::mem::take(&mut self.members.get_mut(&place).expect("it exists").disk);
         let hello = self.would_be(&disk);
-        let reader = open(disk.state.clone()).reader();
+        let reader = reopened(&disk).unwrap_or_else(|| open(disk.state.clone())).reader();
         self.members.get_mut(&place).expect("it exists").disk = disk;
         let elders = self.members[&place].disk.papers.elders.clone();
         let voters = Some(reader.conf_state().voters).filter(|voters| !voters.is_empty());
@@ -499,22 +500,25 @@ fn papers_life(hello: &Hello) -> Option<Unique> {
     }
 }
 
-/// What this directory holds as applied, and would again after a crash, is enough to turn that start away.
-fn convicts(disk: &Disk, me: u64, hello: &Hello) -> bool {
+/// The state that this directory has again after a start: what is durable, and what its log says to be committed. None while a snapshot is
+/// not installed.
+pub(super) fn reopened(disk: &Disk) -> Option<StateMachine<Memory>> {
     let mut machine = open(disk.state.clone());
-    if machine.applied().index < disk.snapshot.index {
-        return false;
-    }
     let applied: LogIndex = machine.applied().index;
-    let rest: Vec<_> = disk
-        .entries
-        .iter()
-        .filter(|entry| entry.index > applied && entry.index <= disk.hard_state.commit)
-        .cloned()
-        .collect();
+    if applied < disk.snapshot.index {
+        return None;
+    }
+    let is_due = |entry: &&Entry| entry.index > applied && entry.index <= disk.hard_state.commit;
+    let rest: Vec<Entry> = disk.entries.iter().filter(is_due).cloned().collect();
     if !rest.is_empty() {
         machine.apply(&rest, &mut Told::default());
     }
+    Some(machine)
+}
+
+/// What this directory holds as applied, and would again after a crash, is enough to turn that start away.
+fn convicts(disk: &Disk, me: u64, hello: &Hello) -> bool {
+    let Some(machine) = reopened(disk) else { return false };
     let found = machine.reader().identity_of(hello.member);
     let witness = identity::Witness { member: MemberId(me), leads: false, term: 0, commit: 0 };
     let known = due::known(&disk.papers.own(disk.papers.dir), hello.member, found, witness);

@@ -15,6 +15,7 @@ use types::{Entry, EntryKind, HardState, LogPosition, MemberId, Term};
 use super::Time;
 use super::checks::{Committed, EqualMembers, EqualStates, OneLeader, content};
 use super::client::{self, Change};
+use super::damage::reopened;
 use super::disk::Disk;
 use super::member::{Told, open};
 use super::sentry::{Origin, note};
@@ -189,7 +190,8 @@ impl World {
     pub(super) fn has_no_majority_left(&self, place: u64) -> bool {
         let member = &self.members[&place];
         let running = member.running.as_ref().map(|running| running.machine.conf_state().voters);
-        let mut voters = running.unwrap_or_else(|| open(member.disk.state.clone()).conf_state().voters);
+        let stopped = || reopened(&member.disk).map(|machine| machine.conf_state().voters);
+        let mut voters = running.or_else(stopped).unwrap_or_default();
         if voters.is_empty() {
             voters.clone_from(&member.disk.papers.elders);
         }

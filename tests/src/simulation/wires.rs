@@ -92,6 +92,12 @@ impl World {
         let is_blank = hello
             .as_ref()
             .is_some_and(|hello| hello.life == Life::Formed && hello.log.last_index <= self.first_members);
+        // A joiner that holds nothing is of the life that first gives it something.
+        let takes_any =
+            member.hello().is_some_and(|own| own.life == Life::Joining && own.log.last_index == 0);
+        if takes_any {
+            member.disk.lineage = lineage;
+        }
         assert!(
             is_blank || lineage == member.disk.lineage,
             "two lives of the cluster never talk: {from} to {to}: {message:?}"
