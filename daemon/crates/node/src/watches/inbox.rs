@@ -30,12 +30,22 @@ pub(crate) struct Told {
 /// From the streams, and from the thread that reads history.
 pub(crate) enum Asked {
     Open(Arc<StreamQueue>),
-    Request { stream: u64, request: Request, weight: usize },
+    Request {
+        stream: u64,
+        request: Request,
+        weight: usize,
+    },
     Drained(u64),
     Closed(u64),
-    Read { job: u64, result: Result<Slice, Revision> },
+    Read {
+        job: u64,
+        result: Result<Slice, Revision>,
+    },
     /// What is watched, from a place on. Whoever asks has one of these under way at a time.
-    Census { from: usize, told: oneshot::Sender<Census> },
+    Census {
+        from: usize,
+        told: oneshot::Sender<Census>,
+    },
 }
 
 #[derive(Default)]
