@@ -171,7 +171,7 @@ impl World {
             others.filter_map(|other| Some((*other, attends(other)?))).collect();
         let member = self.members.get_mut(&place).expect("it starts");
         member.attends = true;
-        if there.len() + 1 <= elders.len() / 2 {
+        if there.len() < elders.len() / 2 {
             return false;
         }
         let disk = &mut member.disk;
