@@ -11,12 +11,18 @@ use nix::sys::signal::Signal;
 
 use crate::{ctl, flags, start, stop};
 
-/// A8, E, PZ, B8, B10, B13.
-#[test]
-fn a_member_with_nothing_or_with_another_directory() -> Result<()> {
-    let mut cluster = Cluster::start(Kind::Cairn, 3)?;
+/// With one key, and sure of its life.
+fn three() -> Result<Cluster> {
+    let cluster = Cluster::start(Kind::Cairn, 3)?;
     cluster.members.iter().try_for_each(|member| life(member).map(drop))?;
     ctl(&cluster, &["put", "k", "v"])?;
+    Ok(cluster)
+}
+
+/// A8, E, PZ, B8.
+#[test]
+fn a_member_with_nothing_or_with_a_neighbours_directory() -> Result<()> {
+    let mut cluster = three()?;
     let id = stored_id(&cluster.members[2])?;
     let aside = cluster.path().join("far/aside");
     fs::create_dir_all(&aside)?;
@@ -63,7 +69,18 @@ fn a_member_with_nothing_or_with_another_directory() -> Result<()> {
     third.set_flags(|flags| flags.clone_from(&right));
     fs::rename(aside.join("m3"), &dir)?;
     start(&mut cluster.members[1])?;
-    start(&mut cluster.members[2])?;
+    start(&mut cluster.members[2])
+}
+
+/// B10, B13.
+#[test]
+fn a_member_with_a_foreign_directory_or_without_a_log() -> Result<()> {
+    let mut cluster = three()?;
+    let id = stored_id(&cluster.members[2])?;
+    let aside = cluster.path().join("far/aside");
+    fs::create_dir_all(&aside)?;
+    let right = flags(&mut cluster.members[2]);
+    let dir = cluster.members[2].data_dir.clone();
 
     // A directory of another cluster that was founded with this member's name, URL and token.
     stop(&mut cluster.members[2])?;
