@@ -38,6 +38,10 @@ const SMALL_FILE_BYTES_MAX: u64 = 256;
 /// may meet in any order, and neither may clean up the other's directory.
 static IN_USE: Mutex<Option<HashSet<PathBuf>>> = Mutex::new(None);
 
+/// Held while a new state takes its name and CURRENT follows, and while it is decided by CURRENT what is a leftover. Between the two
+/// writes the new state is complete, claimed by nobody and named by nothing: it looks like a leftover.
+static POINTER: Mutex<()> = Mutex::new(());
+
 /// Keeps a state directory from being cleaned up while it lives.
 #[derive(Debug)]
 pub struct InUse(PathBuf);
@@ -87,6 +91,7 @@ impl Partial {
         fsync_dir(&self.path)?;
         let name = generation_name(self.number);
         let complete = self.root.join(&name);
+        let _pointer = POINTER.lock();
         fs::rename(&self.path, &complete).map_err(OpenError::io("name the new state", &complete))?;
         fsync_dir(&self.root)?;
         // From here on the directory is not ours to remove: a failure below leaves it beside the old one, for the next open to judge.
@@ -130,6 +135,7 @@ pub fn begin(root: &Path) -> Result<Partial, OpenError> {
 pub fn current(root: &Path) -> Result<Option<Generation>, OpenError> {
     let root = &create_root(root)?;
     let pointer = root.join(CURRENT);
+    let _pointer = POINTER.lock();
     let name = match read_small(&pointer)? {
         Some(text) => text,
         None => match only_generation(root)? {
@@ -183,6 +189,7 @@ pub fn look(root: &Path) -> Result<Option<PathBuf>, OpenError> {
 /// where CURRENT names none.
 pub fn clean_unused(root: &Path) -> Result<(), OpenError> {
     let root = &create_root(root)?;
+    let _pointer = POINTER.lock();
     match read_small(&root.join(CURRENT))? {
         Some(name) => clean(root, Some(name.trim_end_matches('\n'))),
         None => Ok(()),
@@ -326,4 +333,39 @@ fn read_small(path: &Path) -> Result<Option<String>, OpenError> {
 
 fn fsync_dir(path: &Path) -> Result<(), OpenError> {
     File::open(path).and_then(|dir| dir.sync_all()).map_err(OpenError::io("sync directory", path))
+}
+
+#[cfg(test)]
+mod tests {
+    use std::sync::atomic::{AtomicBool, Ordering};
+
+    use super::*;
+
+    /// A snapshot is installed while a defragmentation ends, which cleans up: the new state is there and is the one that is named.
+    #[test]
+    fn a_cleanup_beside_an_installation_takes_no_state_that_is_being_named() {
+        const INSTALLATIONS: usize = 12;
+        let dir = tempfile::tempdir().expect("a temporary directory");
+        let root = dir.path();
+        begin(root).and_then(Partial::publish).expect("the first state");
+        let over = AtomicBool::new(false);
+        std::thread::scope(|threads| {
+            let cleaner = threads.spawn(|| {
+                while !over.load(Ordering::Acquire) {
+                    // What the other thread removes or renames meanwhile may be missed: that is not what is asked here.
+                    let _ = clean_unused(root);
+                }
+            });
+            for round in 0..INSTALLATIONS {
+                let published = begin(root).and_then(Partial::publish);
+                let found = published.and_then(|_| current(root));
+                let is_whole = matches!(&found, Ok(Some(_)));
+                if !is_whole || round + 1 == INSTALLATIONS {
+                    over.store(true, Ordering::Release);
+                }
+                assert!(is_whole, "installation {round}: {found:?}");
+            }
+            cleaner.join().expect("the cleaner ends");
+        });
+    }
 }
