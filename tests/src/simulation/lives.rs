@@ -180,6 +180,10 @@ impl World {
         disk.papers.origin = Origin::Formed;
         disk.papers.attendees = there.iter().map(|(id, (dir, _))| (*id, *dir)).collect();
         disk.papers.attendees.insert(me, hello.dir);
+        // As in the node: what the log had committed is applied before anybody is met, or nobody would be known.
+        if let Some(machine) = reopened(disk) {
+            disk.state = (**machine.reader().store()).clone();
+        }
         let lineage = disk.lineage;
         self.note(|| format!("{place} forms a cluster with {:?}, life {lineage}", there.keys()));
         self.begins(place, hello);
