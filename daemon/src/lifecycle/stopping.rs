@@ -23,7 +23,7 @@ const REMOVED_WAIT: Duration = Duration::from_secs(10);
 
 /// Ends the member, whatever the reason was. Removed: once the others know, the identity file says so too, so that no later start of this
 /// directory talks to anybody, and this is also the refusal that is answered here. A member that is killed before that starts once more:
-/// its log knows, and its vote may still be needed.
+/// its log knows, and its vote may still be needed. A member that would go on in its own place does not when it is asked to stop meanwhile.
 pub async fn stop(mut member: Member, ended: Ended, signals: &mut Signals) -> Result<(), Refusal> {
     let limit = member.shutdown_timeout;
     let goes_on = member.replaces_itself
@@ -59,8 +59,11 @@ pub async fn stop(mut member: Member, ended: Ended, signals: &mut Signals) -> Re
             Err(refusal)
         }
     };
-    end(member, signals, limit, goes_on).await;
-    outcome
+    match end(member, signals, limit, goes_on).await {
+        // The identity file says what is lost, so the next start takes it up from there.
+        Some(_) if goes_on => Ok(()),
+        _ => outcome,
+    }
 }
 
 /// Asked to stop while it waited for others.
@@ -84,8 +87,15 @@ fn note_removal(keeper: &mut Keeper, removal: &Removal, data_dir: &Path) -> Refu
 /// Hands leadership over, drains clients, makes the state durable, and notes an orderly stop. A second signal or a used-up
 /// `shutdown-timeout` ends the process at once, which the log survives.
 ///
-/// `goes_on`: this is not the end of the process, since the member is about to take its own place.
-async fn end(member: Member, signals: &mut Signals, limit: Duration, goes_on: bool) {
+/// `goes_on`: this is not the end of the process, since the member is about to take its own place; the first signal to stop is then no
+/// second one. Answers the signal that was heard.
+async fn end(
+    member: Member,
+    signals: &mut Signals,
+    limit: Duration,
+    goes_on: bool,
+) -> Option<&'static str> {
+    let mut asked = None;
     match goes_on {
         true => systemd::unwatched("history lost: taking this member apart before it is replaced"),
         false => systemd::stopping("stopping: handing leadership over", limit),
@@ -97,7 +107,7 @@ async fn end(member: Member, signals: &mut Signals, limit: Duration, goes_on: bo
     });
     if let Err(error) = taken_apart {
         error!(%error, "no thread for an orderly stop");
-        return;
+        return asked;
     }
     let deadline = sleep(limit);
     tokio::pin!(deadline);
@@ -105,15 +115,21 @@ async fn end(member: Member, signals: &mut Signals, limit: Duration, goes_on: bo
         tokio::select! {
             _ = &mut finished => {
                 info!("{}", announce::STOPPED);
-                return;
+                return asked;
             }
             () = &mut deadline => {
                 warn!(limit_ms = limit.as_millis() as u64, "the orderly stop took longer than shutdown-timeout: ending now");
-                return;
+                return asked;
             }
             request = signals.next() => if let Request::Stop(signal) = request {
+                if goes_on && asked.is_none() {
+                    asked = Some(signal);
+                    systemd::stopping("stopping: this member is not replaced now", limit);
+                    info!(signal, "{}", announce::STOPPING);
+                    continue;
+                }
                 warn!(signal, "asked to stop again: ending now");
-                return;
+                return Some(signal);
             }
         }
     }

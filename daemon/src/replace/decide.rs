@@ -223,6 +223,13 @@ pub fn decide(
         if home.host == lost.home.host && home.path != lost.home.path && exists(&home.path) {
             return Decline(format!("no: the directory that the cluster knows is here: {}", home.path));
         }
+        // What is here may be the older copy of a directory that was moved, and whose member is only down at this moment.
+        if lost.id.is_some() && home.host != lost.home.host {
+            return Decline(format!(
+                "no: the directory that the cluster knows was last used on another host: {} on {}",
+                home.path, home.host
+            ));
+        }
         // An empty directory does not remember when it was replaced; the cluster remembers when its predecessor began.
         let began = OffsetDateTime::parse(&home.started, &Rfc3339).ok();
         if let Some(began) = began.filter(|began| is_recent(*began, now))

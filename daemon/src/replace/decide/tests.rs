@@ -250,6 +250,14 @@ fn what_is_not_a_loss_is_left_alone() {
         case.old_directory_is_here = true;
         said(case, |answer| answer.known.record.as_mut().unwrap().home.path = "/newer".into());
     });
+    let elsewhere =
+        |answer: &mut Answer| answer.known.record.as_mut().unwrap().home.host = "host4".to_owned();
+    declines("last used on another host: /d on host4", |case| {
+        with_directory(case);
+        said(case, elsewhere);
+    });
+    // A new machine in the place of one that is gone has nothing to be an older copy of.
+    acts(|case| said(case, elsewhere));
 }
 
 #[test]
