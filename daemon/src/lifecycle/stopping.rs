@@ -89,12 +89,7 @@ fn note_removal(keeper: &mut Keeper, removal: &Removal, data_dir: &Path) -> Refu
 ///
 /// `goes_on`: this is not the end of the process, since the member is about to take its own place; the first signal to stop is then no
 /// second one. Answers the signal that was heard.
-async fn end(
-    member: Member,
-    signals: &mut Signals,
-    limit: Duration,
-    goes_on: bool,
-) -> Option<&'static str> {
+async fn end(member: Member, signals: &mut Signals, limit: Duration, goes_on: bool) -> Option<&'static str> {
     let mut asked = None;
     match goes_on {
         true => systemd::unwatched("history lost: taking this member apart before it is replaced"),
