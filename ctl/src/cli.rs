@@ -198,20 +198,20 @@ fn member() -> Command {
         verb(
             "remove",
             "Removes a member",
-            "cairnctl member remove <member id in hexadecimal>",
+            "cairnctl member remove <id or name>",
         )
         .after_help("The member ends by itself and never comes back under this id. member plan remove tells what it would mean.")
         .args(verbs::confirm::flags()),
         verb(
             "update",
             "Tells the cluster that a member moved",
-            "cairnctl member update <member id in hexadecimal> --peer-urls=<urls>",
+            "cairnctl member update <id or name> --peer-urls=<urls>",
         )
         .arg(peer_urls()),
         verb(
             "promote",
             "Gives a learner its vote",
-            "cairnctl member promote <member id in hexadecimal>",
+            "cairnctl member promote <id or name>",
         )
         .after_help("Refused until the learner has caught up."),
         verb(
@@ -343,7 +343,7 @@ pub fn command() -> Command {
         verb(
             "move-leader",
             "Hands leadership to another member",
-            "cairnctl move-leader <member id in hexadecimal>",
+            "cairnctl move-leader <id or name>",
         ),
         verbs::defrag::command(),
         group("snapshot", "Backups of a member's state").subcommands([
@@ -421,6 +421,46 @@ fn completed(words: &[OsString], error: &clap::Error) -> Option<Vec<OsString>> {
     Some(words)
 }
 
+/// The verbs before the one that is unknown, as the usage of what was asked for names them.
+fn group_of(error: &clap::Error) -> Vec<String> {
+    let Some(ContextValue::StyledStr(usage)) = error.get(ContextKind::Usage) else { return Vec::new() };
+    let usage = usage.to_string();
+    let words = usage.split_whitespace().skip_while(|word| *word != "cairnctl").skip(1);
+    words.take_while(|word| !word.starts_with(['[', '<', '-'])).map(str::to_owned).collect()
+}
+
+/// Within a group only its own verbs can be meant, and there are few enough to name them.
+fn unknown_verb(group: &[String], name: &str) -> String {
+    let all = command();
+    let mut at = &all;
+    for verb in group {
+        at = at.find_subcommand(verb).unwrap_or(at);
+    }
+    let path: String = group.iter().map(|verb| format!(" {verb}")).collect();
+    let below =
+        |verb: &'_ Command| verb.get_subcommands().map(|one| one.get_name().to_owned()).collect::<Vec<_>>();
+    let own = below(at);
+    let mut names = own.clone();
+    if group.is_empty() {
+        names.extend(at.get_subcommands().flat_map(below));
+    }
+    let hint = match crate::settings::nearest(name, names.iter().map(String::as_str)) {
+        Some(near) => format!("; did you mean {near}?"),
+        None if group.is_empty() => String::new(),
+        None => format!("; it has {}", own.join(", ")),
+    };
+    format!("unknown command {name:?} for \"cairnctl{path}\"{hint}")
+}
+
+/// `a, b or c`.
+fn one_of<'a>(known: impl Iterator<Item = &'a str>) -> String {
+    let known: Vec<&str> = known.collect();
+    match known.split_last() {
+        Some((last, before)) if !before.is_empty() => format!("{} or {last}", before.join(", ")),
+        _ => known.join(""),
+    }
+}
+
 /// One line in the words of etcdctl, with the nearest known name where there is one.
 pub fn usage_failure(error: &clap::Error) -> Failure {
     let text = |kind| match error.get(kind) {
@@ -442,20 +482,19 @@ pub fn usage_failure(error: &clap::Error) -> Failure {
         }
         ErrorKind::InvalidSubcommand => {
             let name = text(ContextKind::InvalidSubcommand).unwrap_or_default();
-            let known = command();
-            let verbs = known.get_subcommands();
-            let names: Vec<&str> = verbs
-                .flat_map(|verb| std::iter::once(verb).chain(verb.get_subcommands()))
-                .map(Command::get_name)
-                .collect();
-            let near = crate::settings::nearest(name, names.into_iter());
-            format!("unknown command {name:?} for \"cairnctl\"{}", hint(near))
+            unknown_verb(&group_of(error), name)
         }
         ErrorKind::ValueValidation | ErrorKind::InvalidValue => {
             let flag = text(ContextKind::InvalidArg).unwrap_or_default();
             let flag = flag.split([' ', '=', '[']).next().unwrap_or(flag);
             let value = text(ContextKind::InvalidValue).unwrap_or_default();
             let why = std::error::Error::source(error).map(|why| format!(": {why}")).unwrap_or_default();
+            let why = match error.get(ContextKind::ValidValue) {
+                Some(ContextValue::Strings(known)) if why.is_empty() && !known.is_empty() => {
+                    format!(": expecting {}", one_of(known.iter().map(String::as_str)))
+                }
+                _ => why,
+            };
             if value.is_empty() {
                 format!("flag needs an argument: {flag}")
             } else {
@@ -592,6 +631,15 @@ mod tests {
             ),
             ("gte a", "unknown command \"gte\" for \"cairnctl\"; did you mean get?"),
             ("get a --limit", "flag needs an argument: --limit"),
+            (
+                "wait --for foo",
+                "invalid argument \"foo\" for \"--for\" flag: expecting quorum, leader or synced",
+            ),
+            (
+                "context set prod",
+                "unknown command \"set\" for \"cairnctl context\"; it has add, use, list, show, remove",
+            ),
+            ("member lst", "unknown command \"lst\" for \"cairnctl member\"; did you mean list?"),
         ] {
             let failure = parsed(line).unwrap_err();
             assert!(failure.headline.starts_with(start), "{line}: {}", failure.headline);

@@ -21,6 +21,12 @@ use tokio::time::{Instant, timeout_at};
 /// Pause between rounds over endpoints that all refused: long enough to cost nothing, short enough to catch a restart.
 const ROUND_PAUSE: Duration = Duration::from_millis(100);
 
+/// How the TLS library calls an answer in plain text.
+const NOT_TLS: &str = "InvalidContentType";
+
+/// The usual port of members among themselves, as evidence shows it.
+const PEER_PORT: &str = ":2380: ";
+
 /// One RPC. `repeatable` says that executing it twice equals executing it once.
 pub struct Method {
     path: &'static str,
@@ -390,17 +396,7 @@ impl Client {
             if names.len() == 1 { "the endpoint does not answer" } else { "none of the endpoints answers" };
         let waited = format_duration(Duration::from_millis(waited.as_millis() as u64));
         let evidence: Vec<String> = evidence.into_iter().chain(self.missed.clone()).collect();
-        let mut remedy = Vec::new();
-        if evidence.iter().any(|line| line.contains("TLS")) {
-            remedy.push("check what proves who is who: --cacert must have signed the server's certificate, --cert and --key are the client's".into());
-        }
-        if evidence.iter().any(|line| line.contains("HTTP/2")) {
-            remedy.push("if the member serves TLS, write https:// and give --cacert, and --cert and --key when it asks clients for them".into());
-        }
-        if evidence.iter().any(|line| line.contains(": connect")) {
-            remedy.push("if the addresses are right, start the member there: systemctl status cairnd".into());
-        }
-        remedy.push("if the addresses are wrong, name the members: --endpoints=HOST:2379,HOST:2379 (or CAIRNCTL_ENDPOINTS)".into());
+        let remedy = ways_to_reach(&evidence);
         Failure::new(Exit::BadConnection, format!("[UNREACHABLE] {headline}")).with(Details {
             cause: format!("no connection could be made within {waited} (--dial-timeout)"),
             evidence,
@@ -455,6 +451,32 @@ pub fn dialer(settings: &Settings, endpoints: &[Endpoint]) -> Result<Dialer> {
     Ok(Dialer::new(tls, settings.receive_bytes_max))
 }
 
+/// What may help when nobody could be reached, as the evidence of each endpoint tells.
+fn ways_to_reach(evidence: &[String]) -> Vec<String> {
+    let seen = |text: &str| evidence.iter().any(|line| line.contains(text));
+    let (handshake, plain) = (seen("TLS handshake"), seen(NOT_TLS));
+    let mut ways = Vec::new();
+    if plain {
+        ways.push("what answers there speaks no TLS: write http:// instead of https://");
+    }
+    if handshake && !plain {
+        ways.push("check what proves who is who: --cacert must have signed the server's certificate, --cert and --key are the client's");
+    }
+    if seen("HTTP/2") {
+        if seen(PEER_PORT) {
+            ways.push("port 2380 is where members talk to each other; clients are served at another one, usually 2379");
+        }
+        ways.push("if the member serves TLS, write https:// and give --cacert, and --cert and --key when it asks clients for them");
+    }
+    if seen(": connect") {
+        ways.push("if the addresses are right, start the member there: systemctl status cairnd");
+    }
+    ways.push(
+        "if the addresses are wrong, name the members: --endpoints=HOST:2379,HOST:2379 (or CAIRNCTL_ENDPOINTS)",
+    );
+    ways.into_iter().map(str::to_owned).collect()
+}
+
 /// `None` when the time is up first.
 async fn within<T>(deadline: Option<Instant>, future: impl Future<Output = T>) -> Option<T> {
     match deadline {
@@ -479,4 +501,26 @@ pub fn server_failure(status: &Status) -> Failure {
 /// Whether the text is one of the API's own, which clients print without their gRPC code.
 fn is_etcds(status: &Status) -> bool {
     EtcdError::ALL.iter().any(|known| known.text() == status.message)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn who_took_the_wrong_port_or_scheme_is_told_which_is_right() {
+        for (evidence, first) in [
+            ("db1:2380: HTTP/2 handshake: broken pipe", "port 2380 is where members talk to each other"),
+            ("db1:2379: HTTP/2 handshake: broken pipe", "if the member serves TLS, write https://"),
+            (
+                "https://db1:2379: TLS handshake: received corrupt message of type InvalidContentType",
+                "what answers there speaks no TLS: write http://",
+            ),
+            ("https://db1:2379: TLS handshake: invalid peer certificate: UnknownIssuer", "check what proves"),
+            ("db1:2379: connect: Connection refused (os error 111)", "if the addresses are right, start"),
+        ] {
+            let ways = ways_to_reach(&[evidence.to_owned()]);
+            assert!(ways[0].starts_with(first), "{evidence}: {ways:?}");
+        }
+    }
 }

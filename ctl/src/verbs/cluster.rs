@@ -1,11 +1,10 @@
 //! member list, move-leader, alarm list and disarm.
 
-use super::{begin, serializable, show};
+use super::{begin, member, serializable, show};
 use crate::client::{ALARM_CHANGE, ALARM_GET, Client, MEMBER_LIST, MOVE_LEADER, STATUS};
 use crate::failure::{Details, Failure, Result};
 use crate::output::Shape;
 use crate::settings::{Format, Settings};
-use crate::units::parse_u64_hex;
 use crate::{again, cli};
 use api::etcdserverpb::alarm_request::AlarmAction;
 use api::etcdserverpb::{
@@ -30,7 +29,7 @@ pub async fn move_leader(settings: &Settings, matches: &ArgMatches) -> Result<()
     let [target] = arguments.as_slice() else {
         return Err(Failure::arguments("move-leader command needs 1 argument"));
     };
-    let target_id = parse_u64_hex(&String::from_utf8_lossy(target)).map_err(Failure::arguments)?;
+    let target_id = member::meant(settings, &String::from_utf8_lossy(target), |why| why).await?;
     let (_, printer) = begin(settings, false)?;
     for endpoint in &settings.endpoints {
         let mut client = Client::over(settings, vec![endpoint.clone()], false)?;

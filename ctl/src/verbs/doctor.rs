@@ -34,7 +34,15 @@ pub async fn doctor(settings: &Settings, matches: &ArgMatches) -> Result<()> {
 
 fn looked_at(survey: &Survey) -> String {
     let answer = survey.statuses().count();
-    format!("cluster {:x}: {} members, {answer} answer", survey.cluster, survey.members.len())
+    let (members, answer) = (
+        counted(survey.members.len(), "member"),
+        format!("{answer} {}", if answer == 1 { "answers" } else { "answer" }),
+    );
+    format!("cluster {:x}: {members}, {answer}", survey.cluster)
+}
+
+fn counted(count: usize, what: &str) -> String {
+    format!("{count} {what}{}", if count == 1 { "" } else { "s" })
 }
 
 pub fn text(survey: &Survey, findings: &[Finding], paint: Paint) -> String {
@@ -51,7 +59,7 @@ pub fn text(survey: &Survey, findings: &[Finding], paint: Paint) -> String {
     let (errors, warnings) = (number(Severity::Error), number(Severity::Warning));
     let verdict = match (errors, warnings) {
         (0, 0) => paint.good("nothing to mend was found"),
-        _ => format!("{errors} errors, {warnings} warnings"),
+        _ => format!("{}, {}", counted(errors, "error"), counted(warnings, "warning")),
     };
     out.push_str(&format!("\n{verdict}\n"));
     out

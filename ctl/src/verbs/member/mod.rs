@@ -76,13 +76,17 @@ pub async fn promote(settings: &Settings, matches: &ArgMatches) -> Result<()> {
 /// Ids as they are printed, but for the few that begin with a zero.
 const ID_DIGITS: usize = 16;
 
-/// The member that is meant: by its id, as with etcdctl, or by its name where no member has that id. `db3` is both.
 async fn member_id(settings: &Settings, matches: &ArgMatches) -> Result<u64> {
     let arguments = cli::arguments(matches);
     let [given] = arguments.as_slice() else { return Err(Failure::arguments("member ID is not provided")) };
-    let given = String::from_utf8_lossy(given);
-    let id = parse_u64_hex(&given)
-        .map_err(|why| Failure::arguments(format!("bad member ID arg ({why}), expecting ID in Hex")));
+    let bad = |why| format!("bad member ID arg ({why}), expecting ID in Hex");
+    meant(settings, &String::from_utf8_lossy(given), bad).await
+}
+
+/// The member that is meant: by its id, as with etcdctl, or by its name where no member has that id. `db3` is both. What is neither is
+/// refused in the words that `bad` makes of the reason.
+pub async fn meant(settings: &Settings, given: &str, bad: impl FnOnce(String) -> String) -> Result<u64> {
+    let id = parse_u64_hex(given).map_err(|why| Failure::arguments(bad(why)));
     if id.is_ok() && given.trim_start_matches("0x").len() >= ID_DIGITS {
         return id;
     }
