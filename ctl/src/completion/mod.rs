@@ -8,6 +8,7 @@ mod live;
 mod scripts;
 
 use crate::cli;
+use crate::output::text::one_line;
 use crate::settings::{Given, Variables};
 use clap::ArgMatches;
 use grammar::Wanted;
@@ -73,12 +74,14 @@ pub fn offers(words: &[String], variables: &Variables) -> Offers {
         Wanted::Words(offers) => offers.clone(),
         Wanted::Live(kind) => live::ask(*kind, typed, &place.given, variables),
     };
-    offers.retain(|offer| offer.word.starts_with(typed));
+    // Names and keys are the cluster's: one that is more than a line of text would be more than one offer, or move the cursor.
+    offers.retain(|offer| offer.word.starts_with(typed) && one_line(&offer.word) == offer.word);
     offers.sort();
     offers.dedup();
     offers.truncate(OFFERED_MAX);
     for offer in &mut offers {
         offer.word.insert_str(0, before);
+        offer.about = one_line(&offer.about);
     }
     Offers { offers, files: false }
 }

@@ -112,24 +112,43 @@ pub fn for_others(offers: &Offers) -> String {
 pub fn for_bash(offers: &Offers, word: &str, bash_word: &str) -> String {
     let quote = bash_word.chars().next().filter(|c| matches!(c, '"' | '\''));
     let known = match quote {
-        // In quotes bash takes the whole of it, and puts them back itself.
+        // In quotes bash takes the whole of it, and closes them itself.
         Some(_) => 0,
         None => word.len().saturating_sub(unescaped(bash_word).len()),
     };
     let mut out = format!("{}\n", kind(offers));
     for offer in &offers.offers {
         let Some(rest) = offer.word.get(known..) else { continue };
-        out += &if quote.is_some() { rest.to_owned() } else { escaped(rest) };
+        let Some(rest) = quoted(rest, quote) else { continue };
+        out += &rest;
         out.push('\n');
     }
     out
 }
 
-/// What bash is to type for the text.
+/// What bash is to type for the text behind this open quote. Keys are anybody's: none may begin a command where it is put. `None`: there is
+/// no way to say it.
+fn quoted(text: &str, quote: Option<char>) -> Option<String> {
+    match quote {
+        None => Some(escaped(text)),
+        Some('\'') => Some(text.replace('\'', "'\\''")),
+        // A search in the history begins in these quotes too, and its backslash would stay.
+        Some(_) if text.contains('!') => None,
+        Some(_) => Some(text.chars().fold(String::new(), |mut out, c| {
+            if matches!(c, '"' | '$' | '`' | '\\') {
+                out.push('\\');
+            }
+            out.push(c);
+            out
+        })),
+    }
+}
+
+/// What bash is to type for the text outside of quotes.
 fn escaped(text: &str) -> String {
     let mut out = String::with_capacity(text.len());
     for c in text.chars() {
-        if c.is_ascii() && !c.is_ascii_alphanumeric() && !"/_-.,:=@%+~".contains(c) {
+        if c.is_ascii() && !c.is_ascii_alphanumeric() && !"/_-.,:=@%+".contains(c) {
             out.push('\\');
         }
         out.push(c);
@@ -226,6 +245,10 @@ mod tests {
             (&["a b$c"], "a", "a", "words\na\\ b\\$c\n"),
             (&["a bc"], "a b", "a\\ b", "words\na\\ bc\n"),
             (&["a bc"], "a b", "'a b", "words\na bc\n"),
+            (&["/k$(reboot)`x`;\"\\"], "/k", "\"/k", "words\n/k\\$(reboot)\\`x\\`;\\\"\\\\\n"),
+            (&["/k'$(reboot)'"], "/k", "'/k", "words\n/k'\\''$(reboot)'\\''\n"),
+            (&["/k!1"], "/k", "\"/k", "words\n"),
+            (&["/k$(x)`!~"], "/k", "/k", "words\n/k\\$\\(x\\)\\`\\!\\~\n"),
             (&["/dir/"], "/d", "/d", "open\n/dir/\n"),
         ] {
             assert_eq!(for_bash(&offers(words), word, bash_word), expected, "{word:?} {bash_word:?}");
