@@ -5,8 +5,8 @@
 
 use crate::cli;
 use crate::failure::{Exit, Failure, Result};
-use crate::output::Shape;
 use crate::output::paint::can_redraw_stdout;
+use crate::output::{Shape, complain};
 use crate::settings::Settings;
 use crate::units::parse_duration;
 use crate::verbs::show;
@@ -86,7 +86,7 @@ pub async fn looking<L: Into<Told>>(
 ) -> Result<()> {
     let Some(every) = every(matches)? else {
         let Told { look, complaints } = look().await?.into();
-        complaints.iter().for_each(|line| eprintln!("{line}"));
+        complaints.iter().for_each(|line| complain(&format!("{line}\n")));
         show(&look.bytes)?;
         return look.verdict;
     };
@@ -111,9 +111,9 @@ pub async fn looking<L: Into<Told>>(
         match looked.map(Into::into) {
             Ok(Told { look: Look { bytes, verdict }, complaints }) => {
                 show(&[separator.as_bytes(), &bytes].concat())?;
-                complaints.iter().for_each(|line| eprintln!("{line}"));
+                complaints.iter().for_each(|line| complain(&format!("{line}\n")));
                 if let Err(failure) = verdict {
-                    eprint!("{failure}");
+                    complain(&failure.to_string());
                 }
                 seen = true;
             }
@@ -125,7 +125,7 @@ pub async fn looking<L: Into<Told>>(
                 if redraw {
                     show(CLEAR.as_bytes())?;
                 }
-                eprint!("{failure}");
+                complain(&failure.to_string());
             }
         }
     }

@@ -31,7 +31,7 @@ fn main() -> ExitCode {
         Err(failure) => {
             let text = failure.to_string();
             let word = Paint::for_stderr().bad("Error:");
-            eprint!("{}", text.strip_prefix("Error:").map_or(text.clone(), |rest| word + rest));
+            output::complain(&text.strip_prefix("Error:").map_or(text.clone(), |rest| word + rest));
             ExitCode::from(failure.exit as u8)
         }
     }
@@ -49,7 +49,7 @@ fn command() -> Result<()> {
     let paint = Paint::for_stderr();
     for warning in &settings.warnings {
         let tone = if warning.starts_with("warning:") { Tone::Warn } else { Tone::Faint };
-        eprintln!("{}", paint.tone(tone, warning));
+        output::complain(&format!("{}\n", paint.tone(tone, warning)));
     }
     // One thread is enough to wait for a server; the load generator starts more of its own when asked to.
     let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build();

@@ -34,6 +34,11 @@ use simple::Simple;
 pub use simple::{event_type, lease_id, member_settings};
 pub use value::Value;
 
+/// On stderr, line ends included. Where it cannot be written the command goes on, and ends with the status that it would have had.
+pub fn complain(text: &str) {
+    let _ = std::io::Write::write_all(&mut std::io::stderr(), text.as_bytes());
+}
+
 /// What one endpoint said about itself.
 pub struct EndpointStatus {
     pub endpoint: String,

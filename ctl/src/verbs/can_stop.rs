@@ -7,12 +7,18 @@ use super::judge::IN_SYNC_ENTRIES;
 use super::member::plan::names_of;
 use super::member::quorum::Count;
 use super::show;
-use super::survey::Survey;
+use super::survey::{self, Survey, patient};
 use crate::cli;
 use crate::failure::{Details, Exit, Failure, Result};
 use crate::output::{Printer, Value};
 use crate::settings::Settings;
+use crate::verbs::member::view::client_endpoints;
 use clap::{ArgMatches, Command};
+use std::time::Duration;
+use tokio::task::JoinSet;
+
+/// How long a read through one member may take: an election fits.
+const READ_PATIENCE: Duration = Duration::from_secs(3);
 
 pub fn command() -> Command {
     cli::verb(
@@ -97,7 +103,7 @@ fn decide(members: &[Facts], target: u64) -> Answer {
 }
 
 fn facts(survey: &Survey) -> Vec<Facts> {
-    let fact = |seen: &super::survey::Seen| Facts {
+    let fact = |seen: &survey::Seen| Facts {
         id: seen.member.id,
         label: seen.label(),
         is_learner: seen.member.is_learner,
@@ -105,6 +111,24 @@ fn facts(survey: &Survey) -> Vec<Facts> {
         behind: survey.behind(seen).filter(|_| seen.is_up()),
     };
     survey.members.iter().map(fact).collect()
+}
+
+/// The other voters through which nothing can be read. A member that others speak against, or that does not reach the leader any more, may
+/// still say for a moment that all is well; a read that passes it has come from the leader's majority.
+async fn unread(settings: &Settings, survey: &Survey, target: u64) -> Vec<String> {
+    let settings = &patient(settings, READ_PATIENCE);
+    let mut reads = JoinSet::new();
+    for seen in survey.members.iter().filter(|seen| !seen.member.is_learner && seen.member.id != target) {
+        let (settings, label) = (settings.clone(), seen.label());
+        let endpoints = client_endpoints(&seen.member.client_ur_ls);
+        reads.spawn(async move {
+            let why = survey::read(&settings, endpoints).await.err()?;
+            Some(format!("no linearizable read through voter {label}: {why}"))
+        });
+    }
+    let mut silent: Vec<String> = reads.join_all().await.into_iter().flatten().collect();
+    silent.sort();
+    silent
 }
 
 pub async fn can_stop(settings: &Settings, matches: &ArgMatches) -> Result<()> {
@@ -129,7 +153,7 @@ pub async fn can_stop(settings: &Settings, matches: &ArgMatches) -> Result<()> {
     };
     let Some(target) = target else {
         let name = named.unwrap_or_else(|| settings.endpoints[0].name.clone());
-        let labels = survey.members.iter().map(super::survey::Seen::label);
+        let labels = survey.members.iter().map(survey::Seen::label);
         return Err(names_of(&name, labels));
     };
     let facts = facts(&survey);
@@ -137,6 +161,12 @@ pub async fn can_stop(settings: &Settings, matches: &ArgMatches) -> Result<()> {
     // The members say that they are up, and still nothing can be read: the arithmetic misses something, so it is not trusted.
     if let (Answer::Yes, Err(why)) = (&answer, &survey.quorum) {
         answer = Answer::NotNow(vec![format!("no linearizable read: {why}")]);
+    }
+    if answer == Answer::Yes {
+        let silent = unread(settings, &survey, target.member.id).await;
+        if !silent.is_empty() {
+            answer = Answer::NotNow(silent);
+        }
     }
     let left = left(&facts, target.member.id);
     let leads = target.leads();

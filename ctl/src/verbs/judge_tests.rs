@@ -231,3 +231,14 @@ fn metrics_are_read_by_their_whole_name() {
     let page = "# TYPE x gauge\nx_total 3\nx 4\nx{a=\"b\"} 5\n";
     assert_eq!((sample(page, "x"), sample(page, "x_total"), sample(page, "y")), (Some(4.0), Some(3.0), None));
 }
+
+#[test]
+fn a_name_moves_no_cursor_and_two_of_one_name_are_nobody() {
+    let mut survey = healthy();
+    survey.members[0].member.name = "a\u{1b}[2J\nb".into();
+    assert!(survey.members[0].label().ends_with("(a\\x1b[2J\\nb)"), "{}", survey.members[0].label());
+    let name = survey.members[2].member.name.clone();
+    assert_eq!(survey.find(&name).map(|seen| seen.member.id), Some(survey.members[2].member.id));
+    survey.members[1].member.name = name.clone();
+    assert!(survey.find(&name).is_none());
+}

@@ -5,6 +5,7 @@ use super::member::quorum;
 use super::member::view::client_endpoints;
 use crate::client::{self, ALARM_GET, Client, MEMBER_LIST, RANGE, STATUS};
 use crate::failure::{Exit, Failure, Result};
+use crate::output::text::one_line;
 use crate::settings::Settings;
 use crate::wire::endpoint::Endpoint;
 use crate::wire::http1::Page;
@@ -61,7 +62,7 @@ impl Seen {
 
     pub fn label(&self) -> String {
         if self.is_started() {
-            format!("{:x} ({})", self.member.id, self.member.name)
+            format!("{:x} ({})", self.member.id, one_line(&self.member.name))
         } else {
             format!("{:x}", self.member.id)
         }
@@ -159,7 +160,9 @@ impl Survey {
     pub fn find(&self, text: &str) -> Option<&Seen> {
         let id = crate::units::parse_u64_hex(text).ok();
         let by_id = self.members.iter().find(|seen| Some(seen.member.id) == id);
-        by_id.or_else(|| self.members.iter().find(|seen| seen.member.name == text))
+        // Two of one name are none: nobody knows which is meant.
+        let mut named = self.members.iter().filter(|seen| seen.member.name == text);
+        by_id.or_else(|| named.next().filter(|_| named.next().is_none()))
     }
 }
 
@@ -176,7 +179,7 @@ pub fn patient(settings: &Settings, most: Duration) -> Settings {
 pub fn reason(failure: &Failure) -> String {
     let details = failure.details.as_ref().filter(|_| failure.exit == Exit::BadConnection);
     let text = details.and_then(|details| details.evidence.first()).unwrap_or(&failure.headline);
-    text.replace('\n', " ")
+    one_line(&text.replace('\n', " "))
 }
 
 async fn who(settings: &Settings) -> Vec<Asked> {

@@ -9,7 +9,7 @@ use crate::cli;
 use crate::client::{Client, OPERATOR_PREFIXES, OPERATOR_WATCHERS, OPERATOR_WRITES, RANGE};
 use crate::failure::{Failure, Result};
 use crate::output::text::{one_line, readable};
-use crate::output::{Cell, Column, Printer, Sheet};
+use crate::output::{Cell, Column, Printer, Sheet, complain};
 use crate::settings::Settings;
 use crate::units::{format_duration, parse_duration};
 use crate::verbs::kv::prefix_end;
@@ -131,7 +131,7 @@ pub async fn top(settings: &Settings, matches: &ArgMatches) -> Result<()> {
     again::looking(settings, matches, async || {
         let tally = count(settings, &wish).await?;
         for note in &tally.notes {
-            eprintln!("note: {note}");
+            complain(&format!("note: {note}\n"));
         }
         printer.sheet(&sheet(&tally, &wish))
     })
@@ -228,7 +228,7 @@ async fn watchers(
     let mut asked = JoinSet::new();
     for member in survey::list(settings).await?.members {
         let endpoints = client_endpoints(&member.client_ur_ls);
-        let name = if member.name.is_empty() { format!("{:x}", member.id) } else { member.name };
+        let name = if member.name.is_empty() { format!("{:x}", member.id) } else { one_line(&member.name) };
         let settings = survey::patient(settings, settings.command_timeout);
         let request = WatchersRequest {
             prefix: wish.prefix.clone(),

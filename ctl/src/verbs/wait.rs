@@ -5,7 +5,7 @@ use super::survey::{self, patient, reason};
 use crate::cli;
 use crate::client::{Client, MEMBER_LIST};
 use crate::failure::{Details, Exit, Failure, Result};
-use crate::output::{Printer, Value};
+use crate::output::{Printer, Value, complain};
 use crate::settings::Settings;
 use crate::units::{format_duration, parse_duration};
 use crate::wire::endpoint::Endpoint;
@@ -85,7 +85,7 @@ pub async fn wait(settings: &Settings, matches: &ArgMatches) -> Result<()> {
         }
         if Instant::now() >= tell_at {
             tell_at = Instant::now() + TELL_EVERY;
-            eprintln!("waiting for {name}: {}", missing.join("; "));
+            complain(&format!("waiting for {name}: {}\n", missing.join("; ")));
         }
         sleep(PAUSE.min(until - Instant::now())).await;
     }

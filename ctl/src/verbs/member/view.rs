@@ -3,6 +3,7 @@
 use super::quorum;
 use crate::client::{Client, MEMBER_LIST, STATUS};
 use crate::failure::{Exit, Failure, Result};
+use crate::output::text::one_line;
 use crate::settings::Settings;
 use crate::units::parse_u64_hex;
 use crate::wire::endpoint::Endpoint;
@@ -43,7 +44,7 @@ impl Seen {
     /// A member that has not told its name has its id for one.
     pub fn label(&self) -> String {
         if self.is_started() {
-            format!("{:x} ({})", self.member.id, self.member.name)
+            format!("{:x} ({})", self.member.id, one_line(&self.member.name))
         } else {
             format!("{:x}", self.member.id)
         }
