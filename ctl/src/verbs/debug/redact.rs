@@ -59,13 +59,14 @@ fn named(line: &str) -> String {
         }
         out.push_str(gap);
         let value = &rest[separator..];
-        let quoted = gap.ends_with(['"', '\'']);
-        let end = if quoted {
-            value.find(['"', '\'']).unwrap_or(value.trim_end_matches('\n').len())
-        } else {
-            value
+        let whole = value.trim_end_matches(['\n', '\r']).len();
+        let end = match gap.chars().next_back() {
+            Some(quote @ ('"' | '\'')) => closing(value, quote).unwrap_or(whole),
+            // A scheme, and then what it is all about.
+            _ if lower[begin..name_end].contains("authorization") => whole,
+            _ => value
                 .find(|c: char| c.is_whitespace() || matches!(c, ',' | '}' | ']' | ';' | '&'))
-                .unwrap_or(value.len())
+                .unwrap_or(value.len()),
         };
         if end > 0 {
             out.push_str(HIDDEN);
@@ -74,6 +75,16 @@ fn named(line: &str) -> String {
     }
     out.push_str(&line[at..]);
     out
+}
+
+/// Where a value ends that began behind this quote: the same one that no backslash stands before.
+fn closing(value: &str, quote: char) -> Option<usize> {
+    let mut is_meant = false;
+    value.find(|c: char| {
+        let ends = c == quote && !is_meant;
+        is_meant = c == '\\' && !is_meant;
+        ends
+    })
 }
 
 /// `scheme://user:password@host` without what stands before the `@`.
@@ -132,7 +143,9 @@ mod tests {
                 "auth-token: jwt,pub-key=/a,sign-method=RS256",
                 "auth-token: (hidden),pub-key=/a,sign-method=RS256",
             ),
-            ("Authorization: Bearer", "Authorization: (hidden)"),
+            ("Authorization: Bearer eyJh.bGci.x\n", "Authorization: (hidden)\n"),
+            ("{\"authorization\":\"Bearer eyJh\",\"x\":1}", "{\"authorization\":\"(hidden)\",\"x\":1}"),
+            ("password = \"it's \\\"so\" # x\n", "password = \"(hidden)\" # x\n"),
             ("the user has left; a token was made", "the user has left; a token was made"),
             ("password=", "password="),
             ("http://root:pw@db1:2379/health", "http://(hidden)@db1:2379/health"),
