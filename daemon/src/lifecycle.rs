@@ -73,7 +73,7 @@ pub fn install_panic_hook() {
         let text = payload.downcast_ref::<&str>().copied();
         let text = text.or_else(|| payload.downcast_ref::<String>().map(String::as_str)).unwrap_or("no text");
         let thread = std::thread::current().name().unwrap_or("unnamed").to_owned();
-        eprintln!("panic in thread {thread} at {place}: {text}");
+        logging::to_stderr(&format!("panic in thread {thread} at {place}: {text}\n"));
         let mut fields = Map::new();
         for (key, value) in
             [("code", Id::InternalError.name()), ("cause", text), ("at", &place), ("thread", &thread)]

@@ -17,7 +17,10 @@ mod snapshot;
 mod systemd;
 mod verbs;
 
-use std::{io::Write as _, process::ExitCode};
+use std::{
+    io::{self, Write as _},
+    process::ExitCode,
+};
 
 use bootstrap::{
     found::{self, Settled},
@@ -52,28 +55,28 @@ fn life() -> Result<Exit, Refusal> {
     let surroundings = Surroundings::of_process(command.flags);
     match command.verb {
         Verb::Run => member(&surroundings)?,
-        Verb::Help => print(config::generate::help()),
-        Verb::Version => print(verbs::version()),
+        Verb::Help => print(config::generate::help())?,
+        Verb::Version => print(verbs::version())?,
         Verb::ConfigCheck => {
             let (found, verdict) = verbs::config::check(&surroundings, &command.look);
-            print(found);
+            print(found)?;
             verdict?;
         }
         Verb::ConfigExplain(key) => {
             let (values, verdict) = verbs::config::explain(&surroundings, key.as_deref(), &command.look);
-            print(values);
+            print(values)?;
             verdict?;
         }
         Verb::ConfigConvert(file) => {
             let (text, verdict) = verbs::convert::run(&file);
-            print(text);
+            print(text)?;
             verdict?;
         }
-        Verb::Snapshot(order) => print(snapshot::run(&surroundings, &order)?),
-        Verb::IdentityShow => print(verbs::identity::show(&surroundings, &command.look)?),
+        Verb::Snapshot(order) => print(snapshot::run(&surroundings, &order)?)?,
+        Verb::IdentityShow => print(verbs::identity::show(&surroundings, &command.look)?)?,
         Verb::Doctor => {
             let (report, exit) = verbs::doctor::run(&surroundings, &command.look);
-            print(report);
+            print(report)?;
             return Ok(exit);
         }
     }
@@ -161,7 +164,13 @@ async fn run(
     lifecycle::stop(member, ended, signals).await
 }
 
-/// To stdout. A reader that has gone away (`cairnd --help | head`) is no error.
-fn print(text: String) {
-    let _ = std::io::stdout().write_all(text.as_bytes());
+/// To stdout. A reader that has gone away (`cairnd --help | head`) is no error; a file that is cut short is one.
+fn print(text: String) -> Result<(), Refusal> {
+    let mut out = std::io::stdout();
+    match out.write_all(text.as_bytes()).and_then(|()| out.flush()) {
+        Err(error) if error.kind() != io::ErrorKind::BrokenPipe => {
+            Err(Refusal::io("write to", "stdout".as_ref(), &error))
+        }
+        _ => Ok(()),
+    }
 }

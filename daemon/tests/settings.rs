@@ -155,3 +155,22 @@ fn version_and_help_are_answers() {
     let help = run(dir.path(), &["-help"]);
     assert!(help.code == Some(0) && help.stdout.contains("--initial-cluster-token"), "{help:#?}");
 }
+
+/// A full disk behind stderr changes no exit status, and one behind stdout is told: half a configuration is none.
+#[test]
+fn outputs_that_cannot_be_written_are_no_panic() {
+    let dir = tempfile::tempdir().unwrap();
+    let full = || std::fs::OpenOptions::new().write(true).open("/dev/full").unwrap();
+    let code = |args: &[&str], stdout: bool| {
+        let mut command = support::command(dir.path(), args);
+        if stdout {
+            command.stdout(full())
+        } else {
+            command.stderr(full())
+        };
+        command.output().unwrap().status.code()
+    };
+    assert_eq!(code(&["--nmae=x"], false), Some(64));
+    assert_eq!(code(&["config", "convert", "/no/such"], false), Some(64));
+    assert_eq!(code(&["config", "explain"], true), Some(74));
+}

@@ -15,7 +15,7 @@ mod record;
 mod writer;
 
 use std::{
-    io::IsTerminal as _,
+    io::{IsTerminal as _, Write as _},
     sync::{
         Arc, OnceLock,
         atomic::{AtomicU8, Ordering},
@@ -105,10 +105,15 @@ fn last_record(record: &Record<'_>, text: Option<&str>) {
             let sent = Journal::behind_stderr()
                 .is_some_and(|journal| journal.send(record.journal(text).bytes()).is_ok());
             if !sent {
-                eprint!("{}", record.line(usual_format(&[LogOutput::Stderr])));
+                to_stderr(&record.line(usual_format(&[LogOutput::Stderr])));
             }
         }
     }
+}
+
+/// For last words: where nobody can read them the process ends all the same, and with the exit status that it would have had.
+pub fn to_stderr(text: &str) {
+    let _ = std::io::stderr().write_all(text.as_bytes());
 }
 
 /// Waits, a bounded time, until everything logged so far is out.
@@ -132,7 +137,7 @@ pub fn refuse(refusal: &Refusal) {
         last_record(&record, Some(&refusal.text()));
         return;
     }
-    eprint!("{}", refusal.text());
+    to_stderr(&refusal.text());
     let console = match LOG.get() {
         Some(log) => log.forms.line == LogFormat::Console,
         None => std::io::stderr().is_terminal(),

@@ -11,6 +11,15 @@ pub mod sockets;
 mod watchdog;
 
 use std::{
+    ffi::OsStr,
+    io,
+    os::{
+        linux::net::SocketAddrExt as _,
+        unix::{
+            ffi::OsStrExt as _,
+            net::{SocketAddr, UnixDatagram},
+        },
+    },
     sync::{
         OnceLock,
         atomic::{AtomicU64, Ordering},
@@ -41,6 +50,9 @@ const START_PATIENCE: Duration = watchdog::DISK_PATIENCE;
 
 /// How long the result of a reload stays in the status line.
 const RESULT_SHOWN: Duration = Duration::from_secs(60);
+
+/// Longest wait for room in the manager's queue.
+const TELL_WAIT: Duration = Duration::from_secs(1);
 
 const LAST_WORD_WAIT: Duration = Duration::from_secs(1);
 
@@ -175,9 +187,11 @@ pub fn turned() {
 
 /// The settings are being read again. Ends with [`reloaded`].
 pub fn reloading() {
-    at_desk(|_| match NotifyState::monotonic_usec_now() {
-        Ok(now) => tell(&[NotifyState::Reloading, now, NotifyState::Status("reloading the settings")]),
-        Err(_) => tell(&[NotifyState::Status("reloading the settings")]),
+    at_desk(|desk| match NotifyState::monotonic_usec_now() {
+        Ok(now) if desk.phase == Phase::Running => {
+            tell(&[NotifyState::Reloading, now, NotifyState::Status("reloading the settings")]);
+        }
+        _ => tell(&[NotifyState::Status("reloading the settings")]),
     });
 }
 
@@ -186,9 +200,17 @@ pub fn reloaded(result: &str) {
     at_desk(|desk| {
         desk.result = Some((result.to_owned(), Instant::now()));
         let shown = desk.shown();
-        tell(&[NotifyState::Ready, NotifyState::Status(&shown)]);
+        tell(&after_reload(desk.phase, &shown));
         desk.sent = Some((shown, Instant::now()));
     });
+}
+
+/// The word that ends a reload is the one that ends a start too, and a start is ended by nothing but [`ready`].
+fn after_reload(phase: Phase, shown: &str) -> Vec<NotifyState<'_>> {
+    match phase {
+        Phase::Running => vec![NotifyState::Ready, NotifyState::Status(shown)],
+        Phase::Starting | Phase::Stopping => vec![NotifyState::Status(shown)],
+    }
 }
 
 /// The orderly stop begins, which may take this long by itself.
@@ -230,10 +252,45 @@ fn micros(duration: Duration) -> u32 {
     u32::try_from(duration.as_micros()).unwrap_or(u32::MAX)
 }
 
+/// Says what is said once. A manager whose queue is full is given a moment and not more, since loops of the member wait meanwhile: it may
+/// have stopped to read for good.
 fn tell(states: &[NotifyState<'_>]) {
-    if let Err(error) = sd_notify::notify(states) {
+    if let Err(error) = post(states, Some(TELL_WAIT)) {
         tracing::debug!(%error, "the service manager could not be told");
     }
+}
+
+/// Says what is said again and again. False: later.
+fn tell_at_once(states: &[NotifyState<'_>]) -> bool {
+    match post(states, None) {
+        Ok(()) => true,
+        Err(error) => {
+            tracing::debug!(%error, "the service manager could not be told");
+            error.kind() != io::ErrorKind::WouldBlock
+        }
+    }
+}
+
+/// As `sd_notify::notify`, which waits as long as the manager likes.
+fn post(states: &[NotifyState<'_>], wait: Option<Duration>) -> io::Result<()> {
+    match std::env::var_os("NOTIFY_SOCKET") {
+        Some(path) => post_to(&path, states, wait),
+        None => Ok(()),
+    }
+}
+
+fn post_to(path: &OsStr, states: &[NotifyState<'_>], wait: Option<Duration>) -> io::Result<()> {
+    let address = match path.as_bytes() {
+        [b'@', name @ ..] => SocketAddr::from_abstract_name(name)?,
+        path => SocketAddr::from_pathname(OsStr::from_bytes(path))?,
+    };
+    let text: String = states.iter().map(|state| format!("{state}\n")).collect();
+    let socket = UnixDatagram::unbound()?;
+    match wait {
+        Some(wait) => socket.set_write_timeout(Some(wait))?,
+        None => socket.set_nonblocking(true)?,
+    }
+    socket.send_to_addr(text.as_bytes(), &address).map(|_| ())
 }
 
 impl Desk {
@@ -267,14 +324,16 @@ impl Manager {
         let due = |at: Option<Instant>, interval: Duration| at.is_none_or(|at| now - at >= interval);
         let is_new = desk.sent.as_ref().is_none_or(|(sent, _)| *sent != shown);
         if is_new && due(desk.sent.as_ref().map(|(_, at)| *at), STATUS_INTERVAL) {
-            tell(&[NotifyState::Status(&shown)]);
-            desk.sent = Some((shown, now));
+            // What found no room is tried again at the next look.
+            if tell_at_once(&[NotifyState::Status(&shown)]) {
+                desk.sent = Some((shown, now));
+            }
         }
         if desk.phase == Phase::Starting && due(desk.extended, EXTEND_INTERVAL) {
-            if desk.progress.goes_on(now) {
-                tell(&[NotifyState::ExtendTimeoutUsec(micros(EXTEND_BY))]);
+            let goes_on = desk.progress.goes_on(now);
+            if !goes_on || tell_at_once(&[NotifyState::ExtendTimeoutUsec(micros(EXTEND_BY))]) {
+                desk.extended = Some(now);
             }
-            desk.extended = Some(now);
         }
         if let Some(limit) = self.limit
             && due(desk.fed, limit / 4)
@@ -298,8 +357,9 @@ impl Desk {
         match verdict {
             Verdict::Lives => {
                 self.starved = false;
-                self.fed = Some(now);
-                tell(&[NotifyState::Watchdog]);
+                if tell_at_once(&[NotifyState::Watchdog]) {
+                    self.fed = Some(now);
+                }
             }
             Verdict::Silent { who, for_s } if !self.starved => {
                 self.starved = true;
@@ -342,5 +402,51 @@ impl Progress {
             self.since = now;
         }
         now - self.since < START_PATIENCE
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_reload_ends_no_start() {
+        let texts = |phase| -> Vec<String> {
+            after_reload(phase, "how it is").iter().map(ToString::to_string).collect()
+        };
+        assert_eq!(texts(Phase::Running), ["READY=1", "STATUS=how it is"]);
+        assert_eq!(texts(Phase::Starting), ["STATUS=how it is"]);
+        assert_eq!(texts(Phase::Stopping), ["STATUS=how it is"]);
+    }
+
+    /// A manager that has stopped to read holds nobody up for good.
+    #[test]
+    fn a_full_queue_of_the_manager_is_not_waited_for() {
+        let dir = tempfile::tempdir().unwrap();
+        let path = dir.path().join("notify");
+        let manager = UnixDatagram::bind(&path).unwrap();
+        let states = [NotifyState::Ready, NotifyState::Watchdog];
+        let mut said = 0;
+        let error = loop {
+            match post_to(path.as_os_str(), &states, None) {
+                Ok(()) => said += 1,
+                Err(error) => break error,
+            }
+        };
+        assert_eq!(error.kind(), io::ErrorKind::WouldBlock);
+        let error = post_to(path.as_os_str(), &states, Some(Duration::from_millis(1))).unwrap_err();
+        assert_eq!(error.kind(), io::ErrorKind::WouldBlock);
+        let mut bytes = [0; 64];
+        for _ in 0..said {
+            let length = manager.recv(&mut bytes).unwrap();
+            assert_eq!(&bytes[..length], b"READY=1\nWATCHDOG=1\n");
+        }
+        post_to(path.as_os_str(), &states, None).unwrap();
+
+        let name = format!("cairn-test-{}", std::process::id());
+        let address = SocketAddr::from_abstract_name(&name).unwrap();
+        let manager = UnixDatagram::bind_addr(&address).unwrap();
+        post_to(OsStr::new(&format!("@{name}")), &states, None).unwrap();
+        assert_eq!(manager.recv(&mut bytes).unwrap(), 19);
     }
 }
