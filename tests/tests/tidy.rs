@@ -177,6 +177,100 @@ fn the_top_level_is_the_agreed_one() {
     assert!(extra.is_empty(), "not part of the agreed layout: {extra:?}");
 }
 
+/// What docs/compatibility.md says of flags, gates and verbs is what the generated pages say, which are made from the code.
+#[test]
+fn the_page_on_compatibility_says_what_the_code_does() {
+    let read = |page: &str| fs::read_to_string(root().join("docs").join(page)).expect("document");
+    let (page, settings, verbs) = (read("compatibility.md"), read("configuration.md"), read("cairnctl.md"));
+    // Cells of the rows whose first cell is code, from a heading to the next one.
+    let rows = |heading: &str| -> Vec<Vec<String>> {
+        let section = page.split(&format!("### {heading}\n")).nth(1);
+        let found = rows_of(section.unwrap_or_else(|| panic!("no section {heading}")));
+        assert!(!found.is_empty(), "no rows under {heading}: the check looks at nothing");
+        found
+    };
+
+    let honoured = |here: &str| match here {
+        "as described" => "works".to_owned(),
+        _ if here.starts_with("Accepted without effect") => "without effect".into(),
+        _ if here.starts_with("Refused unless default") => "NOT_SUPPORTED".into(),
+        _ => match here.trim_start_matches("Sets ").trim_end_matches('.').split_once("feature gate ") {
+            Some((_, gate)) => format!("as gate `{gate}`"),
+            None => format!("as `{}`", here.trim_start_matches("Sets ").trim_end_matches('.')),
+        },
+    };
+    let (flags, gates) = settings.split_once("## Gates").expect("a section on gates");
+    let done: BTreeMap<String, String> = flags
+        .split("\n## ")
+        .flat_map(|section| rows_of(section.trim_start_matches('#')))
+        .map(|row| (row[0].trim_start_matches("--").to_owned(), honoured(&row[row.len() - 2])))
+        .collect();
+    let mut said = BTreeMap::new();
+    for row in rows("Flags that only some versions have") {
+        assert!(said.insert(row[0].clone(), row[2].clone()).is_none(), "{} stands there twice", row[0]);
+    }
+    let everywhere = page.split("### Flags that all four have\n").nth(1).expect("a section");
+    for line in everywhere.lines().take_while(|line| !line.starts_with('#')).filter(|line| line.contains('`'))
+    {
+        let Some((word, names)) = line.trim_matches(['|', ' ']).split_once(" | ") else { continue };
+        for name in names.split(' ') {
+            let name = name.trim_matches('`').to_owned();
+            assert!(said.insert(name.clone(), word.to_owned()).is_none(), "{name} stands there twice");
+        }
+    }
+    for (name, word) in &said {
+        assert_eq!(
+            Some(word),
+            done.get(name),
+            "--{name}: left: docs/compatibility.md, right: configuration.md"
+        );
+    }
+    let known = fs::read_to_string(root().join("daemon/tests/data/etcd-flags.txt")).expect("etcd's flags");
+    for name in known.lines().filter(|line| !line.is_empty() && !line.starts_with('#')) {
+        assert!(said.contains_key(name), "etcd's flag {name} has no row in docs/compatibility.md");
+    }
+
+    let effect = |here: &str| if here.starts_with("no effect") { "without effect" } else { "works" };
+    let done: BTreeMap<String, &str> =
+        rows_of(gates).into_iter().map(|row| (row[0].clone(), effect(&row[2]))).collect();
+    let told = rows("Feature gates");
+    let said: BTreeMap<String, &str> = told.iter().map(|row| (row[0].clone(), row[2].as_str())).collect();
+    assert_eq!(said, done, "left: gates of docs/compatibility.md, right: configuration.md");
+
+    let verbs = verbs.split("<!-- verbs").nth(1).expect("the generated table").split("<!-- end").next();
+    let known: BTreeSet<String> =
+        rows_of(verbs.expect("its end")).into_iter().map(|row| row[0].clone()).collect();
+    let mut told = BTreeSet::new();
+    for row in rows("Verbs of etcdctl and etcdutl") {
+        let works = row[2] == "works";
+        let as_it_is = match row[0].split_once(' ') {
+            Some(("etcdctl", verb)) => works == known.contains(verb),
+            // What etcdutl does with files is not what a verb of the same name asks of a member.
+            Some(("etcdutl", verb)) => !works || known.contains(verb),
+            _ => true,
+        };
+        assert!(as_it_is, "{}: {} in docs/compatibility.md", row[0], row[2]);
+        told.insert(row[0].clone());
+    }
+    assert!(told.len() > 50, "the table of verbs is whole");
+}
+
+/// The cells of table rows that begin with code, up to the next heading. The first cell is the first code in it, without its marks.
+fn rows_of(section: &str) -> Vec<Vec<String>> {
+    let lines = section.lines().take_while(|line| !line.starts_with('#'));
+    lines
+        .filter_map(|line| line.strip_prefix("| `"))
+        .map(|row| {
+            let mut cells: Vec<String> =
+                row.replace("\\|", "/").split('|').map(|cell| cell.trim().to_owned()).collect();
+            cells[0] = cells[0].split('`').next().unwrap_or_default().to_owned();
+            // What stands behind the last bar is no cell.
+            cells.pop();
+            cells
+        })
+        .collect()
+}
+
 #[test]
 fn links_between_documents_lead_somewhere() {
     let mut documents: Vec<PathBuf> = vec![root().join("README.md")];
