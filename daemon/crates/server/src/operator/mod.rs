@@ -28,7 +28,7 @@ pub(crate) use writes::writes;
 /// Prefixes in one answer: a screen shows fifty, and a report of ten thousand is a file.
 const ROWS_MAX: usize = 10_000;
 
-/// Bytes of all prefixes of one answer: with `ROWS_MAX` prefixes of a hundred bytes each. Keys may be as long as a request.
+/// Bytes of all prefixes of one answer, of which one alone may be longer: with `ROWS_MAX` prefixes of a hundred bytes each. Keys may be as long as a request.
 const ROWS_BYTES_MAX: usize = 1024 * 1024;
 
 /// The pause behind a slice is as long as the slice, and at most this: a scan takes at most half of a core and of the disk.
@@ -58,7 +58,9 @@ impl<T: Default> Rows<T> {
     /// The row of a prefix; None when it would be one too many.
     fn at(&mut self, prefix: &[u8]) -> Option<&mut T> {
         if !self.rows.contains_key(prefix) {
-            let fits = self.rows.len() < self.rows_max && self.bytes + prefix.len() <= ROWS_BYTES_MAX;
+            // The first one always: a call that counts nothing would be followed by the same again, for ever.
+            let fits = self.rows.is_empty()
+                || (self.rows.len() < self.rows_max && self.bytes + prefix.len() <= ROWS_BYTES_MAX);
             if !fits {
                 return None;
             }
@@ -85,5 +87,11 @@ mod tests {
         let mut rows: Rows<u32> = Rows::new(10);
         assert!(rows.at(&vec![b'a'; ROWS_BYTES_MAX]).is_some());
         assert!(rows.at(b"b").is_none() && rows.at(b"").is_some());
+        let mut rows: Rows<u32> = Rows::new(10);
+        assert!(
+            rows.at(&vec![b'a'; ROWS_BYTES_MAX + 1]).is_some(),
+            "a key may be longer than an answer, and is counted all the same"
+        );
+        assert!(rows.at(b"b").is_none());
     }
 }
