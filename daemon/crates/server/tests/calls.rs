@@ -4,7 +4,7 @@
 mod operator;
 mod support;
 
-use std::sync::atomic::Ordering::SeqCst;
+use std::{collections::BTreeMap, sync::atomic::Ordering::SeqCst};
 
 use api::{
     error::EtcdError,
@@ -96,6 +96,32 @@ async fn every_method_is_answered() {
             assert_eq!(answer.unwrap_err().message(), format!("cairn does not implement {name} yet"));
         }
     }
+}
+
+/// docs/compatibility.md says of every method whether it works; what it says is what the calls above came to.
+#[test]
+fn the_page_on_compatibility_says_what_works() {
+    const STREAMS: [&str; 3] =
+        ["/etcdserverpb.Watch/Watch", "/etcdserverpb.Lease/LeaseKeepAlive", "/grpc.health.v1.Health/Watch"];
+    let page = include_str!("../../../../docs/compatibility.md");
+    let table = page.split("### Methods of the client API").nth(1).expect("the page has the table");
+    let said: BTreeMap<String, &str> = table
+        .lines()
+        .take_while(|line| !line.starts_with('#'))
+        .filter_map(|line| line.strip_prefix("| `"))
+        .map(|row| {
+            let cells: Vec<&str> = row.split('|').map(str::trim).collect();
+            (format!("/{}", cells[0].trim_end_matches('`')), cells[2])
+        })
+        .collect();
+    let done: BTreeMap<String, &str> = SURFACE
+        .iter()
+        .filter(|(path, _)| !path.starts_with("/cairn."))
+        .map(|&(path, code)| (path, if code == Code::Unimplemented { "UNIMPLEMENTED" } else { "works" }))
+        .chain(STREAMS.map(|path| (path, "works")))
+        .map(|(path, word)| (path.to_owned(), word))
+        .collect();
+    assert_eq!(said, done, "left: docs/compatibility.md, right: what the server does");
 }
 
 #[tokio::test]
