@@ -3,7 +3,11 @@
 //! Five parts on stderr, one per line, and one log record with the same facts. Each name has a section in docs/operations.md; a test
 //! compares the two. Nothing here decides anything: the rules stand where the facts are.
 
-use std::{fmt::Write as _, io, path::Path};
+use std::{
+    fmt::{self, Write as _},
+    io,
+    path::Path,
+};
 
 use serde_json::{Map, Value, json};
 
@@ -22,6 +26,34 @@ pub enum Exit {
     Permission = 77,
     Identity = 78,
     Replace = 79,
+}
+
+/// Ids below it are of services and of root, as on every distribution with systemd.
+const PEOPLE_FROM: u32 = 1000;
+
+/// The user whose rights count, as messages name them.
+pub struct User {
+    pub id: u32,
+    /// The id where there is no name for it.
+    pub name: String,
+}
+
+impl User {
+    pub fn of_this_process() -> User {
+        let id = nix::unistd::geteuid();
+        let known = nix::unistd::User::from_uid(id).ok().flatten();
+        User { id: id.as_raw(), name: known.map_or_else(|| id.to_string(), |user| user.name) }
+    }
+
+    pub fn is_of_a_service(&self) -> bool {
+        (1..PEOPLE_FROM).contains(&self.id)
+    }
+}
+
+impl fmt::Display for User {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "user {} (id {})", self.name, self.id)
+    }
 }
 
 macro_rules! ids {
@@ -151,11 +183,28 @@ impl Refusal {
     pub fn io(doing: &str, path: &Path, error: &io::Error) -> Refusal {
         let shown = path.display();
         match error.kind() {
-            io::ErrorKind::PermissionDenied | io::ErrorKind::ReadOnlyFilesystem => {
-                let user = nix::unistd::geteuid();
+            io::ErrorKind::PermissionDenied => {
+                let user = User::of_this_process();
+                let dir = path.parent().unwrap_or(path).display();
+                let refusal = Refusal::new(Id::PermissionDenied, format!("may not {doing} {shown}"))
+                    .evidence("here", format!("{error}, as {user}"));
+                match user.is_of_a_service() {
+                    true => refusal.remedy(format!(
+                        "if it belongs to this member (a start as another user leaves such files): chown -R {}: {dir}",
+                        user.name
+                    )),
+                    false => refusal.remedy(format!("do it as root, or as the user that owns it: ls -l {shown}")),
+                }
+            }
+            io::ErrorKind::ReadOnlyFilesystem => {
+                let dir = path.parent().unwrap_or(path).display();
                 Refusal::new(Id::PermissionDenied, format!("may not {doing} {shown}"))
-                    .evidence("here", format!("{error}, as user id {user}"))
-                    .remedy(format!("give user id {user} the right to read and write {shown}"))
+                    .evidence("here", format!("{error}, as {}", User::of_this_process()))
+                    .remedy(format!(
+                        "if it is the service that may not: name a directory of its own below /var/lib/cairn, or permit this one: \
+                         systemctl edit the unit, [Service] ReadWritePaths={dir}"
+                    ))
+                    .remedy(format!("else make the file system of {shown} writable again: findmnt -T {dir}"))
             }
             io::ErrorKind::StorageFull | io::ErrorKind::QuotaExceeded => {
                 Refusal::new(Id::IoError, format!("could not {doing} {shown}: no space"))

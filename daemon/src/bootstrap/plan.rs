@@ -300,6 +300,15 @@ fn first_start(
     };
     let new = NewMember::founding(own.name.as_str(), initial, origin, dir_uuid)?;
     expected_data(facts, new.member, &new.name, &new.peer_urls)?;
+    let others_reach_it = asked.advertise_peer_urls.given
+        && asked.advertise_peer_urls.value.iter().any(|url| !url.is_of_this_host_alone());
+    if !asked.initial_cluster.given && others_reach_it {
+        notes.push(Note {
+            message: "initial-cluster is not set: this start founds a cluster of this member alone; \
+                      one of several members needs it before its first start, equal on all of them",
+            fields: vec![("initial-cluster", initial.canonical())],
+        });
+    }
     Ok(BootPlan::NewStatic(new))
 }
 

@@ -319,6 +319,20 @@ fn every_row_of_a_first_start() {
             &["to join it: cairnctl", "member add n3 --peer-urls=http://h3:1"],
         ),
         first(
+            "A9 another first member founded a cluster of itself alone",
+            vec![other_cluster(&|answer| {
+                let own = answer.hello.member;
+                answer.members.retain(|named| named.name == "n1");
+                answer.members[0].id = own;
+            })],
+            "CLUSTER_RUNS",
+            &[
+                "to join it: cairnctl",
+                "if n1 was to be one of these first members and founded that cluster alone",
+                ".alone",
+            ],
+        ),
+        first(
             "A16 added to the running cluster, started with new",
             vec![other_cluster(&|answer| {
                 let own = answer.members.iter_mut().find(|named| named.name == "n3").unwrap();

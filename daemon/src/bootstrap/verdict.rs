@@ -196,7 +196,7 @@ pub fn cluster_runs(me: &Me, said: &Said) -> Refusal {
         }
         None => {}
     }
-    Refusal::new(
+    let refusal = Refusal::new(
         Id::ClusterRuns,
         "at the address of a first member runs a cluster that these settings did not found",
     )
@@ -205,9 +205,31 @@ pub fn cluster_runs(me: &Me, said: &Said) -> Refusal {
         said.at(),
         format!("{} as member {}: {}", lives(said), theirs.member, shown(&said.answer.members)),
     )
-    .remedy(format!("to join it: {}", add(me, said)))
-    .remedy("to found another: correct --initial-cluster and --initial-cluster-token, on every member alike")
-    .never("do not found a second cluster at the addresses of a running one")
+    .remedy(format!("to join it: {}", add(me, said)));
+    let refusal = match alone(said) {
+        Some(way) => refusal.remedy(way),
+        None => refusal,
+    };
+    refusal
+        .remedy(
+            "to found another: correct --initial-cluster and --initial-cluster-token, on every member alike",
+        )
+        .never("do not found a second cluster at the addresses of a running one")
+}
+
+/// A first member that was started without the others in its settings has founded a cluster of itself.
+fn alone(said: &Said) -> Option<String> {
+    let theirs = &said.answer.hello;
+    let [only] = said.answer.members.as_slice() else { return None };
+    let dir = &theirs.home.path;
+    (only.id == theirs.member).then(|| {
+        format!(
+            "if {name} was to be one of these first members and founded that cluster alone (its --initial-cluster was forgotten), and \
+             nothing is kept in it yet: on {host} stop it, mv {dir} {dir}.alone, correct its settings, then start all of them",
+            name = theirs.name,
+            host = theirs.home.host,
+        )
+    })
 }
 
 fn other_life(me: &Me, said: &Said, yours: Unique, ours: Option<Unique>, came_from_yours: bool) -> Refusal {

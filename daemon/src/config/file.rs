@@ -15,7 +15,7 @@ use toml::{
 };
 
 use super::{Given, Note, Problem, source::Source, suggest, table};
-use crate::refusal::Id;
+use crate::refusal::{Id, User};
 
 /// The file that is read when none is named.
 pub const DEFAULT_FILE: &str = "/etc/cairn/cairnd.toml";
@@ -79,7 +79,10 @@ pub fn read_all(main: &Main) -> Found {
             id: Id::ConfigFile,
             place: dir.display().to_string(),
             what: format!("the directory of more configuration cannot be read: {error}"),
-            remedy: "let this user read it, or take it away".into(),
+            remedy: match error.kind() {
+                io::ErrorKind::PermissionDenied => let_read(&dir, "0750", &User::of_this_process()),
+                _ => "let this user read it, or take it away".into(),
+            },
         }),
     }
     for file in &found.files {
@@ -138,14 +141,32 @@ pub fn load_text(path: &Path) -> Result<String, Problem> {
         what,
         remedy: "name a readable configuration file: --config-file, or ETCD_CONFIG_FILE".into(),
     };
-    let meta = std::fs::metadata(path)
-        .map_err(|error| problem(format!("the configuration file cannot be read: {error}")))?;
+    let unreadable = |error: io::Error| {
+        let found = problem(format!("the configuration file cannot be read: {error}"));
+        match error.kind() {
+            io::ErrorKind::PermissionDenied => {
+                Problem { remedy: let_read(path, "0640", &User::of_this_process()), ..found }
+            }
+            _ => found,
+        }
+    };
+    let meta = std::fs::metadata(path).map_err(unreadable)?;
     if meta.len() > FILE_BYTES_MAX || !meta.is_file() {
         return Err(problem(format!("not a file of at most {FILE_BYTES_MAX} bytes")));
     }
-    let bytes = std::fs::read(path)
-        .map_err(|error| problem(format!("the configuration file cannot be read: {error}")))?;
+    let bytes = std::fs::read(path).map_err(unreadable)?;
     String::from_utf8(bytes).map_err(|_| problem("not UTF-8 text".into()))
+}
+
+/// How `path` becomes readable: for the user of a service by its group, for anybody else by asking as root.
+fn let_read(path: &Path, mode: &str, user: &User) -> String {
+    let (path, name) = (path.display(), &user.name);
+    match user.is_of_a_service() {
+        true => format!("let {name} read it: chown root:{name} {path} && chmod {mode} {path}"),
+        false => {
+            format!("{name} may not read {path}; ask as root, or as the user of the service: sudo cairnd ...")
+        }
+    }
 }
 
 pub fn parse(path: &Path, text: &str) -> (Vec<Given>, Vec<Problem>) {
@@ -368,6 +389,21 @@ mod tests {
         assert_eq!(missing.problems[0].id, Id::ConfigFile);
         let usual = read_all(&Main::Usual(dir.path().join("none.toml")));
         assert!(usual.problems.is_empty() && usual.files.is_empty());
+    }
+
+    #[test]
+    fn who_may_not_read_the_file_is_told_what_lets_them() {
+        let path = Path::new("/etc/cairn/cairnd.toml");
+        let service = User { id: 995, name: "cairn".into() };
+        assert_eq!(
+            let_read(path, "0640", &service),
+            "let cairn read it: chown root:cairn /etc/cairn/cairnd.toml && chmod 0640 /etc/cairn/cairnd.toml"
+        );
+        let person = User { id: 1001, name: "ann".into() };
+        assert!(
+            let_read(path, "0640", &person)
+                .starts_with("ann may not read /etc/cairn/cairnd.toml; ask as root")
+        );
     }
 
     #[test]

@@ -64,7 +64,9 @@ impl Url {
             return bad(format!("white space or a control character in URL {text:?}"));
         }
         let Some((scheme_text, rest)) = text.split_once("://") else {
-            return bad(format!("{text:?} is not a URL: expected scheme://host:port"));
+            let meant = format!("http://{text}");
+            let hint = Url::parse(&meant).map(|_| format!("; did you mean {meant}?")).unwrap_or_default();
+            return bad(format!("{text:?} is not a URL: expected scheme://host:port{hint}"));
         };
         let Some(scheme) = Scheme::parse(scheme_text) else {
             return bad(format!("scheme {scheme_text:?} in {text:?} must be http, https, unix or unixs"));
@@ -126,6 +128,11 @@ impl Url {
             return Err(BadValue(format!("{self} has no host: other members and clients could not dial it")));
         }
         Ok(())
+    }
+
+    /// Whether nobody on another host can reach it.
+    pub fn is_of_this_host_alone(&self) -> bool {
+        self.scheme.is_unix() || self.host == "localhost" || self.ip().is_some_and(|ip| ip.is_loopback())
     }
 
     /// Nobody can dial 0.0.0.0 or [::].

@@ -210,3 +210,22 @@ fn an_unborn_directory_keeps_its_mark_and_follows_the_flags() {
     };
     assert_eq!((new.name.as_str(), new.dir_uuid), ("other", Some(Unique::for_test(1))));
 }
+
+/// The operator of three hosts who forgot initial-cluster on one of them sees it before the first start, and in its log.
+#[test]
+fn a_member_that_others_reach_is_not_founded_alone_in_silence() {
+    const ELSEWHERE: &str = "--initial-advertise-peer-urls=http://10.0.0.3:2380";
+    for (flags, told) in [
+        (vec!["--name=n3", ELSEWHERE], true),
+        (vec!["--name=n3", ELSEWHERE, "--initial-cluster=n3=http://10.0.0.3:2380"], false),
+        (vec!["--name=n3", "--initial-advertise-peer-urls=http://127.0.0.1:2380"], false),
+        (vec!["--name=n3"], false),
+    ] {
+        let mut notes = vec![];
+        plan(&nothing(), &asked(&flags), &Addresses::new(), "0.1.0", &mut notes).unwrap();
+        let found = notes
+            .iter()
+            .any(|note| note.message.starts_with("initial-cluster is not set: this start founds"));
+        assert_eq!(found, told, "{flags:?}: {notes:?}");
+    }
+}
