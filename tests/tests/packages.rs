@@ -128,9 +128,14 @@ fn debs_hold_what_belongs_into_them() -> Result<()> {
         "/usr/share/cairn/prometheus/cairn.rules.yml",
         "/usr/share/doc/cairnd/cairnd.toml.example",
         "/usr/share/doc/cairnd/changelog.gz",
+        "/usr/share/doc/cairnd/compatibility.md",
         "/usr/share/doc/cairnd/configuration.md",
         "/usr/share/doc/cairnd/copyright",
+        "/usr/share/doc/cairnd/migrating.md",
         "/usr/share/doc/cairnd/operations.md",
+        "/usr/share/doc/cairnd/performance.md",
+        "/usr/share/doc/cairnd/production.md",
+        "/usr/share/doc/cairnd/quickstart.md",
         "/usr/share/doc/cairnd/third-party.txt",
     ]
     .map(|path| (path, plain))
