@@ -195,7 +195,7 @@ impl Founding {
 /// Who was counted by somebody must be known again by its directory; who was not leaves nothing.
 fn leave(dir: DataDir, opened: Opened, seen: bool, is_new: bool) {
     if seen {
-        info!(data_dir = %dir.path().display(), "another member has seen this directory: it stays, and binds no setting");
+        info!(data_dir = %dir.path().display(), "nothing was founded; the directory is kept, for another member has seen it, and the next start may change every setting");
     } else {
         opened.abandon(&dir);
         if is_new {
