@@ -1,7 +1,7 @@
 //! The guides, carried out to the letter on machines with systemd.
 //!
 //! A block of a guide whose first line names hosts is done on them, in the order of the page: ```` ```sh db1 db2 ```` is run as root,
-//! ```` ```toml db1 /path ```` (and `ini`, `yaml`) becomes that file, ```` ```copy db1:/from db2:/to … ```` copies. Other blocks are for reading.
+//! ```` ```toml db1 /path ```` (and `ini`, `yaml`, `perl`) becomes that file, ```` ```copy db1:/from db2:/to … ```` copies. Other blocks are for reading.
 //! The debs lie in `/root`, where the shells begin.
 
 use std::{
@@ -81,7 +81,7 @@ impl Site {
                     println!("--- {host}, line {}\n{said}", block.line);
                 }
             }
-            "toml" | "ini" | "yaml" => {
+            "toml" | "ini" | "yaml" | "perl" => {
                 let (path, hosts) = block.words.split_last().context("a file needs a path")?;
                 for host in hosts {
                     self.machine(host)?.write(path, &block.text, 0o644)?;
@@ -123,6 +123,9 @@ fn every_command_for_three_hosts_works() -> Result<()> {
     debs(scratch.path())?;
     let site = Site::new(scratch.path(), &["db1", "db2", "db3"])?;
     site.carry_out("docs/quickstart.md")?;
+    site.carry_out("docs/cairnctl.md")?;
+    site.carry_out("docs/operations.md")?;
+    // Last: it burns the cluster down and founds it anew.
     site.carry_out("docs/production.md")
 }
 
