@@ -52,7 +52,8 @@ const HASHING_INTERVAL: Duration = Duration::from_millis(10);
 /// The thread that computes it pauses for as long as a piece took it, and at most this long.
 const HASHING_PAUSE_MAX: Duration = Duration::from_millis(20);
 
-/// Without work the worker looks at the compaction this often.
+/// Without work the worker looks at the compaction this often. However long the pauses of a compaction are: whoever watches over this
+/// member takes a worker that shows no sign of life for one that hangs.
 const IDLE_INTERVAL: Duration = Duration::from_secs(1);
 
 pub(crate) struct ApplyWorker {
@@ -102,8 +103,7 @@ impl ApplyWorker {
 
     /// When there is work even without entries.
     fn deadline(&self, now: Instant) -> Instant {
-        let deadline = if self.compacting { self.compaction_next } else { now + IDLE_INTERVAL };
-        if self.warming { deadline.min(now + WARM_INTERVAL) } else { deadline }
+        next_look(now, self.compacting.then_some(self.compaction_next), self.warming)
     }
 
     fn work(&mut self, batch: &mut VecDeque<ToApply>, entries: &mut Vec<Entry>) {
@@ -362,5 +362,26 @@ impl Sink for Told<'_> {
 
     fn conf_change(&mut self, index: LogIndex, change: Option<raftpb::ConfChangeV2>) {
         self.conf_changes.push((index, change));
+    }
+}
+
+fn next_look(now: Instant, compaction: Option<Instant>, warming: bool) -> Instant {
+    let idle = now + IDLE_INTERVAL;
+    let deadline = compaction.map_or(idle, |next| next.min(idle));
+    if warming { deadline.min(now + WARM_INTERVAL) } else { deadline }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_worker_that_pauses_amid_a_compaction_shows_that_it_lives() {
+        let now = Instant::now();
+        let hour = Duration::from_secs(3600);
+        assert_eq!(next_look(now, Some(now + hour), false), now + IDLE_INTERVAL);
+        assert_eq!(next_look(now, Some(now + HASHING_INTERVAL), false), now + HASHING_INTERVAL);
+        assert_eq!(next_look(now, None, false), now + IDLE_INTERVAL);
+        assert_eq!(next_look(now, Some(now + hour), true), now + WARM_INTERVAL);
     }
 }
