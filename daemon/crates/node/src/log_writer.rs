@@ -15,6 +15,7 @@ use types::{ConfState, LogPosition};
 
 use crate::{
     config::Fatal,
+    pulse::Work,
     shared::{Shared, ToRaft},
 };
 
@@ -30,7 +31,9 @@ pub(crate) type SharedWal = Arc<Mutex<Wal>>;
 pub(crate) fn run(shared: Arc<Shared>, wal: SharedWal) {
     let mut batch = VecDeque::new();
     while shared.log.take(&mut batch, None, true) {
-        match write(&shared, &mut wal.lock(), batch.drain(..)) {
+        let written =
+            shared.pulse.log.within(Work::Disk, || write(&shared, &mut wal.lock(), batch.drain(..)));
+        match written {
             Ok(Some(seq)) => shared.raft.push(ToRaft::Persisted(seq)),
             Ok(None) => {}
             Err(error) => (shared.config.fatal)(Fatal::Log(error.to_string())),

@@ -1,5 +1,6 @@
-//! Signs of life of the two loops without which a member is none: raft, and apply. Each counts its turns, also when it has nothing to do,
-//! and says when it begins something that may lawfully take long, so that whoever watches can tell a disk that hangs from a loop that does.
+//! Signs of life of the loops without which a member is none: raft, apply, and the writer of the log. The first two count their turns, also
+//! when they have nothing to do; each says when it begins something that may lawfully take long, so that whoever watches can tell a disk
+//! that hangs from a loop that does.
 //!
 //! Not here: what follows from silence (the daemon, which feeds the service manager's watchdog).
 
@@ -17,6 +18,8 @@ pub enum Work {
     Disk = 1,
     /// Putting a received state in place of its own: as long as the state is large.
     Install = 2,
+    /// Waiting for something to do, for ever if nothing comes.
+    Idle = 3,
 }
 
 /// One loop at one moment.
@@ -27,11 +30,13 @@ pub struct Beat {
     pub work: Work,
 }
 
-/// Both loops at one moment.
+/// All loops at one moment.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Beats {
     pub raft: Beat,
     pub apply: Beat,
+    /// In the disk, or idle: it turns only when there is something to write.
+    pub log: Beat,
 }
 
 #[derive(Default)]
@@ -58,6 +63,7 @@ impl Loop {
         let work = match self.work.load(Ordering::Relaxed) {
             1 => Work::Disk,
             2 => Work::Install,
+            3 => Work::Idle,
             _ => Work::Turning,
         };
         Beat { count: self.count.load(Ordering::Relaxed), work }
@@ -68,13 +74,18 @@ impl Loop {
 pub(crate) struct Pulse {
     pub(crate) raft: Loop,
     pub(crate) apply: Loop,
+    pub(crate) log: Loop,
 }
 
 impl Handle {
     /// Never waits: asked by whoever must notice that others do.
     pub fn beats(&self) -> Beats {
         let pulse = &self.shared.pulse;
-        Beats { raft: pulse.raft.look(), apply: pulse.apply.look() }
+        let log = match pulse.log.look() {
+            Beat { count, work: Work::Turning } => Beat { count, work: Work::Idle },
+            beat => beat,
+        };
+        Beats { raft: pulse.raft.look(), apply: pulse.apply.look(), log }
     }
 }
 
