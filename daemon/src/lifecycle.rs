@@ -34,7 +34,7 @@ use crate::{
         prepare::{Opened, VERSION, genesis_config},
     },
     config::{AutoReplace, LogLevel, Settings, urls, urls::Url},
-    identity::{Identity, Keeper, KnownMember, State, Unique},
+    identity::{Identity, Keeper, KnownMember, State, Unique, remedy},
     logging, port_holder,
     refusal::{Exit, Id, Refusal},
     replace,
@@ -276,7 +276,8 @@ pub fn start(settings: &Settings, ready: Ready, sockets: Sockets) -> Result<Memb
     let boot = keeper.identity().boot_nonce.low_u64();
     let (remotes, identity) = (remotes(keeper.identity()), own_identity(keeper.identity(), dir.path())?);
     let parts = Parts { wal, contents, peer_listeners: peer, boot, identity, remotes };
-    let node = Node::start(config, parts).map_err(|error| node_refusal(error, &state_dir))?;
+    let node = Node::start(config, parts)
+        .map_err(|error| node_refusal(error, &state_dir, keeper.identity(), dir.path()))?;
     announce::listening(announce::LISTENING_FOR_PEERS, &peer_addresses);
     let server = Server::start_bound(server, node.handle()).map_err(server_refusal)?;
     announce::listening(announce::LISTENING_FOR_CLIENTS, server.client_addresses());
@@ -329,14 +330,21 @@ fn remotes_of(identity: &Identity) -> impl Iterator<Item = &KnownMember> {
     identity.members.iter().filter(|member| member.id != identity.member_id)
 }
 
-pub fn node_refusal(error: node::StartError, state_dir: &Path) -> Refusal {
+/// Of the state of this member, and of its log beside it: with the commands that replace it.
+pub fn node_refusal(
+    error: node::StartError,
+    state_dir: &Path,
+    identity: &Identity,
+    data_dir: &Path,
+) -> Refusal {
     use storage::state_store::OpenError;
     let dir = state_dir.display();
+    let replace = || remedy::replace(identity, &data_dir.display().to_string());
     let damaged = |why: String| {
         Refusal::new(Id::StateDamaged, "the state of this member cannot be used")
             .evidence(dir.to_string(), why)
             .remedy(format!("mv {dir} {dir}.damaged, and start again: a log that still holds everything rebuilds it, any other start is refused"))
-            .remedy("else replace this member: cairnctl member remove, then member add, with an empty data directory")
+            .remedy(replace())
     };
     match error {
         error @ node::StartError::OtherLife { .. } => Refusal::new(
@@ -366,20 +374,15 @@ pub fn node_refusal(error: node::StartError, state_dir: &Path) -> Refusal {
         .evidence("state", format!("applied through index {applied} ({dir})"))
         .evidence("log", format!("ends at index {last}"))
         .remedy("if a newer copy of the log exists, put it back and start again")
-        .remedy(
-            "else replace this member: cairnctl member remove, then member add, with an empty data directory",
-        )
+        .remedy(replace())
         .never("do not move the state aside: the member would come back with less than it promised"),
-        node::StartError::Load(error) => Refusal::new(
-            Id::LogDamaged,
-            "the write-ahead log cannot have been left behind by a member",
-        )
-        .evidence("log and state", error.to_string())
-        .remedy("restore log and state together from one backup of this very directory")
-        .remedy(
-            "else replace this member: cairnctl member remove, then member add, with an empty data directory",
-        )
-        .never("do not move the state aside: the log alone is not whole"),
+        node::StartError::Load(error) => {
+            Refusal::new(Id::LogDamaged, "the write-ahead log cannot have been left behind by a member")
+                .evidence("log and state", error.to_string())
+                .remedy("restore log and state together from one backup of this very directory")
+                .remedy(replace())
+                .never("do not move the state aside: the log alone is not whole")
+        }
         node::StartError::Thread(error) => Refusal::io("start a thread for", state_dir, &error),
         node::StartError::Snapshot(error) => Refusal::io(
             "install a received snapshot in",
@@ -562,10 +565,45 @@ fn remember(member: &mut Member, handle: &Handle, life: Option<Unique>) {
 
 #[cfg(test)]
 mod tests {
-    use std::process::Command;
+    use std::{path::Path, process::Command};
+
+    use node::{LoadError, StartError};
+    use storage::state_store::OpenError;
+    use types::MemberId;
+
+    use crate::identity::KnownMember;
 
     /// Set in the copy of this test that panics.
     const VICTIM: &str = "CAIRND_TEST_PANIC";
+
+    /// Nobody has to be asked for the commands: the directory knows the others.
+    #[test]
+    fn a_member_whose_state_is_of_no_use_is_told_how_it_comes_back() {
+        let mut identity = crate::identity::sample();
+        identity.members = vec![KnownMember {
+            id: MemberId(0xb),
+            name: "n2".into(),
+            peer_urls: vec!["http://h2:1".into()],
+            client_urls: vec!["http://h2:2".into()],
+            dir_uuid: None,
+            is_learner: false,
+        }];
+        let command = format!(
+            "cairnctl --endpoints=http://h2:2 member remove {}, then mv /d /d.old, then cairnctl",
+            identity.member_id
+        );
+        let beyond = LoadError::AppliedBeyondLog { applied: types::LogIndex(9), last: types::LogIndex(3) };
+        let no_such_thing = OpenError::Inconsistent { path: "/d/member/state".into(), what: "rows".into() };
+        for (error, id) in [
+            (StartError::Load(beyond), "ROLLED_BACK_LOCALLY"),
+            (StartError::Store(no_such_thing), "STATE_DAMAGED"),
+        ] {
+            let refusal =
+                super::node_refusal(error, Path::new("/d/member/state"), &identity, Path::new("/d"));
+            assert_eq!(refusal.id.name(), id);
+            assert!(refusal.text().contains(&command), "{}", refusal.text());
+        }
+    }
 
     #[test]
     fn a_panic_in_any_thread_ends_the_process_with_70_and_says_where() {

@@ -120,7 +120,7 @@ fn one_start(
     values: Values,
 ) -> Result<(), Refusal> {
     // The data directory: lock, compare, ask whom it concerns. Sockets open only once the local identity is sound.
-    let mut prepared = prepare::prepare(settings)?;
+    let prepared = prepare::prepare(settings)?;
     let sockets = match lifecycle::bind(settings, inherited) {
         Ok(sockets) => sockets,
         Err(refusal) => {
@@ -128,7 +128,7 @@ fn one_start(
             return Err(refusal);
         }
     };
-    prepared.count()?;
+    let prepared = prepared.count(settings)?;
 
     // Signals are caught before there is anything to wait for.
     let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build();

@@ -190,7 +190,9 @@ fn a_copied_directory_is_refused_and_the_real_one_goes_on() -> Result<()> {
     fs::rename(aside.join("older"), &live)?;
     for _ in 0..2 {
         let text = refused(&mut cluster.members[2], "ROLLED_BACK", 79);
-        text.says(&["boot #2", "--data-dir=", "member remove", "--force-new-cluster"]);
+        let put_back = format!("put them back at {}", live.display());
+        text.says(&["boot #2", &put_back, "member remove", "--force-new-cluster"]);
+        assert!(!text.text.contains("--data-dir="), "the newer one had this very path: {}", text.text);
     }
     change_leader(&cluster)?;
     let text = refused(&mut cluster.members[2], "ROLLED_BACK", 79);

@@ -47,6 +47,8 @@ pub struct LogFact {
 pub struct DiskFacts {
     pub data_dir: PathBuf,
     pub identity: IdentityFact,
+    /// The version before, where there is no whole one: whom messages speak of.
+    pub previous: Option<Box<Identity>>,
     /// The copy in a dedicated wal-dir.
     pub wal_identity: IdentityFact,
     pub log: LogFact,
@@ -95,6 +97,10 @@ pub fn gather(settings: &Settings) -> Result<DiskFacts, Refusal> {
         Some(dir) => read_identity(dir)?,
         None => IdentityFact::None,
     };
+    let previous = match identity {
+        IdentityFact::Present(_) => None,
+        _ => identity::read_previous(&member).map(Box::new),
+    };
     let state = member.join("state");
     let known = [
         MEMBER_DIR,
@@ -112,6 +118,7 @@ pub fn gather(settings: &Settings) -> Result<DiskFacts, Refusal> {
     let strangers = names(&data_dir)?.into_iter().filter(|name| !ours(name));
     Ok(DiskFacts {
         identity,
+        previous,
         wal_identity,
         log: log_fact(wal_dir(settings))?,
         state_present: !names(&state)?.is_empty(),

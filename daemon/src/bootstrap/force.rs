@@ -33,10 +33,13 @@ use storage::{
 use tracing::warn;
 use types::{Entry, EntryKind, HardState, LogIndex, MemberId, Revision, Term};
 
-use super::{execute, prepare::Opened};
+use super::{
+    execute,
+    prepare::{Opened, Uncounted},
+};
 use crate::{
     config::Settings,
-    identity::{self, Identity, Keeper, State, compare::Changes},
+    identity::{self, Identity, Keeper, State, compare::Changes, remedy},
     refusal::{Id, Refusal},
 };
 
@@ -71,19 +74,25 @@ struct Plan {
     others: BTreeSet<MemberId>,
 }
 
-/// The member as it comes back, alone.
+/// The member as it comes back. Nothing is forced before [`carry_out`].
 pub fn come_back(
     dir: &DataDir,
     identity: Identity,
     changes: Changes,
     settings: &Settings,
 ) -> Result<Opened, Refusal> {
-    let (mut wal, contents) = execute::open_log(dir, &identity, settings)?;
+    let (wal, contents) = execute::open_log(dir, &identity, settings)?;
+    let keeper = Keeper::new(dir.member(), settings.storage.wal_dir.clone(), identity);
+    Ok(Opened { keeper, wal, contents, changes, uncounted: Some(Uncounted::Force) })
+}
+
+/// Makes the member the only one. Its ports are bound by then: a start that is refused for them has begun no other life.
+pub fn carry_out(dir: &DataDir, opened: Opened, settings: &Settings) -> Result<Opened, Refusal> {
+    let Opened { mut keeper, mut wal, contents, changes, .. } = opened;
     let member_dir = dir.member();
     let refuse = |error: std::io::Error| Refusal::io("write the identity into", &member_dir, &error);
-    let unfinished = is_unfinished(&identity);
-    let (plan, life) = plan(dir, &identity, &contents)?;
-    let mut keeper = Keeper::new(member_dir.clone(), settings.storage.wal_dir.clone(), identity);
+    let unfinished = is_unfinished(keeper.identity());
+    let (plan, life) = plan(dir, keeper.identity(), &contents)?;
     if plan.others.is_empty() && !unfinished && keeper.identity().origin.method == METHOD {
         warn!(
             "this member is a cluster of one already; leave --force-new-cluster out from now on, or it removes who joins"
@@ -104,7 +113,7 @@ pub fn come_back(
     wal.sync().map_err(refuse_log)?;
     drop(wal);
     let (wal, now) = execute::open_log(dir, keeper.identity(), settings)?;
-    apply(dir, &now.entries)?;
+    apply(dir, keeper.identity(), &now.entries)?;
     keeper.born(Some(fresh), parent).map_err(refuse)?;
     keeper.booted(identity::random().map_err(refuse)?).map_err(refuse)?;
     let last = contents.entries.last().map_or(contents.snapshot.index, |entry| entry.index);
@@ -123,8 +132,8 @@ pub fn come_back(
 
 /// Brings the state up to the end of the log, before anything runs: a member that still saw the others in its list would dial them, be
 /// refused for its new life, and believe them.
-fn apply(dir: &DataDir, entries: &[Entry]) -> Result<(), Refusal> {
-    let bad = |error: &dyn std::error::Error| unusable(dir, error.to_string());
+fn apply(dir: &DataDir, identity: &Identity, entries: &[Entry]) -> Result<(), Refusal> {
+    let bad = |error: &dyn std::error::Error| damaged(dir, identity, error.to_string());
     let store = FjallStore::open(&dir.state(), StoreOptions::default()).map_err(|error| bad(&error))?;
     let store = Arc::new(store);
     let mut machine =
@@ -151,13 +160,22 @@ fn unusable(dir: &DataDir, why: String) -> Refusal {
         .evidence(dir.state().display().to_string(), why)
 }
 
+/// Whoever forces has no cluster to take the member back.
+fn damaged(dir: &DataDir, identity: &Identity, why: String) -> Refusal {
+    let state = dir.state().display().to_string();
+    unusable(dir, why)
+        .remedy(format!("mv {state} {state}.damaged, and force again: a log that still holds everything rebuilds it, any other start is refused"))
+        .remedy("else force the cluster from the directory of another member")
+        .remedy(format!("else {}", remedy::restore(identity)))
+}
+
 /// The plan, and the life that ends with it.
 fn plan(
     dir: &DataDir,
     identity: &Identity,
     contents: &WalContents,
 ) -> Result<(Plan, Option<Unique>), Refusal> {
-    let unreadable = |why: String| unusable(dir, why);
+    let unreadable = |why: String| damaged(dir, identity, why);
     let bad = |error: &dyn std::error::Error| unreadable(error.to_string());
     let store = FjallStore::open(&dir.state(), StoreOptions::default()).map_err(|error| bad(&error))?;
     let applied = Quiet::new(&store).map_err(|error| bad(&error))?.position();
@@ -175,9 +193,10 @@ fn plan(
     }
     if contents.snapshot.index > applied.index {
         let (snapshot, applied) = (contents.snapshot.index, applied.index);
-        return Err(unreadable(format!(
-            "it is at index {applied}, and a snapshot of {snapshot} has arrived"
-        ))
+        return Err(unusable(
+            dir,
+            format!("it is at index {applied}, and a snapshot of {snapshot} has arrived"),
+        )
         .remedy(
             "start once without --force-new-cluster, which installs the snapshot, stop, and force then",
         ));
@@ -361,6 +380,20 @@ mod tests {
         crate::config::load(&surroundings).unwrap().0
     }
 
+    /// Every file and its bytes, but for the lock.
+    fn files(dir: &std::path::Path) -> Vec<(std::path::PathBuf, Vec<u8>)> {
+        let mut found = Vec::new();
+        for path in std::fs::read_dir(dir).unwrap().map(|entry| entry.unwrap().path()) {
+            match path.is_dir() {
+                true => found.extend(files(&path)),
+                false if path.ends_with("LOCK") => {}
+                false => found.push((path.clone(), std::fs::read(&path).unwrap())),
+            }
+        }
+        found.sort();
+        found
+    }
+
     /// Killed between the identity file and the log: the next start, without the flag, finishes; one with the flag then finds nothing to do.
     #[test]
     fn a_force_that_was_cut_short_is_finished_by_the_next_start() {
@@ -381,7 +414,14 @@ mod tests {
 
         let read = || identity::read(&dir.member()).unwrap().unwrap();
         assert!(is_wanted(&read(), &plain), "although nobody asks for it any more");
-        let opened = come_back(&dir, read(), Changes::default(), &plain).unwrap();
+        let before = files(&data_dir);
+        drop(come_back(&dir, read(), Changes::default(), &plain).unwrap());
+        assert_eq!(files(&data_dir), before, "nothing is written until the ports are bound");
+        let forced = |settings: &Settings| {
+            let opened = come_back(&dir, read(), Changes::default(), settings).unwrap();
+            carry_out(&dir, opened, settings).unwrap()
+        };
+        let opened = forced(&plain);
         let identity = opened.keeper.identity();
         assert_eq!((identity.cluster_uuid, identity.parent_uuid), (Some(fresh), Some(old)));
         assert_eq!((&identity.state, identity.boot_seq), (&State::Born, 2));
@@ -391,7 +431,7 @@ mod tests {
         assert!(!is_wanted(identity, &plain));
         drop(opened);
 
-        let again = come_back(&dir, read(), Changes::default(), &settings(&data_dir, true)).unwrap();
+        let again = forced(&settings(&data_dir, true));
         assert_eq!(again.contents.entries.last().unwrap().index, last, "there is nobody left to remove");
         assert_eq!(again.keeper.identity().cluster_uuid, Some(fresh));
         assert_eq!(again.keeper.identity().boot_seq, 3);

@@ -173,8 +173,14 @@ fn identity_damaged(facts: &DiskFacts, why: &str) -> Refusal {
     Refusal::new(Id::IdentityDamaged, "the identity file cannot be believed")
         .evidence(file.display().to_string(), why)
         .remedy(format!("restore {} from a backup of this very directory, if there is one", file.display()))
-        .remedy("else replace this member: cairnctl member remove <its id>, then member add, with an empty data directory")
+        .remedy(replace_by_previous(facts, "else replace this member: cairnctl member remove <its id>, then member add, with an empty data directory"))
         .never("do not copy an identity file from another member")
+}
+
+/// The version before still knows whom the member is and who the others are.
+fn replace_by_previous(facts: &DiskFacts, unknown: &str) -> String {
+    let dir = facts.data_dir.display().to_string();
+    facts.previous.as_ref().map_or(unknown.to_owned(), |identity| remedy::replace(identity, &dir))
 }
 
 /// Without identity there must be nothing else that counts.
@@ -201,7 +207,10 @@ fn empty_of_data(facts: &DiskFacts) -> Result<(), Refusal> {
         return Err(Refusal::new(Id::IdentityMissing, "there are data, but no identity file says whose")
             .evidence(place, what)
             .remedy(format!("restore {dir}/member/identity.json from a backup of this very directory"))
-            .remedy("or replace this member: move the directory aside and add the member anew")
+            .remedy(replace_by_previous(
+                facts,
+                "or replace this member: move the directory aside and add the member anew",
+            ))
             .never("do not start it as a new member over this log: its promises would be forgotten"));
     }
     Ok(())

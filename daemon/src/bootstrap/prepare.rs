@@ -58,11 +58,15 @@ pub struct Opened {
     pub uncounted: Option<Uncounted>,
 }
 
-/// A boot that is not on disk yet, because this start may still be refused.
-pub struct Uncounted {
-    nonce: Unique,
-    /// Who may send the log now, for a joiner that has nothing of it.
-    members: Option<Vec<KnownMember>>,
+/// What is not on disk yet, because this start may still be refused.
+pub enum Uncounted {
+    Boot {
+        nonce: Unique,
+        /// Who may send the log now, for a joiner that has nothing of it.
+        members: Option<Vec<KnownMember>>,
+    },
+    /// A new cluster of one, which is forced or was begun to be.
+    Force,
 }
 
 /// A data directory whose lock is held, and what is still to be done before raft may start.
@@ -198,7 +202,14 @@ fn refused_as(joiner: &Joiner, place: &Place, settings: &Settings) -> Option<Ref
         .flat_map(|member| member.peer_urls.iter().map(move |url| target(member, url)))
         .collect();
     let peer_urls = urls::texts(&joiner.own.peer_urls);
-    let me = Me { hello: &own, peer_urls: &peer_urls, method: "join", parent: None, restored: None, exists: &holds_member };
+    let me = Me {
+        hello: &own,
+        peer_urls: &peer_urls,
+        method: "join",
+        parent: None,
+        restored: None,
+        exists: &holds_member,
+    };
     let question = Question { hello: own.clone(), config: None };
     let replies = ask::runtime().ok()?.block_on(hello::round(&targets, &question));
     replies.iter().find_map(|reply| {
@@ -219,9 +230,7 @@ fn come_back(dir: &DataDir, returning: Returning, settings: &Settings) -> Result
     let Returning { mut identity, changes } = returning;
     logging::member(&identity);
     if force::is_wanted(&identity, settings) {
-        let opened = force::come_back(dir, identity, changes, settings)?;
-        say_who(opened.keeper.identity(), dir);
-        return Ok(opened);
+        return force::come_back(dir, identity, changes, settings);
     }
     let (wal, contents) = execute::open_log(dir, &identity, settings)?;
     // The life is in the log before anything is acknowledged in it, and in this file a moment later.
@@ -254,7 +263,7 @@ fn come_back(dir: &DataDir, returning: Returning, settings: &Settings) -> Result
         }
         return Err(refusal);
     }
-    Ok(Opened { keeper, wal, contents, changes, uncounted: Some(Uncounted { nonce, members }) })
+    Ok(Opened { keeper, wal, contents, changes, uncounted: Some(Uncounted::Boot { nonce, members }) })
 }
 
 /// The first name that the committed part of the log gives to this life of the cluster.
@@ -444,17 +453,13 @@ fn say_who(identity: &Identity, dir: &DataDir) {
 impl Prepared {
     /// Nothing stands against this start any more: the boot of a member with data is counted on disk, before the first packet leaves. Not
     /// earlier: an older copy that is refused must not climb over its successor by being tried again, and a refusal changes nothing.
-    pub fn count(&mut self) -> Result<(), Refusal> {
-        let Stage::Whole(opened) = &mut self.stage else { return Ok(()) };
-        let Some(Uncounted { nonce, members }) = opened.uncounted.take() else { return Ok(()) };
-        let member = self.dir.member();
-        let refuse = |error: std::io::Error| Refusal::io("write the identity into", &member, &error);
-        opened.keeper.booted(nonce).map_err(refuse)?;
-        if let Some(members) = members {
-            opened.keeper.joining(members).map_err(refuse)?;
-        }
-        say_who(opened.keeper.identity(), &self.dir);
-        Ok(())
+    pub fn count(self, settings: &Settings) -> Result<Prepared, Refusal> {
+        let Prepared { dir, stage, is_new } = self;
+        let stage = match stage {
+            Stage::Whole(opened) => Stage::Whole(opened.count(&dir, settings)?),
+            stage => stage,
+        };
+        Ok(Prepared { dir, stage, is_new })
     }
 
     /// The start is refused: a member that nobody has seen leaves nothing behind.
@@ -470,6 +475,24 @@ impl Prepared {
 }
 
 impl Opened {
+    fn count(mut self, dir: &DataDir, settings: &Settings) -> Result<Opened, Refusal> {
+        let opened = match self.uncounted.take() {
+            None => return Ok(self),
+            Some(Uncounted::Force) => force::carry_out(dir, self, settings)?,
+            Some(Uncounted::Boot { nonce, members }) => {
+                let member = dir.member();
+                let refuse = |error: std::io::Error| Refusal::io("write the identity into", &member, &error);
+                self.keeper.booted(nonce).map_err(refuse)?;
+                if let Some(members) = members {
+                    self.keeper.joining(members).map_err(refuse)?;
+                }
+                self
+            }
+        };
+        say_who(opened.keeper.identity(), dir);
+        Ok(opened)
+    }
+
     pub fn abandon(self, dir: &DataDir) {
         let Opened { keeper, wal, contents, .. } = self;
         drop((wal, contents));

@@ -329,7 +329,7 @@ fn every_row_of_a_first_start() {
             &[
                 "to join it: cairnctl",
                 "if n1 was to be one of these first members and founded that cluster alone",
-                ".alone",
+                "/root/n1.alone",
             ],
         ),
         first(
@@ -630,6 +630,10 @@ struct Back {
 }
 
 fn came_back(case: &Back) -> (&'static str, String) {
+    came_back_among(&["n1", "n2", "n3"], case)
+}
+
+fn came_back_among(voters: &[&str], case: &Back) -> (&'static str, String) {
     let me = Me {
         hello: &case.own,
         peer_urls: &["http://h3:1".to_owned()],
@@ -638,7 +642,7 @@ fn came_back(case: &Back) -> (&'static str, String) {
         restored: None,
         exists: &|_| false,
     };
-    let voters = [id("n1"), id("n2"), id("n3")];
+    let voters: Vec<MemberId> = voters.iter().map(|name| id(name)).collect();
     match again::decide(&me, &voters, &case.replies, case.waited) {
         again::Step::Start(None) => ("start", String::new()),
         again::Step::Start(Some(doubted)) => ("start", Refusal::text(&doubted)),
@@ -647,10 +651,14 @@ fn came_back(case: &Back) -> (&'static str, String) {
     }
 }
 
+fn runs_elsewhere(is_quiet: bool) -> Session {
+    Session { dir: unique(3), boot: hello("n3", Life::Unborn, 3).boot, home: home("n3"), is_quiet }
+}
+
 #[test]
 fn every_row_of_a_start_with_data() {
     let at_once = Duration::ZERO;
-    let (later, much_later) = (again::PATIENCE, again::TWIN_PATIENCE);
+    let (later, much_later, at_last) = (again::PATIENCE, again::TWIN_PATIENCE, again::QUIET_TWIN_PATIENCE);
     let back = |row, own: &Hello, by: &dyn Fn(&Hello) -> Vec<Reply>, waited, expected, says| Back {
         row,
         own: own.clone(),
@@ -687,14 +695,8 @@ fn every_row_of_a_start_with_data() {
     let removed: &'static (dyn Fn(&mut Known) + 'static) =
         &|known| known.standing = Standing::Removed { index: 12, term: 3, asked_through: None };
     let stranger: &'static (dyn Fn(&mut Known) + 'static) = &|known| known.standing = Standing::Stranger;
-    let twin: &'static (dyn Fn(&mut Known) + 'static) = &|known| {
-        known.session = Some(Session {
-            dir: unique(3),
-            boot: hello("n3", Life::Unborn, 3).boot,
-            home: home("n3"),
-            is_quiet: false,
-        });
-    };
+    let twin: &'static (dyn Fn(&mut Known) + 'static) = &|known| known.session = Some(runs_elsewhere(false));
+    let quiet: &'static (dyn Fn(&mut Known) + 'static) = &|known| known.session = Some(runs_elsewhere(true));
     let reborn: &'static (dyn Fn(&mut Known) + 'static) = &|known| {
         known.cluster_uuid = Some(OTHER_LIFE);
         known.record = None;
@@ -754,6 +756,15 @@ fn every_row_of_a_start_with_data() {
             "DUPLICATE_INSTANCE",
             &["pid 7", "host-n3", "started 2026-11-22T10:00:00Z", "kill 7"],
         ),
+        back(
+            "B9 it may be the corpse of a predecessor",
+            &whole,
+            &leader(quiet),
+            much_later,
+            "again",
+            &["DUPLICATE_INSTANCE"],
+        ),
+        back("B9 which would be gone by now", &whole, &leader(quiet), at_last, "DUPLICATE_INSTANCE", &[]),
         back("B10 the directory of another cluster", &whole, &foreign, at_once, "again", &["OTHER_CLUSTER"]),
         back("B10 and it goes on being one", &whole, &foreign, later, "OTHER_CLUSTER", &["cluster c0"]),
         back(
@@ -765,7 +776,8 @@ fn every_row_of_a_start_with_data() {
             &[
                 "last index 44, term 5, boot #3",
                 "boot #3 (/var/lib/n3 on host-n3)",
-                "--data-dir=",
+                "1. if the newer data still exist (a volume that is not mounted, a directory under another name): put them back \
+                 at /var/lib/n3, and start again",
                 "never:    do not start this directory with --force-new-cluster",
             ],
         ),
@@ -914,6 +926,36 @@ fn every_row_of_a_start_with_data() {
         for words in case.says {
             assert!(text.contains(words), "{}: {words:?} is not in {text}", case.row);
         }
+    }
+}
+
+/// B10: a member that is its cluster's only voter needs nobody, but for those that only its settings name, where all are strangers.
+#[test]
+fn an_only_voter_whose_settings_name_another_cluster_is_refused() {
+    let own = returning();
+    let named = |by: &'static str, cluster_id| {
+        let mut answer = runs(by, &own, by == "n1", &|known| known.standing = Standing::Stranger);
+        answer.hello.cluster_id = cluster_id;
+        Reply { member: MemberId::NONE, ..answers(by, answer) }
+    };
+    let strange = || vec![named("n1", ClusterId(0xc0)), named("n2", ClusterId(0xc0))];
+    let mixed = || vec![named("n1", ClusterId(0xc0)), named("n2", own.cluster_id)];
+    let nobody = || vec![silent("n1"), silent("n2")];
+    let one_answers = || vec![named("n1", ClusterId(0xc0)), silent("n2")];
+    let (later, alone, of_two): (_, &[&str], &[&str]) = (again::PATIENCE, &["n3"], &["n2", "n3"]);
+    for (row, voters, replies, waited, expected) in [
+        ("at first", alone, strange(), Duration::ZERO, "again"),
+        ("and they go on being strange", alone, strange(), later, "OTHER_CLUSTER"),
+        ("and one is down", alone, one_answers(), later, "OTHER_CLUSTER"),
+        ("one is of the same cluster, whatever its life", alone, mixed(), later, "start"),
+        ("nobody answers", alone, nobody(), later, "start"),
+        ("it knows others than these", of_two, strange(), later, "start"),
+    ] {
+        let case = Back { row, own: own.clone(), replies, waited, method: "static", expected, says: &[] };
+        let (got, text) = came_back_among(voters, &case);
+        assert_eq!(got, case.expected, "B10 {}: {text}", case.row);
+        let says = ["cluster c0", "its own members are elsewhere", "do not delete either cluster's"];
+        assert!(got == "start" || says.iter().all(|words| text.contains(words)), "{text}");
     }
 }
 

@@ -85,20 +85,24 @@ fn lost_data(me: &Me, said: &Said, dir: Unique, boot_seq: u64, home: &Home) -> R
         .never("do not let an empty member vote under an id that has voted before: what it acknowledged would be lost")
 }
 
-/// The first remedy, where the newer directory is known.
+/// The first remedy, as far as is known where the newer directory is.
 fn with_old_directory(me: &Me, refusal: Refusal, home: &Home) -> Refusal {
-    if home.path.is_empty() {
-        return refusal.remedy("if its directory still exists: restart with --data-dir=<that directory>");
-    }
-    let elsewhere = home.host != me.hello.home.host;
-    if !elsewhere && home.path != me.hello.home.path && (me.exists)(&home.path) {
-        return refusal.remedy(format!("that directory is here: restart with --data-dir={}", home.path));
-    }
-    let on = if elsewhere { format!(" on {}", home.host) } else { String::new() };
-    refusal.remedy(format!(
-        "if the newer directory still exists: restart{on} with --data-dir=<that path> (it was last {})",
-        home.path
-    ))
+    let path = &home.path;
+    refusal.remedy(match () {
+        () if path.is_empty() => {
+            "if its directory still exists: restart with --data-dir=<that directory>".to_owned()
+        }
+        () if home.host != me.hello.home.host => {
+            format!("if the newer directory still exists: restart on {} with --data-dir={path}", home.host)
+        }
+        // What is at that path now is what was started.
+        () if *path == me.hello.home.path => format!(
+            "if the newer data still exist (a volume that is not mounted, a directory under another name): put them back at {path}, and \
+             start again"
+        ),
+        () if (me.exists)(path) => format!("that directory is here: restart with --data-dir={path}"),
+        () => format!("if the newer directory still exists: put it back at {path}, and restart with --data-dir={path}"),
+    })
 }
 
 fn rolled_back(me: &Me, said: &Said, seen: &str, home: &Home) -> Refusal {
@@ -217,7 +221,8 @@ pub fn cluster_runs(me: &Me, said: &Said) -> Refusal {
         .never("do not found a second cluster at the addresses of a running one")
 }
 
-/// A first member that was started without the others in its settings has founded a cluster of itself.
+/// A first member that was started without the others in its settings has founded a cluster of itself. Its directory must not stay beside
+/// the next one: a start that founds takes it for data of this member (`DATA_ELSEWHERE`).
 fn alone(said: &Said) -> Option<String> {
     let theirs = &said.answer.hello;
     let [only] = said.answer.members.as_slice() else { return None };
@@ -225,7 +230,7 @@ fn alone(said: &Said) -> Option<String> {
     (only.id == theirs.member).then(|| {
         format!(
             "if {name} was to be one of these first members and founded that cluster alone (its --initial-cluster was forgotten), and \
-             nothing is kept in it yet: on {host} stop it, mv {dir} {dir}.alone, correct its settings, then start all of them",
+             nothing is kept in it yet: on {host} stop it, mv {dir} /root/{name}.alone, correct its settings, then start all of them",
             name = theirs.name,
             host = theirs.home.host,
         )

@@ -28,6 +28,11 @@ pub fn read(dir: &Path) -> Result<Option<Identity>, FileError> {
     read_named(dir, IDENTITY_FILE)
 }
 
+/// The one before, for messages alone: it is behind what this member has promised since.
+pub fn read_previous(dir: &Path) -> Option<Identity> {
+    read_named(dir, PREVIOUS_FILE).ok().flatten()
+}
+
 fn read_named(dir: &Path, name: &str) -> Result<Option<Identity>, FileError> {
     let path = dir.join(name);
     match fs::metadata(&path) {

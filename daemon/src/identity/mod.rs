@@ -11,7 +11,7 @@ mod record;
 pub mod remedy;
 
 pub use ::identity::Unique;
-pub use file::{FileError, IDENTITY_FILE, PREVIOUS_FILE, read, sync_dir, write, write_into};
+pub use file::{FileError, IDENTITY_FILE, PREVIOUS_FILE, read, read_previous, sync_dir, write, write_into};
 pub use keeper::{Keeper, clear_unborn_wal_dir};
 pub use record::RESTORE;
 pub use record::{CleanStop, FORMAT, Identity, KnownMember, Origin, Replaced, State};

@@ -6,7 +6,7 @@ use super::{Identity, KnownMember};
 /// An id with lost history is never used again: the member goes and comes under a new one.
 pub fn replace(identity: &Identity, data_dir: &str) -> String {
     if others(identity).next().is_none() {
-        return restore(identity);
+        return format!("else this cluster had no other member: {}", restore(identity));
     }
     format!(
         "else replace it: {} member remove {}, then mv {data_dir} {data_dir}.old, then {}",
@@ -28,9 +28,9 @@ pub fn add(identity: &Identity) -> String {
 }
 
 /// Nobody else has the data.
-fn restore(identity: &Identity) -> String {
+pub fn restore(identity: &Identity) -> String {
     format!(
-        "else this cluster had no other member: cairnd snapshot restore <a backup> --data-dir=<a new directory> --name={} \
+        "cairnd snapshot restore <a backup> --data-dir=<a new directory> --name={} \
          --initial-cluster={} --initial-advertise-peer-urls={}",
         identity.name,
         listed(&identity.name, &identity.peer_urls).join(","),

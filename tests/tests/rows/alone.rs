@@ -92,11 +92,14 @@ fn a_directory_comes_back_with_other_settings() -> Result<()> {
     logged(&second, &["\"msg\":\"identity\"", &id, "\"boot\":2"])?;
     stop(&mut second)?;
 
-    // A port that somebody else has.
+    // A port that somebody else has, also for a start that would begin another life of the cluster.
     let only = &mut cluster.members[0];
-    for setting in ["--listen-peer-urls", "--listen-client-urls"] {
+    for (setting, more) in
+        [("--listen-peer-urls", None), ("--listen-client-urls", Some("--force-new-cluster"))]
+    {
         let holder = TcpListener::bind("127.0.0.1:0")?;
         let port = holder.local_addr()?.port();
+        more.into_iter().for_each(|flag| only.add_flag(flag));
         only.add_flag(format!("{setting}=http://127.0.0.1:{port}"));
         let text = refused_with_ports(only, "PORT_IN_USE", 69);
         text.says(&[setting, &format!("127.0.0.1:{port}"), &format!("pid {}", std::process::id())]);

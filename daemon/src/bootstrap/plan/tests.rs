@@ -17,6 +17,7 @@ fn nothing() -> DiskFacts {
     DiskFacts {
         data_dir: PathBuf::from("/d"),
         identity: IdentityFact::None,
+        previous: None,
         wal_identity: IdentityFact::None,
         log: LogFact { dir: "/d/member/wal".into(), first_index: None, owner: None },
         state_present: false,
@@ -209,6 +210,34 @@ fn an_unborn_directory_keeps_its_mark_and_follows_the_flags() {
         panic!("expected a new member");
     };
     assert_eq!((new.name.as_str(), new.dir_uuid), ("other", Some(Unique::for_test(1))));
+}
+
+/// Whom the version before speaks of is told with its own values; it is never started by.
+#[test]
+fn a_member_without_a_whole_identity_file_is_replaced_by_the_version_before() {
+    let previous = stored(State::Born);
+    let id = previous.member_id.to_string();
+    for identity in [IdentityFact::Damaged("x".into()), IdentityFact::None] {
+        let mut facts = DiskFacts { identity, ..whole(State::Born) };
+        let text = |facts: &DiskFacts| match plan(facts, &asked(&[]), &Addresses::new(), "0.1.0", &mut vec![])
+        {
+            Err(refusal) => refusal.text(),
+            Ok(found) => panic!("{found:?}"),
+        };
+        assert!(!text(&facts).contains(&id), "nothing tells");
+        let mut known = previous.clone();
+        known.members = vec![crate::identity::KnownMember {
+            id: MemberId(0xb),
+            name: "n2".into(),
+            peer_urls: vec!["http://h2:1".into()],
+            client_urls: vec!["http://h2:2".into()],
+            dir_uuid: None,
+            is_learner: false,
+        }];
+        facts.previous = Some(Box::new(known));
+        let command = format!("cairnctl --endpoints=http://h2:2 member remove {id}, then mv /d /d.old, then");
+        assert!(text(&facts).contains(&command), "{}", text(&facts));
+    }
 }
 
 /// The operator of three hosts who forgot initial-cluster on one of them sees it before the first start, and in its log.

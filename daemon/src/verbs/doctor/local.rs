@@ -110,7 +110,8 @@ pub fn data(
             false
         }
         Err(error) => {
-            report.fail("state", lifecycle::node_refusal(node::StartError::Store(error), &state_dir));
+            let (error, data_dir) = (node::StartError::Store(error), &settings.storage.data_dir);
+            report.fail("state", lifecycle::node_refusal(error, &state_dir, identity, data_dir));
             true
         }
     };
