@@ -474,7 +474,9 @@ pub fn usage_failure(error: &clap::Error) -> Failure {
             let flag = text(ContextKind::InvalidArg).unwrap_or_default();
             let hint = hint(text(ContextKind::SuggestedArg));
             let literal = "a value that begins with a dash goes after --";
-            if flag.starts_with("--") {
+            if flag == "--version" {
+                format!("unknown flag: {flag}; the verb is version: cairnctl version")
+            } else if flag.starts_with("--") {
                 format!("unknown flag: {flag}{hint}")
             } else {
                 format!("unknown shorthand flag: {flag} ({literal})")
@@ -639,6 +641,7 @@ mod tests {
                 "context set prod",
                 "unknown command \"set\" for \"cairnctl context\"; it has add, use, list, show, remove",
             ),
+            ("--version", "unknown flag: --version; the verb is version: cairnctl version"),
             ("member lst", "unknown command \"lst\" for \"cairnctl member\"; did you mean list?"),
         ] {
             let failure = parsed(line).unwrap_err();

@@ -18,7 +18,7 @@ pub enum Exit {
     InvalidInput = 3,
     /// A value outside the known ones: output format, sort order, consistency.
     BadFeature = 4,
-    /// The server ended a watch.
+    /// The server ended a watch, or saving a backup went wrong.
     Interrupted = 5,
     /// Reading or writing a local file or stream went wrong.
     Io = 6,

@@ -76,7 +76,11 @@ pub fn parse(text: &str) -> Result<InitialCluster, BadValue> {
     let mut members: Vec<InitialMember> = Vec::new();
     for item in text.split(',').map(str::trim).filter(|item| !item.is_empty()) {
         let Some((name, url)) = item.split_once('=') else {
-            return Err(BadValue(format!("{item:?} is not name=url")));
+            let hint = match Url::parse(item) {
+                Ok(_) => format!(": put the --name of the member that is there before it, as in n1={item}"),
+                Err(_) => String::new(),
+            };
+            return Err(BadValue(format!("{item:?} is not name=url{hint}")));
         };
         let name = MemberName::parse(name)?;
         let url = Url::parse(url.trim()).map_err(|why| BadValue(format!("member {name}: {why}")))?;
@@ -110,6 +114,7 @@ mod tests {
     fn what_is_no_cluster_says_why() {
         for (text, words) in [
             ("n1", "not name=url"),
+            ("http://a:1,http://b:1", "is there before it, as in n1=http://a:1"),
             ("=http://a:1", "must not be empty"),
             ("n 1=http://a:1", "white space"),
             ("n1=http://a:1,n2=http://a:1", "given twice"),

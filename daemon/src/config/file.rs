@@ -164,7 +164,7 @@ fn let_read(path: &Path, mode: &str, user: &User) -> String {
     match user.is_of_a_service() {
         true => format!("let {name} read it: chown root:{name} {path} && chmod {mode} {path}"),
         false => {
-            format!("{name} may not read {path}; ask as root, or as the user of the service: sudo cairnd ...")
+            format!("{user} may not read {path}: ask as root, or as the user of the service")
         }
     }
 }
@@ -402,7 +402,7 @@ mod tests {
         let person = User { id: 1001, name: "ann".into() };
         assert!(
             let_read(path, "0640", &person)
-                .starts_with("ann may not read /etc/cairn/cairnd.toml; ask as root")
+                .starts_with("user ann (id 1001) may not read /etc/cairn/cairnd.toml: ask as root")
         );
     }
 
