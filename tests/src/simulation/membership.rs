@@ -121,6 +121,10 @@ impl World {
     /// False when it refuses.
     fn ask(&mut self, id: u64, change: Change) -> bool {
         let Some(running) = self.who_runs(id) else { return false };
+        // In the node it waits: members come and go only in a life that has a name.
+        if running.sentry.as_ref().is_some_and(|sentry| sentry.founds(&running.machine.reader())) {
+            return false;
+        }
         let membership = running.machine.reader().membership();
         let links = Links { world: self, me: id };
         let target = MemberId(change.id());

@@ -46,6 +46,8 @@ pub enum Defect {
     TakesEverybody,
     /// As if starts had never been written down, nor who attended the founding.
     IgnoresRecords,
+    /// A founder hears members of an earlier life that are on no list of its own.
+    HearsEverybody,
     /// As if marks had never been written down.
     IgnoresMarks,
 }

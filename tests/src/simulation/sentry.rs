@@ -18,6 +18,7 @@ use identity::{
 };
 use prost::Message as _;
 use rand::Rng;
+use state_machine::{Memory, Reader};
 use types::{ClusterId, EntryKind, MemberId};
 
 use super::due::{self, OwnIdentity};
@@ -143,6 +144,8 @@ pub struct Sentry {
     /// The note under way, and whether it has marks.
     note: Option<(u64, bool)>,
     is_doubted: bool,
+    /// The life that an attendee of the founding has told first.
+    vouched: Option<Unique>,
     /// The most that this start has had on disk.
     pub longest: u64,
     asked_at: Option<Time>,
@@ -161,6 +164,7 @@ impl Sentry {
             marks_at: 0,
             note: None,
             is_doubted: false,
+            vouched: None,
             longest: 0,
             asked_at: None,
         }
@@ -196,6 +200,15 @@ impl Sentry {
         self.note = self.note.filter(|(note, _)| *note != request);
     }
 
+    /// Its cluster's life has no name yet, as far as it knows.
+    pub fn founds(&self, reader: &Reader<Memory>) -> bool {
+        self.own.config.is_some() && reader.cluster_uuid().is_none()
+    }
+
+    fn said(&mut self, hello: &Hello) {
+        self.vouched = self.vouched.or(self.own.vouched_by(hello));
+    }
+
     fn current(&self, member: u64, now: Time) -> Option<&Held> {
         self.sessions.get(&member).filter(|held| now - held.heard < SESSION_LIVES)
     }
@@ -216,6 +229,8 @@ enum Via {
 /// What the receiver makes of a message.
 pub enum Passage {
     Accepted,
+    /// Perhaps later.
+    HeldOff,
     /// To be told to the sender, if it is heard by then.
     Refused(Box<Heard>, Option<Unique>),
 }
@@ -287,11 +302,23 @@ impl Member {
     fn meet(&self, hello: &Hello, via: Via, now: Time, defect: Option<Defect>) -> Verdict {
         let Some(mut known) = self.known(hello.member.0, now, defect) else { return Verdict::Welcome };
         known.is_founding &= via != Via::Answer;
+        let vouched = self.running.as_ref().and_then(|running| running.sentry.as_ref()?.vouched);
+        known.is_founding &= vouched.is_none_or(|vouched| hello.life != Life::Born(vouched));
         let verdict = judged(hello, &known, defect);
         let knows_nobody =
             self.running.as_ref().is_some_and(|running| running.machine.reader().members().is_empty());
         let is_excused = verdict == Verdict::Stranger && (via == Via::Message || knows_nobody);
         if is_excused { Verdict::Welcome } else { verdict }
+    }
+
+    /// Whether what a founder may not know yet stands between the two.
+    fn must_wait(&self, hello: &Hello, now: Time, defect: Option<Defect>) -> bool {
+        let sentry = self.running.as_ref().and_then(|running| running.sentry.as_ref());
+        let (Some(sentry), Some(known)) = (sentry, self.known(hello.member.0, now, defect)) else {
+            return false;
+        };
+        defect != Some(Defect::HearsEverybody)
+            && due::must_wait(&sentry.own, known.cluster_uuid, sentry.vouched, &known.standing, hello.life)
     }
 
     /// The answer to a question over the peer port.
@@ -504,6 +531,7 @@ impl World {
         if sentry.current(member, now).is_some_and(|held| held.hello.boot.nonce != hello.boot.nonce) {
             return;
         }
+        sentry.said(hello);
         sentry.sessions.insert(member, Held { place, hello: hello.clone(), heard: now });
         sentry.admitted.insert(hello.member, Record::from(hello));
     }
@@ -522,6 +550,14 @@ impl World {
         let member = &self.members[&to];
         let verdict = member.meet(hello, Via::Message, now, defect);
         if verdict.is_welcome() {
+            let must_wait = self.members[&to].must_wait(hello, now, defect);
+            let sentry = self.sentry(to).expect("it runs");
+            sentry.said(hello);
+            if must_wait {
+                sentry.doubt();
+                self.outcome.held_off += 1;
+                return Passage::HeldOff;
+            }
             return Passage::Accepted;
         }
         self.outcome.refused += 1;
@@ -576,6 +612,14 @@ impl World {
                 continue;
             }
             if let Some((heard, uuid)) = self.members[&peer].answer(&hello, now, defect) {
+                let theirs = &self.members[&peer];
+                if let (Some(theirs), Some(known)) =
+                    (theirs.hello(), theirs.known(hello.member.0, now, defect))
+                {
+                    let sentry = self.sentry(place).expect("it runs");
+                    sentry.said(&theirs);
+                    sentry.vouched = sentry.vouched.or(sentry.own.vouched_in(theirs.life, &known));
+                }
                 if !heard.verdict.is_welcome() {
                     self.sentry(peer).expect("it runs").refused(hello.member, hello.boot.nonce);
                 }

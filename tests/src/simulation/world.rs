@@ -105,6 +105,8 @@ pub struct Outcome {
     pub restored: u64,
     /// Callers turned away, members silenced, starts ended.
     pub refused: u64,
+    /// Messages that a founder did not take yet.
+    pub held_off: u64,
     pub quarantines: u64,
     pub expelled: u64,
     pub notes: u64,

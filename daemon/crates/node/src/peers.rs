@@ -144,6 +144,10 @@ impl Handler for PeerFace {
         self.shared().map_or(Ok(()), |shared| sentinel::meet(&shared, met))
     }
 
+    fn may_speak(&self, peer: MemberId, hello: Option<&Hello>) -> bool {
+        self.shared().is_none_or(|shared| sentinel::may_speak(&shared, peer, hello))
+    }
+
     fn began(&self, peer: MemberId, hello: &Hello) {
         if let Some(shared) = self.shared() {
             sentinel::began(&shared, peer, hello);

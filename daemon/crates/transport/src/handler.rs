@@ -88,6 +88,12 @@ pub trait Handler: Send + Sync + 'static {
         Ok(())
     }
 
+    /// Whether a message or a snapshot of somebody who was not refused is taken now. A no is answered with 503 and means nothing more: raft
+    /// asks again.
+    fn may_speak(&self, _peer: MemberId, _hello: Option<&Hello>) -> bool {
+        true
+    }
+
     /// A welcome start of a peer is heard on a stream for the first time.
     fn began(&self, _peer: MemberId, _hello: &Hello) {}
 

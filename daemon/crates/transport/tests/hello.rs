@@ -150,6 +150,30 @@ fn two_that_judge(runtime: &Runtime) -> (Member, Member) {
 }
 
 #[test]
+fn who_has_to_wait_is_told_so_and_is_heard_later() {
+    let runtime = runtime();
+    let (a, b) = (member(&runtime, 0xa, 1), member(&runtime, 0xb, 2));
+    a.seen.hears_nobody.store(true, std::sync::atomic::Ordering::Relaxed);
+    // Only b knows the other one, so there are no streams: as between a founder and somebody who joined an earlier life.
+    b.knows(&a);
+    b.transport.send(vec![message(MsgHeartbeatResp, 0xb, 0xa, 3)]);
+    b.seen.wait_event("it is lost", |event| *event == Event::Unreachable(MemberId(0xa)));
+    let said = with(headers(0xb), HELLO, &encoded(&hello(0xb, 2)));
+    for (path, body) in
+        [("/raft", message(MsgApp, 0xb, 0xa, 3).encode_to_vec()), ("/raft/snapshot", Vec::new())]
+    {
+        let answer = ask(a.address, "POST", path, &said, &body);
+        assert_eq!(answer.status, 503, "{path}: {}", answer.body);
+    }
+    assert_eq!(b.seen.count(|event| matches!(event, Event::NotWelcome(..))), 0, "nothing is held against it");
+    assert!(a.seen.messages().is_empty(), "not one of its messages was taken");
+    a.seen.hears_nobody.store(false, std::sync::atomic::Ordering::Relaxed);
+    let answer = ask(a.address, "POST", "/raft", &said, &message(MsgApp, 0xb, 0xa, 3).encode_to_vec());
+    assert_eq!(answer.status, 204, "{}", answer.body);
+    a.seen.wait_messages(1);
+}
+
+#[test]
 fn a_twin_is_refused_while_the_first_is_heard() {
     let runtime = runtime();
     let (a, b) = two_that_judge(&runtime);

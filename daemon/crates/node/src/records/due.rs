@@ -3,7 +3,7 @@
 use std::collections::BTreeMap;
 
 use consensus::Status;
-use identity::{GenesisConfig, Known, Private, Record, Unique, Watermark, Witness};
+use identity::{GenesisConfig, Hello, Known, Life, Private, Record, Standing, Unique, Watermark, Witness};
 use state_machine::{Reader, identities::Identified, store::Store};
 use types::{LogIndex, MemberId};
 
@@ -26,6 +26,47 @@ pub struct OwnIdentity {
     /// Whoever runs the member writes the life into a file of its own, and says so with [`crate::Handle::life_is_kept`]. A founder takes no
     /// client's write before.
     pub keeps_life: bool,
+}
+
+impl OwnIdentity {
+    /// It has met those with whom it founds its cluster, or is the only one. A log that was an etcd's, or an older version's, has no such.
+    fn is_founder(&self) -> bool {
+        self.config.as_ref().is_some_and(|config| !self.attendees.is_empty() || config.members.len() == 1)
+    }
+
+    /// The life of somebody that knows this directory for its member's: it was admitted there.
+    pub(super) fn vouched_in(&self, theirs: Life, known: &Known) -> Option<Unique> {
+        let is_ours = known.record.as_ref().is_some_and(|record| record.dir == self.record.dir);
+        match (theirs, &known.standing) {
+            (Life::Born(life), Standing::Member { .. }) if is_ours => Some(life),
+            _ => None,
+        }
+    }
+
+    /// The life that somebody is of who attended the founding, with this very directory: that of the cluster that was founded there.
+    pub(super) fn vouched_by(&self, hello: &Hello) -> Option<Unique> {
+        match hello.life {
+            Life::Born(life) if self.attendees.get(&hello.member) == Some(&hello.dir) => Some(life),
+            _ => None,
+        }
+    }
+}
+
+/// Whether a welcome speaker of a message has to wait until this member knows the life of its cluster (`life`, as far as it is known).
+///
+/// The list of a founder without a life is that of the founding. Who is not on it joined later: this life, or an earlier one with the
+/// same first members, whose log begins with the same entries. To this life nobody is added before a founder has applied it, so a member
+/// of it is of the life that an attendee has told, or in which this directory was admitted (`vouched`). Nobody else is heard, or a write of the earlier life could come into this
+/// one; nothing is held against it either.
+pub(super) fn must_wait(
+    own: &OwnIdentity,
+    life: Option<Unique>,
+    vouched: Option<Unique>,
+    standing: &Standing,
+    theirs: Life,
+) -> bool {
+    let is_of_ours = vouched.is_some_and(|vouched| theirs == Life::Born(vouched));
+    life.is_none() && own.is_founder() && *standing == Standing::Stranger && !is_of_ours
 }
 
 /// Without the session, which is the sentinel's.
@@ -104,10 +145,10 @@ mod tests {
 
     use api::raftpb::{ConfChange, ConfChangeType, ConfChangeV2};
     use consensus::{Peer, PeerState, io::Role};
-    use identity::{Boot, Home};
+    use identity::{Boot, FirstMember, Home, LogEnd};
     use prost::Message;
     use state_machine::{Memory, Options, Outcome, Sink, StateMachine, membership::Member};
-    use types::{Entry, EntryKind, Revision, Term};
+    use types::{ClusterId, Entry, EntryKind, Revision, Term};
 
     use super::*;
 
@@ -230,6 +271,109 @@ mod tests {
         leader.work();
         assert_eq!(leader.marks(0).len(), 1, "who has not answered this leader may have another term");
         assert!(leader.marks(leader.last()).values().all(|mark| mark.term == 3));
+    }
+
+    /// Of a cluster of three that is being founded; the second has attended with directory 2.
+    fn founder() -> OwnIdentity {
+        let first =
+            |name: &str| FirstMember { name: name.to_owned(), peer_urls: vec![format!("http://{name}:1")] };
+        OwnIdentity {
+            record: Record {
+                dir: Unique::for_test(1),
+                boot: Boot { seq: 1, nonce: Unique::for_test(1), previous: None },
+                home: Home::default(),
+                version: String::new(),
+            },
+            cluster_uuid: None,
+            parent_uuid: None,
+            attendees: BTreeMap::from([(MemberId(2), Unique::for_test(2))]),
+            config: Some(GenesisConfig {
+                members: ["a", "b", "c"].map(first).to_vec(),
+                token: String::new(),
+                token_sha256: String::new(),
+                restored: None,
+            }),
+            fresh_uuid: Unique::for_test(99),
+            keeps_life: false,
+        }
+    }
+
+    /// Those who joined an earlier life still run while a wiped majority founds anew: what they say could come into the new life.
+    #[test]
+    fn a_founder_without_a_life_hears_nobody_who_may_be_of_an_earlier_one() {
+        let (ours, earlier) = (Unique::for_test(5), Unique::for_test(6));
+        let listed = Standing::Member { is_learner: false, is_new: false };
+        let waits = |own: &OwnIdentity, life, vouched, standing: &Standing, theirs| {
+            must_wait(own, life, vouched, standing, theirs)
+        };
+        let own = founder();
+        for theirs in [Life::Born(earlier), Life::Joining, Life::Formed, Life::Unborn] {
+            assert!(waits(&own, None, None, &Standing::Stranger, theirs), "{theirs:?}");
+            assert!(waits(&own, None, Some(ours), &Standing::Stranger, theirs), "{theirs:?}");
+            assert!(!waits(&own, None, None, &listed, theirs), "judged by what is known of it");
+            assert!(!waits(&own, Some(ours), None, &Standing::Stranger, theirs), "the life says who is who");
+        }
+        let leader = Life::Born(ours);
+        assert!(waits(&own, None, None, &Standing::Stranger, leader), "nobody has told that it is ours");
+        assert!(!waits(&own, None, Some(ours), &Standing::Stranger, leader), "it joined, and leads by now");
+
+        let alone = |members: usize, own: OwnIdentity| {
+            let mut config = own.config.expect("a founder");
+            config.members.truncate(members);
+            OwnIdentity { attendees: BTreeMap::new(), config: Some(config), ..own }
+        };
+        assert!(waits(&alone(1, founder()), None, None, &Standing::Stranger, Life::Born(earlier)));
+        let upgraded = alone(3, founder());
+        assert!(
+            !waits(&upgraded, None, None, &Standing::Stranger, leader),
+            "it has met nobody at a founding"
+        );
+        let joiner = OwnIdentity { config: None, ..founder() };
+        assert!(!waits(&joiner, None, None, &Standing::Stranger, leader), "it was told whom to hear");
+    }
+
+    #[test]
+    fn only_who_attended_tells_the_life_of_a_founding() {
+        let own = founder();
+        let hello = |member: u64, dir: u128, life| Hello {
+            cluster_id: ClusterId(1),
+            member: MemberId(member),
+            name: String::new(),
+            life,
+            dir: Unique::for_test(dir),
+            boot: own.record.boot,
+            log: LogEnd::default(),
+            home: Home::default(),
+            version: String::new(),
+        };
+        let life = Unique::for_test(5);
+        assert_eq!(own.vouched_by(&hello(2, 2, Life::Born(life))), Some(life));
+        assert_eq!(own.vouched_by(&hello(2, 2, Life::Formed)), None);
+        assert_eq!(own.vouched_by(&hello(2, 7, Life::Born(life))), None, "another directory");
+        assert_eq!(own.vouched_by(&hello(3, 2, Life::Born(life))), None, "it was not there");
+
+        let told = |dir: u128, standing: Standing| {
+            let record = Record { dir: Unique::for_test(dir), ..own.record.clone() };
+            let witness = Witness { member: MemberId(4), leads: true, term: 2, commit: 9 };
+            let found = Identified {
+                record: Some(record),
+                standing,
+                ..Leader::new().machine.reader().identity_of(ME)
+            };
+            own.vouched_in(Life::Born(life), &known(&founder(), ME, found, witness))
+        };
+        let member = || Standing::Member { is_learner: false, is_new: false };
+        assert_eq!(
+            told(1, member()),
+            Some(life),
+            "those who attended are gone, but this directory was admitted"
+        );
+        assert_eq!(told(8, member()), None, "the earlier life knows another directory");
+        assert_eq!(
+            told(1, Standing::Removed { index: 9, term: 2, asked_through: None }),
+            None,
+            "it was forced out"
+        );
     }
 
     #[test]

@@ -33,6 +33,16 @@ pub(crate) fn is_begun_by(shared: &Shared, leader: MemberId) -> bool {
     member.peer_urls.iter().any(is_first) && !shared.sentinel.refusals.is_unprotected(leader)
 }
 
+/// Whether members of etcd are among the first members. Such a one can add others without a life ever being told.
+pub(crate) fn is_mixed_founding(shared: &Shared) -> bool {
+    let Some(config) = &shared.records.own.config else { return false };
+    let is_first = |url| config.members.iter().any(|first| first.peer_urls.contains(url));
+    let members = shared.reader().members();
+    members.iter().any(|member| {
+        shared.sentinel.refusals.is_unprotected(member.id) && member.peer_urls.iter().any(is_first)
+    })
+}
+
 impl Handle {
     /// The life of the cluster, as told by [`Handle::cluster_uuid`], is in the identity file: see [`crate::OwnIdentity::keeps_life`].
     pub fn life_is_kept(&self) {

@@ -24,7 +24,7 @@ use api::{
 };
 use bytes::Bytes;
 use consensus::io::{Input, Proposal, ProposalId, Role};
-use identity::{Hello, Known, Life, Private, Record, Unique, Witness};
+use identity::{Answer, Hello, Known, Life, Private, Record, Unique, Witness};
 use parking_lot::Mutex;
 use prost::Message;
 use state_machine::Reader;
@@ -34,7 +34,7 @@ use tracing::{info, warn};
 use types::{EntryKind, MemberId};
 
 pub use due::OwnIdentity;
-pub(crate) use first_write::{is_begun, is_begun_by};
+pub(crate) use first_write::{is_begun, is_begun_by, is_mixed_founding};
 
 use crate::{
     handle::Handle,
@@ -63,6 +63,8 @@ pub(crate) struct Desk {
     admitted: Mutex<BTreeMap<MemberId, Record>>,
     /// The life that a welcome peer says it is of, where nothing here tells one.
     heard: Mutex<Option<Unique>>,
+    /// The life that an attendee of the founding, or a life that has admitted this directory, has told first.
+    vouched: Mutex<Option<Unique>>,
     /// Something is new, or somebody waits for marks.
     look: Arc<Notify>,
     /// Marks are wanted before leadership is handed over.
@@ -81,6 +83,7 @@ impl Desk {
             own,
             admitted: Mutex::new(BTreeMap::new()),
             heard: Mutex::new(None),
+            vouched: Mutex::new(None),
             look: Arc::new(Notify::new()),
             closing: AtomicBool::new(false),
             no_life_told: Mutex::new(None),
@@ -105,6 +108,32 @@ impl Desk {
             }
         }
         self.admitted(member, Record::from(hello));
+    }
+
+    /// A peer that is not refused has said who it is.
+    pub(crate) fn said(&self, hello: &Hello) {
+        if let Some(life) = self.own.vouched_by(hello) {
+            self.vouched.lock().get_or_insert(life);
+        }
+    }
+
+    /// A peer was asked what it knows of this member.
+    pub(crate) fn answered(&self, answer: &Answer) {
+        self.said(&answer.hello);
+        if let Some(life) = self.own.vouched_in(answer.hello.life, &answer.known) {
+            self.vouched.lock().get_or_insert(life);
+        }
+    }
+
+    /// Whether an attendee of the founding is of this life.
+    pub(crate) fn is_vouched(&self, life: Life) -> bool {
+        self.vouched.lock().is_some_and(|vouched| life == Life::Born(vouched))
+    }
+
+    /// Whether a speaker must wait until this founder knows more, given what is known of it.
+    pub(crate) fn must_wait(&self, known: &Known, theirs: Life) -> bool {
+        let vouched = *self.vouched.lock();
+        due::must_wait(&self.own, known.cluster_uuid, vouched, &known.standing, theirs)
     }
 
     /// This start of a peer was welcomed. Called on every member, whoever leads; only the newest counts.

@@ -58,14 +58,15 @@ async fn ask(shared: &Arc<Shared>, client: &PeerClient) {
     let mut asking = JoinSet::new();
     for member in shared.reader().members().into_iter().filter(|member| member.id != me) {
         let (client, question, urls) = (client.clone(), question.clone(), parse_urls(&member.peer_urls));
-        asking.spawn(async move {
-            let answer = ask_one(&client, &urls, &question).await?;
-            // Somebody else at the peer's address speaks for nobody.
-            (answer.hello.member == member.id && answer.known.witness.member == member.id).then_some(answer)
-        });
+        asking.spawn(async move { Some((member.id, ask_one(&client, &urls, &question).await?)) });
     }
     while let Some(answer) = asking.join_next().await {
-        let Ok(Some(answer)) = answer else { continue };
+        let Ok(Some((peer, answer))) = answer else { continue };
+        shared.records.answered(&answer);
+        // Somebody else at the peer's address speaks for nobody.
+        if answer.hello.member != peer || answer.known.witness.member != peer {
+            continue;
+        }
         let heard = Heard { witness: answer.known.witness, verdict: answer.verdict };
         let life = answer.known.cluster_uuid;
         shared.sentinel.jury.lock().hear(heard, life, &oneself(shared), Instant::now());

@@ -195,6 +195,7 @@ pub(crate) fn meet(shared: &Shared, met: &Met<'_>) -> Result<(), Box<Refused>> {
     let mut known = known(shared, met.peer, met.session.clone());
     // It answers, so it takes this member.
     known.is_founding &= met.via != Via::Answer;
+    known.is_founding &= !met.hello.is_some_and(|hello| shared.records.is_vouched(hello.life));
     if let Some(hello) = met.hello {
         let nonce = Some(hello.boot.nonce);
         let is_admitted = known.record.as_ref().map(|record| record.boot.nonce) == nonce;
@@ -226,6 +227,9 @@ pub(crate) fn meet(shared: &Shared, met: &Met<'_>) -> Result<(), Box<Refused>> {
         shared.records.admitted(met.peer, Record::from(hello));
     }
     if verdict.is_welcome() || is_excused {
+        if let Some(hello) = met.hello {
+            shared.records.said(hello);
+        }
         return Ok(());
     }
     // It may have been welcome as long as this member had not applied what speaks against it.
@@ -234,6 +238,23 @@ pub(crate) fn meet(shared: &Shared, met: &Met<'_>) -> Result<(), Box<Refused>> {
     }
     shared.sentinel.refusals.refused(&shared.reader(), met.peer, &verdict);
     Err(Box::new(Refused { verdict, witness: known.witness }))
+}
+
+/// The transport: whether what a peer brings, which is not refused, may be taken now. What is not is brought again. `hello` is none from a
+/// member of etcd, which is taken as etcd takes it.
+pub(crate) fn may_speak(shared: &Shared, peer: MemberId, hello: Option<&Hello>) -> bool {
+    let Some(hello) = hello else { return true };
+    let desk = &shared.records;
+    if desk.own.config.is_none() || shared.is_joining() || life(shared).is_some() {
+        return true;
+    }
+    if !desk.must_wait(&records::known(shared, peer), hello.life) || records::is_mixed_founding(shared) {
+        return true;
+    }
+    // Those who attended may have been told the life since.
+    shared.sentinel.doubt();
+    shared.sentinel.refusals.held_off(&shared.reader(), peer);
+    false
 }
 
 /// The transport: a welcome start of a peer is heard.

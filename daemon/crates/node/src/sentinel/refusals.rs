@@ -19,6 +19,9 @@ const TOLD_EVERY: Duration = Duration::from_secs(60);
 /// Peers and verdicts that are counted. Ids of strangers are counted as one, so only members make rows.
 const ROWS_MAX: usize = 1024;
 
+/// Counted beside the verdicts; it is none.
+const HELD_OFF: &str = "held_off";
+
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
 enum By {
     ThisMember,
@@ -52,15 +55,28 @@ struct Told {
 impl Refusals {
     /// This member does not take a peer.
     pub(super) fn refused(&self, reader: &Reader<FjallStore>, peer: MemberId, verdict: &Verdict) {
-        if let Some(kept_back) = self.count(reader, peer, verdict, By::ThisMember) {
+        if let Some(kept_back) = self.count(reader, peer, verdict.name(), By::ThisMember) {
             warn!(peer = %peer, verdict = verdict.name(), kept_back, "refused a peer: {}", sentence(verdict));
         }
     }
 
     /// A peer does not take this member.
     pub(super) fn refused_by(&self, reader: &Reader<FjallStore>, peer: MemberId, verdict: &Verdict) {
-        if let Some(kept_back) = self.count(reader, peer, verdict, By::Peer) {
+        if let Some(kept_back) = self.count(reader, peer, verdict.name(), By::Peer) {
             warn!(peer = %peer, verdict = verdict.name(), kept_back, "refused by a peer: {}", sentence(verdict));
+        }
+    }
+
+    /// This founder does not hear a peer before it knows the life of its own cluster.
+    pub(super) fn held_off(&self, reader: &Reader<FjallStore>, peer: MemberId) {
+        if let Some(kept_back) = self.count(reader, peer, HELD_OFF, By::ThisMember) {
+            warn!(
+                peer = %peer,
+                kept_back,
+                "not heard yet: it is none of those with whom this member founds its cluster, and may be of an earlier life of it. It is heard \
+                 once one of those who attended says that it is of the same life, or that life has admitted this directory; if they are all \
+                 gone, this member must be replaced"
+            );
         }
     }
 
@@ -81,17 +97,23 @@ impl Refusals {
     }
 
     /// Lines that were kept back since the last, when it is time for another.
-    fn count(&self, reader: &Reader<FjallStore>, peer: MemberId, verdict: &Verdict, by: By) -> Option<u64> {
+    fn count(
+        &self,
+        reader: &Reader<FjallStore>,
+        peer: MemberId,
+        verdict: &'static str,
+        by: By,
+    ) -> Option<u64> {
         let is_known = reader.member(peer).is_some() || reader.is_removed(peer);
         let peer = if is_known { peer } else { MemberId::NONE };
         self.note(peer, verdict, by, Instant::now())
     }
 
-    fn note(&self, peer: MemberId, verdict: &Verdict, by: By, now: Instant) -> Option<u64> {
+    fn note(&self, peer: MemberId, verdict: &'static str, by: By, now: Instant) -> Option<u64> {
         let mut inner = self.0.lock();
         let Inner { counts, told, .. } = &mut *inner;
-        if counts.len() < ROWS_MAX || counts.contains_key(&(peer, verdict.name(), by)) {
-            *counts.entry((peer, verdict.name(), by)).or_default() += 1;
+        if counts.len() < ROWS_MAX || counts.contains_key(&(peer, verdict, by)) {
+            *counts.entry((peer, verdict, by)).or_default() += 1;
         }
         let is_full = told.len() >= ROWS_MAX;
         match told.get_mut(&(peer, by)) {
@@ -175,7 +197,7 @@ mod tests {
         let refusals = Refusals::default();
         let start = Instant::now();
         let note = |peer, verdict: &Verdict, seconds| {
-            refusals.note(MemberId(peer), verdict, By::Peer, start + Duration::from_secs(seconds))
+            refusals.note(MemberId(peer), verdict.name(), By::Peer, start + Duration::from_secs(seconds))
         };
         assert_eq!(note(1, &Verdict::Stranger, 0), Some(0));
         assert_eq!(note(1, &Verdict::Stranger, 1), None);
@@ -196,7 +218,7 @@ mod tests {
         let refusals = Refusals::default();
         let now = Instant::now();
         for peer in 1..=5000 {
-            refusals.note(MemberId(peer), &Verdict::Stranger, By::ThisMember, now);
+            refusals.note(MemberId(peer), Verdict::Stranger.name(), By::ThisMember, now);
             refusals.unprotected(MemberId(peer));
         }
         let inner = refusals.0.lock();

@@ -29,6 +29,9 @@ use crate::{
 /// What a member in the removed set is told on streams.
 const REMOVED: &str = "removed member";
 
+/// What somebody is told whose messages may be good later.
+const NOT_NOW: &str = "this member does not know yet whether you are of its cluster; try again later";
+
 pub(super) fn stream(shared: &Arc<Shared>, request: &Request<Incoming>, path: &str) -> Response<ReplyBody> {
     if let Some(refusal) = reply::wrong_method(request.method(), Method::GET) {
         return refusal;
@@ -130,6 +133,9 @@ pub(super) fn bringer(shared: &Shared, headers: &HeaderMap) -> Result<Caller, Re
         return Err(Box::new(removed_sender()));
     }
     meet(shared, from, hello.as_ref(), Via::Message)?;
+    if !shared.handler.may_speak(from, hello.as_ref()) {
+        return Err(Box::new(reply::text(StatusCode::SERVICE_UNAVAILABLE, NOT_NOW)));
+    }
     if let (Some(hello), Some(peer)) = (hello, shared.peer(from)) {
         peer.sessions.heard(hello.boot.nonce, false);
     }

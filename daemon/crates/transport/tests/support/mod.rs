@@ -61,6 +61,8 @@ pub struct Recorder {
     pub removed: Mutex<HashSet<MemberId>>,
     pub members: Mutex<Vec<PeerMember>>,
     pub accept_remotes: AtomicBool,
+    /// What is brought shall be brought again later.
+    pub hears_nobody: AtomicBool,
     pub fail_snapshot_finish: AtomicBool,
     /// First bytes of the last snapshot.
     pub snapshot_head: Mutex<Vec<u8>>,
@@ -247,6 +249,9 @@ impl Handler for Noting {
             (None, Some(record)) => Verdict::LostData { dir: record.dir, boot_seq: 1, home: Home::default() },
         };
         if verdict.is_welcome() { Ok(()) } else { Err(Box::new(Refused { verdict, witness: known.witness })) }
+    }
+    fn may_speak(&self, _: MemberId, _: Option<&Hello>) -> bool {
+        !self.0.hears_nobody.load(Ordering::Relaxed)
     }
     fn began(&self, peer: MemberId, hello: &Hello) {
         self.0.note(Event::Began(peer, hello.boot.nonce));
