@@ -46,7 +46,7 @@ const SURFACE: &[(&str, Code)] = &[
     ("/etcdserverpb.Auth/AuthEnable", Code::Unimplemented),
     ("/etcdserverpb.Auth/AuthDisable", Code::Unimplemented),
     ("/etcdserverpb.Auth/AuthStatus", Code::Ok),
-    ("/etcdserverpb.Auth/Authenticate", Code::Unimplemented),
+    ("/etcdserverpb.Auth/Authenticate", Code::FailedPrecondition),
     ("/etcdserverpb.Auth/UserAdd", Code::Unimplemented),
     ("/etcdserverpb.Auth/UserGet", Code::Unimplemented),
     ("/etcdserverpb.Auth/UserList", Code::Unimplemented),

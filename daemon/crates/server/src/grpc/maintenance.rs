@@ -1,8 +1,8 @@
-//! Maintenance, as far as it exists, and the one question of Auth that has an answer before Auth exists.
+//! Maintenance, as far as it exists, and the two questions of Auth that have an answer before Auth exists.
 
 use std::sync::Arc;
 
-use api::etcdserverpb as pb;
+use api::{error::EtcdError, etcdserverpb as pb};
 use tonic::Status;
 
 use crate::{backend::Backend, edge::Edge};
@@ -65,4 +65,9 @@ pub(super) async fn auth_status<B: Backend>(
         enabled: false,
         auth_revision: AUTH_REVISION_INITIAL,
     })
+}
+
+/// Refused as by an etcd that has no authentication enabled: clients with a user and a password go on without a token then.
+pub(super) async fn authenticate(_: pb::AuthenticateRequest) -> Result<pb::AuthenticateResponse, Status> {
+    Err(EtcdError::AuthNotEnabled.into())
 }

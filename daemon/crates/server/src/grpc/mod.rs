@@ -180,6 +180,7 @@ async fn dispatch_rare<B: Backend>(cx: &Context<'_, B>, body: Incoming) -> Resul
         Method::HashKv => cx.unary(body, |request| maintenance::hash_kv(edge, request)).await,
         Method::MoveLeader => cx.unary(body, |request| maintenance::move_leader(edge, request)).await,
         Method::AuthStatus => cx.unary(body, |request| maintenance::auth_status(edge, request)).await,
+        Method::Authenticate => cx.unary(body, maintenance::authenticate).await,
         Method::OperatorPrefixes => {
             let token = watch::token(cx.headers);
             cx.unary(body, |request| operator::prefixes(edge, token, request)).await
@@ -331,6 +332,7 @@ impl LearnerRule for pb::HashRequest {}
 impl LearnerRule for pb::HashKvRequest {}
 impl LearnerRule for pb::MoveLeaderRequest {}
 impl LearnerRule for pb::AuthStatusRequest {}
+impl LearnerRule for pb::AuthenticateRequest {}
 
 /// One call in the counters: begun once, ended once, also when the client goes away in between.
 struct Call {
