@@ -73,9 +73,11 @@ impl Inherited {
 
     /// The socket for this address of this setting.
     pub fn claim(&mut self, setting: &str, address: SocketAddr) -> Option<TcpListener> {
-        let at = self.0.iter().position(|handed| {
-            let of_setting = setting_of(&handed.name).is_none_or(|named| named == setting);
-            of_setting && is_same(handed.address, address)
+        let of_setting = |handed: &Handed| setting_of(&handed.name).is_none_or(|named| named == setting);
+        // Two units may hold the port, one for each family.
+        let exact = self.0.iter().position(|handed| of_setting(handed) && handed.address == address);
+        let at = exact.or_else(|| {
+            self.0.iter().position(|handed| of_setting(handed) && is_same(handed.address, address))
         })?;
         Some(self.0.swap_remove(at).listener)
     }
@@ -141,6 +143,19 @@ mod tests {
         );
         assert!(inherited.claim("listen-client-urls", client).is_some());
         assert_eq!(inherited.nothing_left(), Ok(()));
+    }
+
+    #[test]
+    fn the_socket_of_the_very_address_comes_before_one_that_covers_it() {
+        let at = |text: &str| {
+            let address = text.parse::<SocketAddr>().unwrap();
+            Handed { address, ..handed("client").0 }
+        };
+        let mut inherited = Inherited(vec![at("[::]:2379"), at("0.0.0.0:2379")]);
+        let wanted = "0.0.0.0:2379".parse().unwrap();
+        assert!(inherited.claim("listen-client-urls", wanted).is_some());
+        assert!(inherited.0.len() == 1 && inherited.0[0].address.is_ipv6());
+        assert!(inherited.claim("listen-client-urls", wanted).is_some(), "which covers it");
     }
 
     #[test]
