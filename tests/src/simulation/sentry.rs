@@ -146,6 +146,8 @@ pub struct Sentry {
     is_doubted: bool,
     /// The life that an attendee of the founding has told first.
     vouched: Option<Unique>,
+    /// Who was not heard since everybody was asked last.
+    held_off: BTreeSet<u64>,
     /// The most that this start has had on disk.
     pub longest: u64,
     asked_at: Option<Time>,
@@ -165,6 +167,7 @@ impl Sentry {
             note: None,
             is_doubted: false,
             vouched: None,
+            held_off: BTreeSet::new(),
             longest: 0,
             asked_at: None,
         }
@@ -555,6 +558,7 @@ impl World {
             sentry.said(hello);
             if must_wait {
                 sentry.doubt();
+                sentry.held_off.insert(hello.member.0);
                 self.outcome.held_off += 1;
                 return Passage::HeldOff;
             }
@@ -607,25 +611,35 @@ impl World {
         let Some(hello) = member.hello() else { return };
         let Some(running) = &member.running else { return };
         let peers = running.machine.reader().members();
+        let held_off = std::mem::take(&mut self.sentry(place).expect("it runs").held_off);
+        for peer in held_off {
+            if self.reaches(place, peer) && self.members[&peer].id == peer {
+                self.is_vouched_for(place, peer, &hello);
+            }
+        }
         for peer in peers.into_iter().map(|peer| peer.id.0).filter(|peer| *peer != hello.member.0) {
             if !self.reaches(place, peer) || self.members[&peer].id != peer {
                 continue;
             }
             if let Some((heard, uuid)) = self.members[&peer].answer(&hello, now, defect) {
-                let theirs = &self.members[&peer];
-                if let (Some(theirs), Some(known)) =
-                    (theirs.hello(), theirs.known(hello.member.0, now, defect))
-                {
-                    let sentry = self.sentry(place).expect("it runs");
-                    sentry.said(&theirs);
-                    sentry.vouched = sentry.vouched.or(sentry.own.vouched_in(theirs.life, &known));
-                }
+                self.is_vouched_for(place, peer, &hello);
                 if !heard.verdict.is_welcome() {
                     self.sentry(peer).expect("it runs").refused(hello.member, hello.boot.nonce);
                 }
                 let delay = self.rng.random_range(1..10 * TICK);
                 self.at(delay, Event::Voice(place, life, Box::new((heard, uuid))));
             }
+        }
+    }
+
+    /// A founder has asked somebody who it is, and what it knows of this directory.
+    fn is_vouched_for(&mut self, place: u64, peer: u64, hello: &Hello) {
+        let theirs = &self.members[&peer];
+        let known = theirs.known(hello.member.0, self.now, self.setup.defect);
+        if let (Some(theirs), Some(known)) = (theirs.hello(), known) {
+            let sentry = self.sentry(place).expect("it runs");
+            sentry.said(&theirs);
+            sentry.vouched = sentry.vouched.or(sentry.own.vouched_in(theirs.life, &known));
         }
     }
 

@@ -144,8 +144,8 @@ impl Handler for PeerFace {
         self.shared().map_or(Ok(()), |shared| sentinel::meet(&shared, met))
     }
 
-    fn may_speak(&self, peer: MemberId, hello: Option<&Hello>) -> bool {
-        self.shared().is_none_or(|shared| sentinel::may_speak(&shared, peer, hello))
+    fn may_speak(&self, peer: MemberId, hello: Option<&Hello>, urls: &[Url]) -> bool {
+        self.shared().is_none_or(|shared| sentinel::may_speak(&shared, peer, hello, urls))
     }
 
     fn began(&self, peer: MemberId, hello: &Hello) {

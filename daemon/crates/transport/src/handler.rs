@@ -89,8 +89,8 @@ pub trait Handler: Send + Sync + 'static {
     }
 
     /// Whether a message or a snapshot of somebody who was not refused is taken now. A no is answered with 503 and means nothing more: raft
-    /// asks again.
-    fn may_speak(&self, _peer: MemberId, _hello: Option<&Hello>) -> bool {
+    /// asks again. `urls`: where it says that it can be asked.
+    fn may_speak(&self, _peer: MemberId, _hello: Option<&Hello>, _urls: &[Url]) -> bool {
         true
     }
 

@@ -22,6 +22,9 @@ const ASK_INTERVAL: Duration = Duration::from_secs(1);
 /// While it serves all the same: some peer says what the leader does not.
 const ASK_INTERVAL_SERVING: Duration = Duration::from_secs(4);
 
+/// Of somebody that is on no list, so many addresses are tried.
+const URLS_MAX: usize = 4;
+
 /// For one answer. A member that answers at all does so in milliseconds.
 const PATIENCE: Duration = Duration::from_secs(1);
 
@@ -59,6 +62,19 @@ async fn ask(shared: &Arc<Shared>, client: &PeerClient) {
     for member in shared.reader().members().into_iter().filter(|member| member.id != me) {
         let (client, question, urls) = (client.clone(), question.clone(), parse_urls(&member.peer_urls));
         asking.spawn(async move { Some((member.id, ask_one(&client, &urls, &question).await?)) });
+    }
+    // They are asked whether they know this directory, and have no other say.
+    let held_off = std::mem::take(&mut *shared.sentinel.held_off.lock());
+    let mut asking_held_off = JoinSet::new();
+    for urls in held_off.into_values() {
+        let (client, question) = (client.clone(), question.clone());
+        asking_held_off
+            .spawn(async move { ask_one(&client, &urls[..urls.len().min(URLS_MAX)], &question).await });
+    }
+    while let Some(answer) = asking_held_off.join_next().await {
+        if let Ok(Some(answer)) = answer {
+            shared.records.answered(&answer);
+        }
     }
     while let Some(answer) = asking.join_next().await {
         let Ok(Some((peer, answer))) = answer else { continue };

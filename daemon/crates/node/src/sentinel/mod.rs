@@ -11,6 +11,7 @@ mod jury;
 mod refusals;
 
 use std::{
+    collections::BTreeMap,
     sync::{
         Arc,
         atomic::{AtomicBool, AtomicU64, Ordering},
@@ -28,6 +29,7 @@ use tokio::sync::{Notify, watch};
 use tracing::{info, warn};
 use transport::{Met, Refused, Via};
 use types::{LogIndex, MemberId};
+use url::Url;
 
 use crate::{handle::Handle, members, records, shared::Shared};
 
@@ -35,6 +37,9 @@ pub(crate) use ask::watch;
 pub use jury::{Expelled, Heard};
 use jury::{Jury, Oneself};
 pub(crate) use refusals::Refusals;
+
+/// Of those who are not heard yet, so many are asked. Those who lead or campaign speak most, and there are few of them.
+const HELD_OFF_MAX: usize = 8;
 
 pub(crate) struct Sentinel {
     jury: Mutex<Jury>,
@@ -45,6 +50,8 @@ pub(crate) struct Sentinel {
     /// The leader that is known, and whom it could be asked for a stream since.
     taken_by: Mutex<Vec<MemberId>>,
     expelled: watch::Sender<Option<Expelled>>,
+    /// Who was not heard since everybody was asked last, and where it can be asked.
+    held_off: Mutex<BTreeMap<MemberId, Vec<Url>>>,
     /// The most that this start has had on disk. What raft says falls back to the old commit while a snapshot is being installed, and a
     /// hello of that moment must not look like a log that was lost.
     longest: AtomicU64,
@@ -64,6 +71,7 @@ impl Sentinel {
             confirmed: watch::Sender::new(false),
             taken_by: Mutex::default(),
             expelled: watch::Sender::new(None),
+            held_off: Mutex::default(),
             longest: AtomicU64::new(0),
             doubted: AtomicBool::new(false),
             look: Arc::default(),
@@ -242,7 +250,7 @@ pub(crate) fn meet(shared: &Shared, met: &Met<'_>) -> Result<(), Box<Refused>> {
 
 /// The transport: whether what a peer brings, which is not refused, may be taken now. What is not is brought again. `hello` is none from a
 /// member of etcd, which is taken as etcd takes it.
-pub(crate) fn may_speak(shared: &Shared, peer: MemberId, hello: Option<&Hello>) -> bool {
+pub(crate) fn may_speak(shared: &Shared, peer: MemberId, hello: Option<&Hello>, urls: &[Url]) -> bool {
     let Some(hello) = hello else { return true };
     let desk = &shared.records;
     if desk.own.config.is_none() || shared.is_joining() || life(shared).is_some() {
@@ -251,7 +259,12 @@ pub(crate) fn may_speak(shared: &Shared, peer: MemberId, hello: Option<&Hello>) 
     if !desk.must_wait(&records::known(shared, peer), hello.life) || records::is_mixed_founding(shared) {
         return true;
     }
-    // Those who attended may have been told the life since.
+    // Those who attended may have been told the life since. Or it knows this directory itself.
+    let mut held_off = shared.sentinel.held_off.lock();
+    if held_off.len() < HELD_OFF_MAX || held_off.contains_key(&peer) {
+        held_off.insert(peer, urls.to_vec());
+    }
+    drop(held_off);
     shared.sentinel.doubt();
     shared.sentinel.refusals.held_off(&shared.reader(), peer);
     false

@@ -133,7 +133,7 @@ pub(super) fn bringer(shared: &Shared, headers: &HeaderMap) -> Result<Caller, Re
         return Err(Box::new(removed_sender()));
     }
     meet(shared, from, hello.as_ref(), Via::Message)?;
-    if !shared.handler.may_speak(from, hello.as_ref()) {
+    if !shared.handler.may_speak(from, hello.as_ref(), &caller.urls) {
         return Err(Box::new(reply::text(StatusCode::SERVICE_UNAVAILABLE, NOT_NOW)));
     }
     if let (Some(hello), Some(peer)) = (hello, shared.peer(from)) {

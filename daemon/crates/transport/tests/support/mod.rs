@@ -250,7 +250,7 @@ impl Handler for Noting {
         };
         if verdict.is_welcome() { Ok(()) } else { Err(Box::new(Refused { verdict, witness: known.witness })) }
     }
-    fn may_speak(&self, _: MemberId, _: Option<&Hello>) -> bool {
+    fn may_speak(&self, _: MemberId, _: Option<&Hello>, _: &[Url]) -> bool {
         !self.0.hears_nobody.load(Ordering::Relaxed)
     }
     fn began(&self, peer: MemberId, hello: &Hello) {
