@@ -40,6 +40,21 @@ pub fn possible(test: &str) -> bool {
     false
 }
 
+/// The packages in a directory of their own, as version `version`.
+pub fn packages(out: &Path, version: &str) -> Result<PathBuf> {
+    let root = Path::new(env!("CARGO_MANIFEST_DIR")).parent().context("the workspace")?;
+    let binary = crate::harness::cairn_binary("cairnd")?;
+    let out = out.join(version);
+    let built = Command::new(root.join("packaging/build"))
+        .args(["--fast", "--no-dbgsym", "--deb", "--out"])
+        .arg(&out)
+        .env("CAIRN_BIN_DIR", binary.parent().context("a directory of binaries")?)
+        .env("CAIRN_PACKAGE_VERSION", version)
+        .output()?;
+    ensure!(built.status.success(), "packaging/build failed: {}", String::from_utf8_lossy(&built.stderr));
+    Ok(out)
+}
+
 /// A network without a way out: 10.99.0.0/24, machine `n` at `.n`. It is a process that holds a namespace until its input ends.
 pub struct Lan {
     holder: Child,

@@ -7,12 +7,11 @@
 use std::{
     fs,
     path::{Path, PathBuf},
-    process::Command,
 };
 
-use anyhow::{Result, ensure};
+use anyhow::Result;
 
-use super::Member;
+use super::{Member, shim};
 
 const SHIM: &str = r#"
 #define _GNU_SOURCE
@@ -121,7 +120,7 @@ pub struct DeadlyDisk {
 impl DeadlyDisk {
     /// Before the member is spawned: it will be killed before step number `step`, counted from 1. Files are kept in `dir`.
     pub fn kill_before(step: usize, member: &mut Member, dir: &Path) -> Result<DeadlyDisk> {
-        let shim = build(dir)?;
+        let shim = shim::build(dir, "deadly", SHIM)?;
         let note = dir.join(format!("{}.step", member.name));
         let _ = fs::remove_file(&note);
         member.clear_env();
@@ -136,19 +135,4 @@ impl DeadlyDisk {
     pub fn step(&self) -> Option<String> {
         fs::read_to_string(&self.note).ok()
     }
-}
-
-/// Built once per directory.
-fn build(dir: &Path) -> Result<PathBuf> {
-    let (source, shim) = (dir.join("deadly.c"), dir.join("deadly.so"));
-    if !shim.exists() {
-        fs::write(&source, SHIM)?;
-        let built = Command::new("cc")
-            .args(["-shared", "-fPIC", "-O1", "-o"])
-            .args([&shim, &source])
-            .arg("-ldl")
-            .output()?;
-        ensure!(built.status.success(), "cc: {}", String::from_utf8_lossy(&built.stderr));
-    }
-    Ok(shim)
 }

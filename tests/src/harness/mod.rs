@@ -7,6 +7,7 @@ mod binaries;
 pub mod deadly_disk;
 mod http;
 mod ports;
+mod shim;
 pub mod slow_disk;
 pub mod wrong_clock;
 

@@ -4,12 +4,11 @@
 use std::{
     fs,
     path::{Path, PathBuf},
-    process::Command,
 };
 
-use anyhow::{Result, ensure};
+use anyhow::Result;
 
-use super::Member;
+use super::{Member, shim};
 
 const SHIM: &str = r#"
 #define _GNU_SOURCE
@@ -41,16 +40,7 @@ pub struct SlowDisk {
 impl SlowDisk {
     /// Before the member is spawned. Files are kept in `dir`.
     pub fn of(member: &mut Member, dir: &Path) -> Result<SlowDisk> {
-        let (source, shim) = (dir.join("gate.c"), dir.join("gate.so"));
-        if !shim.exists() {
-            fs::write(&source, SHIM)?;
-            let built = Command::new("cc")
-                .args(["-shared", "-fPIC", "-O1", "-o"])
-                .args([&shim, &source])
-                .arg("-ldl")
-                .output()?;
-            ensure!(built.status.success(), "cc: {}", String::from_utf8_lossy(&built.stderr));
-        }
+        let shim = shim::build(dir, "gate", SHIM)?;
         let gate = dir.join(format!("{}.gate", member.name));
         member.add_env("LD_PRELOAD", &shim);
         member.add_env("CAIRN_TESTS_GATE", &gate);

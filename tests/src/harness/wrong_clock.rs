@@ -1,11 +1,11 @@
 //! A member whose wall clock is wrong by as much as a test wants: a shim before the C library, built with the compiler that links our own
 //! programs. The monotonic clock goes as it does.
 
-use std::{fs, path::Path, process::Command};
+use std::path::Path;
 
-use anyhow::{Result, ensure};
+use anyhow::Result;
 
-use super::Member;
+use super::{Member, shim};
 
 const SHIM: &str = r#"
 #define _GNU_SOURCE
@@ -23,16 +23,7 @@ int clock_gettime(clockid_t clock, struct timespec *now) {
 
 /// From the next start. Files are kept in `dir`.
 pub fn set(member: &mut Member, dir: &Path, wrong_by_seconds: i64) -> Result<()> {
-    let (source, shim) = (dir.join("clock.c"), dir.join("clock.so"));
-    if !shim.exists() {
-        fs::write(&source, SHIM)?;
-        let built = Command::new("cc")
-            .args(["-shared", "-fPIC", "-O1", "-o"])
-            .args([&shim, &source])
-            .arg("-ldl")
-            .output()?;
-        ensure!(built.status.success(), "cc: {}", String::from_utf8_lossy(&built.stderr));
-    }
+    let shim = shim::build(dir, "clock", SHIM)?;
     member.clear_env();
     member.add_env("LD_PRELOAD", shim);
     member.add_env("CAIRN_TESTS_CLOCK_WRONG_BY", wrong_by_seconds.to_string());

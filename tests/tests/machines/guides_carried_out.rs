@@ -4,10 +4,7 @@
 //! ```` ```toml db1 /path ```` (and `ini`, `yaml`, `perl`) becomes that file, ```` ```copy db1:/from db2:/to … ```` copies. Other blocks are for reading.
 //! The debs lie in `/root`, where the shells begin.
 
-use std::{
-    path::{Path, PathBuf},
-    process::Command,
-};
+use std::path::{Path, PathBuf};
 
 use anyhow::{Context as _, Result, ensure};
 use cairn_tests::{
@@ -103,25 +100,14 @@ impl Site {
     }
 }
 
-fn debs(out: &Path) -> Result<()> {
-    let binary = harness::cairn_binary("cairnd")?;
-    let built = Command::new(root().join("packaging/build"))
-        .args(["--fast", "--no-dbgsym", "--deb", "--out"])
-        .arg(out)
-        .env("CAIRN_BIN_DIR", binary.parent().context("a directory of binaries")?)
-        .output()?;
-    ensure!(built.status.success(), "packaging/build failed: {}", String::from_utf8_lossy(&built.stderr));
-    Ok(())
-}
-
 #[test]
 fn every_command_for_three_hosts_works() -> Result<()> {
     if !machines::possible("every_command_for_three_hosts_works") {
         return Ok(());
     }
     let scratch = tempfile::tempdir()?;
-    debs(scratch.path())?;
-    let site = Site::new(scratch.path(), &["db1", "db2", "db3"])?;
+    let debs = machines::packages(scratch.path(), "0.1.0")?;
+    let site = Site::new(&debs, &["db1", "db2", "db3"])?;
     site.carry_out("docs/quickstart.md")?;
     site.carry_out("docs/cairnctl.md")?;
     site.carry_out("docs/operations.md")?;
@@ -135,8 +121,8 @@ fn every_command_for_who_comes_from_etcd_works() -> Result<()> {
         return Ok(());
     }
     let scratch = tempfile::tempdir()?;
-    debs(scratch.path())?;
-    let site = Site::new(scratch.path(), &["old1", "new1", "here"])?;
+    let debs = machines::packages(scratch.path(), "0.1.0")?;
+    let site = Site::new(&debs, &["old1", "new1", "here"])?;
     let old = site.machine("old1")?;
     for program in ["etcd", "etcdctl"] {
         let real = harness::real_etcd("3.5")?.join(program);

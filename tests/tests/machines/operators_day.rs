@@ -5,7 +5,7 @@
 //! `CAIRN_SYSTEMD_DAYS=n` repeats the day (docs/testing.md).
 
 use std::{
-    path::{Path, PathBuf},
+    path::Path,
     process::Command,
     sync::{
         Arc, Mutex,
@@ -23,21 +23,6 @@ use cairn_tests::{
 
 const NAMES: [&str; 3] = ["a", "b", "c"];
 const UNIT: &str = "cairnd.service";
-
-/// The packages in a directory of their own, as version `version`.
-fn packages(out: &Path, version: &str) -> Result<PathBuf> {
-    let root = Path::new(env!("CARGO_MANIFEST_DIR")).parent().context("the workspace")?;
-    let binary = harness::cairn_binary("cairnd")?;
-    let out = out.join(version);
-    let built = Command::new(root.join("packaging/build"))
-        .args(["--fast", "--no-dbgsym", "--deb", "--out"])
-        .arg(&out)
-        .env("CAIRN_BIN_DIR", binary.parent().context("a directory of binaries")?)
-        .env("CAIRN_PACKAGE_VERSION", version)
-        .output()?;
-    ensure!(built.status.success(), "packaging/build failed: {}", String::from_utf8_lossy(&built.stderr));
-    Ok(out)
-}
 
 fn install(machine: &Machine, packages: &Path) -> Result<String> {
     machine.sh("mkdir -p /root/debs && rm -f /root/debs/*")?;
@@ -169,7 +154,8 @@ fn three_machines_live_through_a_day() -> Result<()> {
     }
     let days = std::env::var("CAIRN_SYSTEMD_DAYS").ok().and_then(|days| days.parse().ok()).unwrap_or(1);
     let scratch = tempfile::tempdir()?;
-    let (old, new) = (packages(scratch.path(), "0.1.0")?, packages(scratch.path(), "0.1.1")?);
+    let (old, new) =
+        (machines::packages(scratch.path(), "0.1.0")?, machines::packages(scratch.path(), "0.1.1")?);
     let mut lan = Lan::new()?;
     let all = [lan.boot("a")?, lan.boot("b")?, lan.boot("c")?];
     let [a, b, c] = &all;
