@@ -235,7 +235,7 @@ fn come_back(dir: &DataDir, returning: Returning, settings: &Settings) -> Result
     let (wal, contents) = execute::open_log(dir, &identity, settings)?;
     // The life is in the log before anything is acknowledged in it, and in this file a moment later.
     if identity.cluster_uuid.is_none()
-        && let Some(life) = life_in_log(&contents)
+        && let Some(life) = life_in_log(&contents, identity.member_id)
     {
         (identity.cluster_uuid, identity.state) = (Some(life), State::Born);
     }
@@ -266,14 +266,23 @@ fn come_back(dir: &DataDir, returning: Returning, settings: &Settings) -> Result
     Ok(Opened { keeper, wal, contents, changes, uncounted: Some(Uncounted::Boot { nonce, members }) })
 }
 
-/// The first name that the committed part of the log gives to this life of the cluster.
-fn life_in_log(contents: &WalContents) -> Option<Unique> {
+/// The name that the committed part of the log gives to this life of the cluster, once it has taken this member in. What comes before is
+/// the past, and may be that of a life that was ended by force.
+fn life_in_log(contents: &WalContents, own: MemberId) -> Option<Unique> {
+    let mut is_part = contents.snapshot.index.0 > 0;
+    let mut life = None;
     let committed = contents.entries.iter().filter(|entry| entry.index <= contents.hard_state.commit);
-    committed.filter(|entry| entry.kind == EntryKind::ConfChange).find_map(|entry| {
-        let change = raftpb::ConfChange::decode(entry.data.clone()).ok()?;
-        let context: serde_json::Value = serde_json::from_slice(&change.context?).ok()?;
-        context.get(PRIVATE_KEY)?.get("cluster_uuid")?.as_str()?.parse().ok()
-    })
+    for entry in committed.filter(|entry| entry.kind == EntryKind::ConfChange) {
+        let Ok(change) = raftpb::ConfChange::decode(entry.data.clone()) else { continue };
+        is_part |= change.node_id() == own.0;
+        life = told(&change).or(life);
+    }
+    life.filter(|_| is_part)
+}
+
+fn told(change: &raftpb::ConfChange) -> Option<Unique> {
+    let context: serde_json::Value = serde_json::from_slice(change.context.as_ref()?).ok()?;
+    context.get(PRIVATE_KEY)?.get("cluster_uuid")?.as_str()?.parse().ok()
 }
 
 /// The peers that a member with data knows, and those that its settings name.

@@ -165,7 +165,7 @@ impl ApplyWorker {
         if !told.conf_changes.is_empty() {
             shared.note_conf_state(self.machine.conf_state());
             peers::follow_members(shared, &self.transport, &reader);
-            shared.records.applied(&reader);
+            shared.records.applied(&reader, shared.is_joining());
         }
         if !told.leases.is_empty() {
             shared.leases.applied(shared, &told.leases);
@@ -242,7 +242,7 @@ impl ApplyWorker {
                 reader.set_quota(shared.live().quota_backend_bytes);
                 peers::follow_members(shared, &self.transport, &reader);
                 members::note_removal(shared, &reader, &[]);
-                shared.records.applied(&reader);
+                shared.records.applied(&reader, shared.is_joining());
                 let (revision, compacted) = (reader.revision(), reader.compact_revision());
                 shared.watch.applied(TellEvents::default(), revision, Some(compacted));
                 shared.revision.store(revision.0, Ordering::Release);

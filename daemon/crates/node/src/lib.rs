@@ -420,7 +420,7 @@ impl Shared {
         runtime: tokio::runtime::Handle,
         elders: Vec<MemberId>,
     ) -> Shared {
-        let joining = !elders.is_empty();
+        let joining = !elders.is_empty() && !is_part(config.member, &machine.conf_state());
         let unix_ms =
             SystemTime::now().duration_since(UNIX_EPOCH).map_or(0, |since| since.as_millis() as u64);
         let status = core.status();
@@ -438,7 +438,7 @@ impl Shared {
             gate: ReadGate::new(),
             watch: WatchDesk::new(unix_ms),
             leases: LeaseDesk::new(config),
-            records: Desk::new(identity, &machine.reader()),
+            records: Desk::new(identity, &machine.reader(), joining),
             sentinel: Sentinel::new(elders),
             metrics: Metrics::new(),
             defragmentation: defrag::Defragmentation::new(),
@@ -458,7 +458,7 @@ impl Shared {
             leader: AtomicU64::new(MemberId::NONE.0),
             is_leader: AtomicBool::new(false),
             is_learner: AtomicBool::new(is_learner(config.member, &machine.conf_state())),
-            is_joining: AtomicBool::new(joining && !is_part(config.member, &machine.conf_state())),
+            is_joining: AtomicBool::new(joining),
             raising_alarm: AtomicBool::new(false),
             removal: watch::Sender::new(None),
             rumour: members::Rumour::default(),

@@ -77,8 +77,8 @@ pub(crate) struct Desk {
 }
 
 impl Desk {
-    pub(crate) fn new(own: OwnIdentity, reader: &Reader<FjallStore>) -> Desk {
-        let life = watch::Sender::new(life(&own, reader));
+    pub(crate) fn new(own: OwnIdentity, reader: &Reader<FjallStore>, is_joining: bool) -> Desk {
+        let life = watch::Sender::new(life(&own, reader, is_joining));
         Desk {
             own,
             admitted: Mutex::new(BTreeMap::new()),
@@ -155,8 +155,8 @@ impl Desk {
     }
 
     /// After entries or a snapshot that may have told the life of the cluster.
-    pub(crate) fn applied(&self, reader: &Reader<FjallStore>) {
-        let life = life(&self.own, reader);
+    pub(crate) fn applied(&self, reader: &Reader<FjallStore>, is_joining: bool) {
+        let life = life(&self.own, reader, is_joining);
         let is_news = self.life.send_if_modified(|known| std::mem::replace(known, life) != life);
         if is_news && let Some(life) = life {
             info!(cluster_uuid = %life, "the life of this cluster is written down");
@@ -168,15 +168,20 @@ impl Desk {
     }
 }
 
-/// The life that the state names, unless this start is to end it: then it is none until the log has been applied.
-fn life(own: &OwnIdentity, reader: &Reader<FjallStore>) -> Option<Unique> {
-    let ends = |life: &Unique| own.cluster_uuid.is_some_and(|own| own != *life);
+/// The life that the state names, unless this start is to end it: then it is none until the log has been applied. While a member joins,
+/// what it applies is the past, which may be that of a life that was ended by force: it is of none before the log has taken it in.
+fn life(own: &OwnIdentity, reader: &Reader<FjallStore>, is_joining: bool) -> Option<Unique> {
+    let ends = |life: &Unique| own.cluster_uuid.map_or(is_joining, |own| own != *life);
     reader.cluster_uuid().filter(|life| !ends(life))
 }
 
 /// What this member knows of another, for [`identity::judge`]; without the session, which is the sentinel's.
 pub(crate) fn known(shared: &Shared, member: MemberId) -> Known {
-    due::known(&shared.records.own, member, shared.reader().identity_of(member), witness(shared))
+    let mut found = shared.reader().identity_of(member);
+    if shared.is_joining() {
+        (found.cluster_uuid, found.parent_uuid) = (None, None);
+    }
+    due::known(&shared.records.own, member, found, witness(shared))
 }
 
 pub(crate) fn witness(shared: &Shared) -> Witness {

@@ -169,7 +169,9 @@ pub(crate) fn hello(shared: &Shared) -> Hello {
 }
 
 fn life(shared: &Shared) -> Option<Unique> {
-    shared.records.own.cluster_uuid.or_else(|| shared.reader().cluster_uuid())
+    // What a member that joins has applied so far may be of a life that has ended since.
+    let applied = || if shared.is_joining() { None } else { shared.reader().cluster_uuid() };
+    shared.records.own.cluster_uuid.or_else(applied)
 }
 
 fn log_end(shared: &Shared) -> LogEnd {
