@@ -4,7 +4,7 @@
 
 use std::time::Duration;
 
-use anyhow::{Context, Result};
+use anyhow::{Context, Result, ensure};
 use api::etcdserverpb::{
     MemberAddRequest, MemberListRequest, MemberPromoteRequest, cluster_client::ClusterClient,
 };
@@ -170,6 +170,30 @@ fn a_joiner_begins_with_a_snapshot_where_the_log_is_compacted() -> Result<()> {
     cluster.members[2].wait_healthy()?;
     let record = writers.finish();
     verify(&cluster, 3, &record)
+}
+
+/// The log of a forced cluster is kept whole: who joins applies the life that has ended before the one that it joins, and stops amid that.
+#[test]
+fn a_joiner_of_a_forced_cluster_goes_through_the_past_and_is_of_the_present() -> Result<()> {
+    let mut cluster = one_of_three(&[])?;
+    let writers = Writers::start(vec![cluster.members[0].client_url.clone()], 8);
+    let_write(&writers, 3000)?;
+    let before = writers.finish();
+    ensure!(cluster.members[0].terminate()?.success());
+    cluster.members[0].add_flag("--force-new-cluster");
+    cluster.members[0].spawn()?;
+    cluster.members[0].wait_healthy()?;
+    let id = add(&mut cluster, 1, true)?;
+    for pause in [30, 60, 120, 240] {
+        cluster.members[1].spawn()?;
+        // Another moment of the start or of the catching up on every machine; any of them will do.
+        std::thread::sleep(std::time::Duration::from_millis(pause));
+        cluster.members[1].kill()?;
+    }
+    cluster.members[1].spawn()?;
+    cluster.members[1].wait_healthy()?;
+    promote(&cluster, id)?;
+    verify(&cluster, 2, &before)
 }
 
 #[test]
