@@ -329,7 +329,7 @@ fn every_row_of_a_first_start() {
             &[
                 "to join it: cairnctl",
                 "if n1 was to be one of these first members and founded that cluster alone",
-                "/root/n1.alone",
+                "/var/tmp/n1.alone",
             ],
         ),
         first(

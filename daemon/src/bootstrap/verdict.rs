@@ -230,7 +230,7 @@ fn alone(said: &Said) -> Option<String> {
     (only.id == theirs.member).then(|| {
         format!(
             "if {name} was to be one of these first members and founded that cluster alone (its --initial-cluster was forgotten), and \
-             nothing is kept in it yet: on {host} stop it, mv {dir} /root/{name}.alone, correct its settings, then start all of them",
+             nothing is kept in it yet: on {host} stop it, mv {dir} /var/tmp/{name}.alone, correct its settings, then start all of them",
             name = theirs.name,
             host = theirs.home.host,
         )

@@ -2,7 +2,7 @@
 //!
 //! A block of a guide whose first line names hosts is done on them, in the order of the page: ```` ```sh db1 db2 ```` is run as root,
 //! ```` ```toml db1 /path ```` (and `ini`, `yaml`, `perl`) becomes that file, ```` ```copy db1:/from db2:/to … ```` copies. Other blocks are for reading.
-//! The debs lie in `/root`, where the shells begin.
+//! The debs lie in `/srv`, where the shells begin.
 
 use std::path::{Path, PathBuf};
 
@@ -53,7 +53,7 @@ impl Site {
         let machines = hosts.iter().map(|name| lan.boot(name)).collect::<Result<Vec<_>>>()?;
         for machine in &machines {
             for deb in std::fs::read_dir(debs)?.flatten() {
-                machine.copy_in(&deb.path(), &format!("/root/{}", deb.file_name().to_string_lossy()))?;
+                machine.copy_in(&deb.path(), &format!("/srv/{}", deb.file_name().to_string_lossy()))?;
             }
         }
         Ok(Site { _lan: lan, machines })
@@ -74,7 +74,7 @@ impl Site {
         match block.kind.as_str() {
             "sh" => {
                 for host in &block.words {
-                    let said = self.machine(host)?.sh(&format!("set -e; cd /root; {}", block.text))?;
+                    let said = self.machine(host)?.sh(&format!("set -e; cd /srv; {}", block.text))?;
                     println!("--- {host}, line {}\n{said}", block.line);
                 }
             }
@@ -126,18 +126,18 @@ fn every_command_for_who_comes_from_etcd_works() -> Result<()> {
     let old = site.machine("old1")?;
     for program in ["etcd", "etcdctl"] {
         let real = harness::real_etcd("3.5")?.join(program);
-        old.copy_in(&real, &format!("/root/{program}"))?;
+        old.copy_in(&real, &format!("/srv/{program}"))?;
         site.machine("here")?.copy_in(&real, &format!("/usr/local/bin/{program}"))?;
     }
     old.sh(
-        "systemd-run --quiet --unit=etcd /root/etcd --data-dir=/root/etcd.data --listen-client-urls=http://10.99.0.1:2379 \
+        "systemd-run --quiet --unit=etcd /srv/etcd --data-dir=/srv/etcd.data --listen-client-urls=http://10.99.0.1:2379 \
          --advertise-client-urls=http://10.99.0.1:2379",
     )?;
     old.wait("etcd takes a key", |old| {
-        Ok(old.try_sh("/root/etcdctl --endpoints http://10.99.0.1:2379 put /app/color green")?.0)
+        Ok(old.try_sh("/srv/etcdctl --endpoints http://10.99.0.1:2379 put /app/color green")?.0)
     })?;
     for machine in &site.machines {
-        machine.sh("apt-get install -y /root/cairn*.deb")?;
+        machine.sh("apt-get install -y /srv/cairn*.deb")?;
     }
     site.carry_out("README.md")?;
     site.carry_out("docs/migrating.md")?;

@@ -25,13 +25,13 @@ const NAMES: [&str; 3] = ["a", "b", "c"];
 const UNIT: &str = "cairnd.service";
 
 fn install(machine: &Machine, packages: &Path) -> Result<String> {
-    machine.sh("mkdir -p /root/debs && rm -f /root/debs/*")?;
+    machine.sh("mkdir -p /srv/debs && rm -f /srv/debs/*")?;
     for package in
         std::fs::read_dir(packages)?.flatten().filter(|file| file.path().extension() == Some("deb".as_ref()))
     {
-        machine.copy_in(&package.path(), &format!("/root/debs/{}", package.file_name().to_string_lossy()))?;
+        machine.copy_in(&package.path(), &format!("/srv/debs/{}", package.file_name().to_string_lossy()))?;
     }
-    machine.sh("DEBIAN_FRONTEND=noninteractive dpkg -i /root/debs/*.deb")
+    machine.sh("DEBIAN_FRONTEND=noninteractive dpkg -i /srv/debs/*.deb")
 }
 
 fn settings(machine: &Machine, more: &str) -> String {
