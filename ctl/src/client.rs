@@ -4,6 +4,7 @@
 //! Not here: bytes and frames (`wire`), and what a verb does with an answer.
 
 use crate::failure::{Details, Exit, Failure, Result};
+use crate::output::tell;
 use crate::session::Session;
 use crate::settings::{Identity, Settings};
 use crate::units::format_duration;
@@ -214,7 +215,7 @@ impl Client {
         let call = connection.bidi(&head.with("hasleader", "true")).await.map_err(why)?;
         let endpoint = &self.endpoints[self.current].name;
         if self.debug {
-            eprintln!("debug: {} at {endpoint}: opened", method.name());
+            tell(format_args!("debug: {} at {endpoint}: opened", method.name()));
         }
         let silence = connection.silence(self.keepalive_time, self.keepalive_timeout);
         Ok(Session::new(call, silence, endpoint.clone()))
@@ -357,12 +358,12 @@ impl Client {
                 Some(Ok(_)) => "answered".to_owned(),
                 Some(Err(error)) => format!("{error:?}"),
             };
-            eprintln!(
+            tell(format_args!(
                 "debug: {} at {}: {result} after {}",
                 method.name(),
                 endpoint.name,
                 format_duration(started.elapsed())
-            );
+            ));
         }
         match outcome {
             None => Err(Attempt::Stop(self.too_late(method))),

@@ -2,6 +2,9 @@
 //!
 //! This file is the life of one command: parse, weigh the settings, run the verb, say how it ended.
 
+// They panic where they cannot write (a full disk behind `2>`, a closed pipe): `output::tell` and `verbs::show` do not.
+#![deny(clippy::print_stderr, clippy::print_stdout)]
+
 mod again;
 mod bench;
 mod cli;

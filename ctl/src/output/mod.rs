@@ -39,6 +39,11 @@ pub fn complain(text: &str) {
     let _ = std::io::Write::write_all(&mut std::io::stderr(), text.as_bytes());
 }
 
+/// One line of that, in one piece: two that are told at once do not run into each other.
+pub fn tell(line: std::fmt::Arguments<'_>) {
+    complain(&format!("{line}\n"));
+}
+
 /// What one endpoint said about itself.
 pub struct EndpointStatus {
     pub endpoint: String,

@@ -6,7 +6,7 @@ use super::show as print;
 use crate::cli;
 use crate::failure::{Failure, Result};
 use crate::output::paint::Tone;
-use crate::output::{Cell, Column, Printer, Sheet};
+use crate::output::{Cell, Column, Printer, Sheet, tell};
 use crate::settings::contexts::{self, File};
 use crate::settings::{self, GLOBALS, Given, Kind, Rank, Sources, Variables, shown, weigh};
 use clap::ArgMatches;
@@ -151,7 +151,7 @@ fn list(matches: &ArgMatches, given: &Given, variables: &Variables) -> Result<()
     let path = contexts::path(variables);
     let file = File::read(path.as_deref())?;
     if let Some(path) = path.filter(|path| contexts::is_open_to_others(path)) {
-        eprintln!("warning: others can read {}; chmod 600 closes it", path.display());
+        tell(format_args!("warning: others can read {}; chmod 600 closes it", path.display()));
     }
     print(&printer(given, variables)?.sheet(&listed(&file))?)
 }
@@ -209,7 +209,7 @@ fn show(matches: &ArgMatches, given: &Given, variables: &Variables) -> Result<()
         .iter()
         .chain(&sources.notes.iter().map(|note| format!("note: {note}")).collect::<Vec<_>>())
     {
-        eprintln!("{line}");
+        tell(format_args!("{line}"));
     }
     Ok(())
 }

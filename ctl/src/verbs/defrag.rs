@@ -5,6 +5,7 @@ use super::show;
 use crate::cli;
 use crate::client::{Client, DEFRAGMENT};
 use crate::failure::{Exit, Failure, Result};
+use crate::output::tell;
 use crate::settings::Settings;
 use crate::units::format_duration;
 use api::etcdserverpb::{DefragmentRequest, DefragmentResponse};
@@ -35,7 +36,7 @@ pub async fn defrag(settings: &Settings, matches: &ArgMatches) -> Result<()> {
             Err(failure) => {
                 failed = true;
                 let reason = failure.headline.replace('\n', " ");
-                eprintln!("Failed to defragment etcd member[{name}]. took {took}. ({reason})");
+                tell(format_args!("Failed to defragment etcd member[{name}]. took {took}. ({reason})"));
             }
         }
     }

@@ -8,7 +8,7 @@ use super::show as print;
 use crate::cli;
 use crate::client::{Client, LEASE_GRANT, LEASE_TIME_TO_LIVE, RANGE, TXN};
 use crate::failure::{Details, Exit, Failure, Result};
-use crate::output::{Printer, json, lease_id};
+use crate::output::{Printer, json, lease_id, tell};
 use crate::settings::{Format, Settings};
 use crate::units::{format_duration, parse_duration};
 use crate::wire::endpoint::{Address, Endpoint};
@@ -82,18 +82,18 @@ pub async fn new(settings: &Settings, matches: &ArgMatches) -> Result<()> {
         return Err(Failure::new(Exit::Error, "somebody has this token already; try again"));
     }
     if size % 2 == 0 {
-        eprintln!(
+        tell(format_args!(
             "warning: {size} members tolerate no more failures than {}; an odd size is better",
             size - 1
-        );
+        ));
     }
     let urls: Vec<String> = settings.endpoints.iter().filter_map(url).collect();
     let mut served = Vec::new();
     for (endpoint, url) in settings.endpoints.iter().filter_map(|endpoint| Some((endpoint, url(endpoint)?))) {
         match serves(endpoint, &token).await {
-            Some(false) => eprintln!(
+            Some(false) => tell(format_args!(
                 "warning: {url} does not serve v2 discovery, which members of 3.4 and 3.5 need: start it with --discovery-service"
-            ),
+            )),
             answer => served.extend(answer.map(|_| url)),
         }
     }

@@ -3,7 +3,7 @@
 use super::show;
 use crate::client::{ALARM_GET, Client, HASH_KV, MEMBER_LIST, RANGE, STATUS};
 use crate::failure::{Exit, Failure, Result};
-use crate::output::{EndpointHash, EndpointHealth, EndpointStatus, Printer};
+use crate::output::{EndpointHash, EndpointHealth, EndpointStatus, Printer, tell};
 use crate::settings::{Format, Settings};
 use crate::units::format_duration;
 use crate::wire::endpoint::Endpoint;
@@ -72,7 +72,7 @@ pub async fn health(settings: &Settings, matches: &ArgMatches) -> Result<()> {
     }
     if printer.is_simple() {
         for unhealthy in all.iter().filter(|endpoint| !endpoint.error.is_empty()) {
-            eprintln!("{} is unhealthy: failed to commit proposal: {}", unhealthy.endpoint, unhealthy.error);
+            tell(format_args!("{} is unhealthy: failed to commit proposal: {}", unhealthy.endpoint, unhealthy.error));
         }
     }
     show(&printer.health(&all)?)?;
@@ -160,7 +160,7 @@ pub async fn hash_kv(settings: &Settings, matches: &ArgMatches) -> Result<()> {
         {
             Ok(hash) => all.push(EndpointHash { endpoint: name, hash }),
             Err(failure) => {
-                eprintln!("Failed to get the hash of endpoint {name} ({})", reason(&failure));
+                tell(format_args!("Failed to get the hash of endpoint {name} ({})", reason(&failure)));
                 last_failure = Some(reason(&failure));
             }
         }

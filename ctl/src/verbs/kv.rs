@@ -4,8 +4,8 @@ use super::confirm::{self, Blast};
 use super::{begin, serializable, show};
 use crate::client::{COMPACT, Client, DELETE_RANGE, PUT, RANGE, RANGE_STREAM, STATUS, TXN};
 use crate::failure::{Exit, Failure, Result};
-use crate::output::Printer;
 use crate::output::text::readable;
+use crate::output::{Printer, tell};
 use crate::settings::{Format, Settings};
 use crate::units::{Radix, parse_i64};
 use crate::{cli, txn_script};
@@ -201,9 +201,9 @@ pub fn prefix_end(prefix: &[u8]) -> Bytes {
 pub async fn del(settings: &Settings, matches: &ArgMatches) -> Result<()> {
     let request = delete_request(matches)?;
     if cli::arguments(matches).len() == 2 && !cli::on(matches, "range") {
-        eprintln!(
+        tell(format_args!(
             "warning: two arguments delete every key from the first up to the second; --range says that this is meant"
-        );
+        ));
     }
     Printer::new(settings).refuse_table_and_raw()?;
     if !confirm::gate(matches, async || deletion(settings, matches, &request).await).await? {

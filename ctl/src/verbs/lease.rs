@@ -8,7 +8,7 @@ use crate::client::{
 };
 use crate::failure::{Details, Exit, Failure, Result};
 use crate::output::text::readable;
-use crate::output::{Printer, Shape, lease_id};
+use crate::output::{Printer, Shape, lease_id, tell};
 use crate::session::{Ended, Session};
 use crate::settings::Settings;
 use crate::units::{Radix, parse_i64};
@@ -210,7 +210,7 @@ impl Keeper {
             let evidence = format!("{}: {why}", session.endpoint);
             if self.trouble.is_empty() {
                 // Once per outage; the next renewal speaks for itself.
-                eprintln!("lease keep-alive: lost {evidence}; asking the next endpoint");
+                tell(format_args!("lease keep-alive: lost {evidence}; asking the next endpoint"));
             }
             self.trouble = vec![evidence];
             self.session = None;

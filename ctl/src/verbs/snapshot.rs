@@ -10,6 +10,7 @@ use crate::cli;
 use crate::client::{Client, SNAPSHOT};
 use crate::failure::{Details, Exit, Failure, Result};
 use crate::output::progress::{Progress, Unit};
+use crate::output::tell;
 use crate::settings::{Format, Settings};
 use api::etcdserverpb::{SnapshotRequest, SnapshotResponse};
 use clap::ArgMatches;
@@ -50,7 +51,7 @@ pub async fn save(settings: &Settings, matches: &ArgMatches) -> Result<()> {
     // Before there is anything to remove.
     let stop = Stop::listen()?;
     for leftover in clear_leftovers(&path) {
-        eprintln!("removed {}, which an earlier save left when it was killed", leftover.display());
+        tell(format_args!("removed {}, which an earlier save left when it was killed", leftover.display()));
     }
     let mut part = Part::create(&path)?;
     let mut version = String::new();

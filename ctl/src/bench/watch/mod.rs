@@ -17,6 +17,7 @@ use super::Base;
 use super::histogram::Histogram;
 use super::run::{self, Outcome, Plan, cpu_time};
 use crate::failure::{Exit, Failure, Result};
+use crate::output::tell;
 use crate::verbs::kv::prefix_end;
 use crate::verbs::show;
 use api::etcdserverpb::WatchCreateRequest;
@@ -170,13 +171,13 @@ fn open(plan: &Arc<Plan>, options: &WatchOptions, ledger: &Arc<Ledger>) -> Resul
 /// Watchers without puts, for somebody who looks at the server meanwhile.
 fn hold(options: &WatchOptions, watching: Watching<Sights>, time: Duration) -> Result<()> {
     let watchers = &options.watchers;
-    eprintln!(
+    tell(format_args!(
         "{} watchers on {} streams over {} connections are open after {:.3}s",
         watchers.count,
         watchers.streams,
         watchers.connections,
         watching.opened_in.as_secs_f64()
-    );
+    ));
     std::thread::sleep(time);
     let (_, texts) = watching.finish();
     match texts.into_iter().next() {

@@ -9,7 +9,7 @@ use super::{peer_urls, plan};
 use crate::cli;
 use crate::client::{Client, MEMBER_ADD, MEMBER_PROMOTE, MEMBER_REMOVE, MOVE_LEADER, RANGE};
 use crate::failure::{Details, Exit, Failure, Result};
-use crate::output::{Printer, json, member_settings};
+use crate::output::{Printer, complain, json, member_settings, tell};
 use crate::settings::{Format, Settings};
 use crate::units::{format_duration, parse_duration, parse_u64_hex};
 use crate::verbs::show;
@@ -132,7 +132,7 @@ struct Narration {
 impl Narration {
     fn say(&mut self, text: &str) {
         if self.last != text {
-            eprintln!("replace: {text}");
+            tell(format_args!("replace: {text}"));
             text.clone_into(&mut self.last);
         }
     }
@@ -142,7 +142,7 @@ impl Narration {
         if self.lines_on_stdout {
             show(text.as_bytes())
         } else {
-            eprint!("{text}");
+            complain(text);
             Ok(())
         }
     }

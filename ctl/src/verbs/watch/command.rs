@@ -1,7 +1,7 @@
 //! The command that a watch runs for each change. Its output goes where ours goes; it reads nothing.
 
 use crate::failure::{Exit, Failure, Result};
-use crate::output::{event_type, quote};
+use crate::output::{event_type, quote, tell};
 use api::mvccpb::Event;
 use std::ffi::{OsStr, OsString};
 use std::io::ErrorKind;
@@ -29,7 +29,7 @@ pub async fn run(command: &[OsString], revision: i64, event: &Event) -> Result<(
         Err(error) => not_started(program, &error),
     };
     let words: Vec<String> = command.iter().map(|word| quote(word.as_bytes())).collect();
-    eprintln!("command [{}] error ({why})", words.join(" "));
+    tell(format_args!("command [{}] error ({why})", words.join(" ")));
     Err(Failure::silent(Exit::Error))
 }
 

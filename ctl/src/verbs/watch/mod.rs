@@ -12,7 +12,7 @@ mod watchers;
 use super::{begin, show};
 use crate::client::{Client, WATCH, server_failure};
 use crate::failure::{Details, Exit, Failure, Result};
-use crate::output::Printer;
+use crate::output::{Printer, tell};
 use crate::session::{Ended, Session};
 use crate::settings::Settings;
 use crate::{cli, txn_script};
@@ -147,20 +147,20 @@ impl Watch {
         let words = match txn_script::words(line) {
             Ok(words) => words,
             Err(failure) => {
-                eprintln!("Invalid command {shown} ({})", failure.headline);
+                tell(format_args!("Invalid command {shown} ({})", failure.headline));
                 return Ok(());
             }
         };
         match words.first().map(Vec::as_slice) {
-            None => eprintln!("Invalid command: {shown} (watch and progress supported)"),
+            None => tell(format_args!("Invalid command: {shown} (watch and progress supported)")),
             Some(b"watch") if words.len() < 2 && !defaults.has_key() => {
-                eprintln!("Invalid command {shown} (command type or key is not provided)");
+                tell(format_args!("Invalid command {shown} (command type or key is not provided)"));
             }
             Some(b"watch") => match Wanted::of_words(words, defaults) {
                 Ok(wanted) => return self.add(wanted).await,
                 Err(failure) => {
                     let why = failure.headline.lines().next().unwrap_or_default();
-                    eprintln!("Invalid command {shown} ({why})");
+                    tell(format_args!("Invalid command {shown} ({why})"));
                 }
             },
             Some(b"progress") if self.session.is_some() => {
@@ -172,7 +172,7 @@ impl Watch {
             }
             // Without a watch there is nothing whose progress could be told.
             Some(b"progress") => {}
-            Some(_) => eprintln!("Invalid command {shown} (only support watch)"),
+            Some(_) => tell(format_args!("Invalid command {shown} (only support watch)")),
         }
         Ok(())
     }
@@ -185,7 +185,7 @@ impl Watch {
         self.pause = Duration::ZERO;
         if std::mem::take(&mut self.outage) {
             let endpoint = self.session.as_ref().map_or("", |session| &session.endpoint);
-            eprintln!("watch: resumed at {endpoint}{}", self.watchers.from());
+            tell(format_args!("watch: resumed at {endpoint}{}", self.watchers.from()));
         }
         for news in self.watchers.take(response) {
             let flow = match news {
@@ -229,13 +229,13 @@ impl Watch {
     async fn canceled(&mut self, watcher: usize, response: WatchResponse) -> Result<()> {
         show(&self.printer.watch(&response)?)?;
         let reason = reason(&response);
-        eprintln!("watch was canceled ({reason})");
+        tell(format_args!("watch was canceled ({reason})"));
         if response.compact_revision > 0 {
             if let Some(request) = self.watchers.skip_to(watcher, response.compact_revision) {
-                eprintln!(
+                tell(format_args!(
                     "watch: changes before revision {0} are gone and were not shown; going on at revision {0}",
                     response.compact_revision
-                );
+                ));
                 return self.send(request).await;
             }
             if !self.interactive {
@@ -255,7 +255,7 @@ impl Watch {
             Ended::Lost(why) => why,
             Ended::Refused(status) if self.client.renew_token(&status) => status.message,
             Ended::Refused(status) => {
-                eprintln!("watch was canceled ({})", server_failure(&status).headline);
+                tell(format_args!("watch was canceled ({})", server_failure(&status).headline));
                 return Err(Failure::new(Exit::Interrupted, "watch is canceled by the server"));
             }
         };
@@ -263,7 +263,7 @@ impl Watch {
             let session = self.session.take().expect("a call that ended was there");
             if !std::mem::replace(&mut self.outage, true) {
                 // Two lines for an outage, however many members are tried in between.
-                eprintln!("watch: lost {} ({why}); going on elsewhere", session.endpoint);
+                tell(format_args!("watch: lost {} ({why}); going on elsewhere", session.endpoint));
             }
             drop(session);
             self.client.leave();
