@@ -3,7 +3,11 @@
 use std::time::Duration;
 
 use bytes::Bytes;
-use http::{HeaderMap, Method, Request, StatusCode, header::CONTENT_TYPE};
+use http::{
+    HeaderMap, Method, Request, StatusCode, Uri,
+    header::{CONTENT_TYPE, LOCATION},
+    response::Parts,
+};
 use http_body_util::Full;
 use identity::{Answer, Question};
 use serde::{Deserialize, Serialize, de::DeserializeOwned};
@@ -23,6 +27,12 @@ const ANSWER_BYTES_MAX: usize = 4 << 20;
 
 /// Text of a wrong answer that is kept for the message to the operator.
 const SHOWN_BYTES_MAX: usize = 512;
+
+/// As in etcd, whose HTTP library counts so; more is a loop.
+const REDIRECTS_MAX: usize = 10;
+
+/// Characters of a redirect that is shown to the operator.
+const REDIRECT_CHARS_SHOWN: usize = 200;
 
 /// Asks single questions of members over their peer URLs.
 #[derive(Clone, Debug)]
@@ -56,6 +66,9 @@ pub enum PeerClientError {
     NotEtcd { url: Url, cause: String },
     #[error("{url} is not cairn: it does not know the question")]
     NotCairn { url: Url },
+    /// Where to, and why nobody was asked there or what came of it.
+    #[error("{url} redirects {cause}")]
+    Redirected { url: Url, cause: String },
     #[error("{url} answered {status}: {text}")]
     WrongStatus { url: Url, status: u16, text: String },
     #[error("{url} belongs to another cluster{}", .theirs.map(|id| format!(" ({id})")).unwrap_or_default())]
@@ -105,9 +118,11 @@ impl PeerClient {
         PeerClient { patience }
     }
 
-    /// Members as the one at `url` knows them. An answer without a cluster id is not etcd's.
+    /// Members as the one at `url` knows them. An answer without a cluster id is not etcd's. Redirects are followed here and in
+    /// [`PeerClient::version`], which a proxy before the members may answer with; whoever asks who a member is, or what its data hash to,
+    /// asks this one.
     pub async fn members(&self, url: &Url) -> Result<MembersAnswer, PeerClientError> {
-        let (headers, body) = self.get(url, "/members", None, Bytes::new()).await?;
+        let (headers, body) = self.find(url, "/members").await?;
         let members = parse(url, &body)?;
         let not_etcd =
             || PeerClientError::NotEtcd { url: url.clone(), cause: "answer names no cluster".into() };
@@ -115,7 +130,7 @@ impl PeerClient {
     }
 
     pub async fn version(&self, url: &Url) -> Result<PeerVersions, PeerClientError> {
-        let (_, body) = self.get(url, "/version", None, Bytes::new()).await?;
+        let (_, body) = self.find(url, "/version").await?;
         let json: VersionJson = parse(url, &body)?;
         let cluster = Some(json.etcdcluster).filter(|version| version != "not_decided");
         Ok(PeerVersions {
@@ -135,8 +150,10 @@ impl PeerClient {
     ) -> Result<PeerHash, PeerClientError> {
         let question = Bytes::from(format!("{{\"revision\":{revision}}}"));
         let other = |theirs| PeerClientError::OtherCluster { url: url.clone(), theirs };
-        let (headers, body) =
-            self.get(url, "/members/hashkv", Some(cluster), question).await.map_err(|error| match error {
+        let (headers, body) = self
+            .ask(Method::GET, url, "/members/hashkv", Some(cluster), question)
+            .await
+            .map_err(|error| match error {
                 PeerClientError::WrongStatus { status: 412, .. } => other(None),
                 error => error,
             })?;
@@ -164,14 +181,45 @@ impl PeerClient {
         parse(url, &body)
     }
 
-    async fn get(
-        &self,
-        url: &Url,
-        path: &'static str,
-        cluster: Option<ClusterId>,
-        question: Bytes,
-    ) -> Result<(HeaderMap, Vec<u8>), PeerClientError> {
-        self.ask(Method::GET, url, path, cluster, question).await
+    /// Asks wherever redirects lead, all within one patience.
+    async fn find(&self, url: &Url, path: &'static str) -> Result<(HeaderMap, Vec<u8>), PeerClientError> {
+        let following = async {
+            let mut place = url.clone();
+            place.set_path(path);
+            let redirected = |cause: String| PeerClientError::Redirected { url: url.clone(), cause };
+            for hop in 0..=REDIRECTS_MAX {
+                let target = place[url::Position::BeforePath..url::Position::AfterQuery]
+                    .parse::<Uri>()
+                    .map_err(|error| redirected(format!("to {place}: {error}")))?;
+                let request =
+                    Request::builder().uri(target).body(Full::default()).expect("a path and nothing else");
+                let (head, body, whole) = match self.exchange(&place, request).await {
+                    Err(error) if hop > 0 => {
+                        return Err(redirected(format!("to {place}: {}", error.story())));
+                    }
+                    other => other.map_err(|error| failure(url, self.patience, &error))?,
+                };
+                let next = head.headers.get(LOCATION).filter(|_| is_redirect(head.status));
+                let Some(next) = next else {
+                    return judged(if hop > 0 { &place } else { url }, head, body, whole);
+                };
+                let next = String::from_utf8_lossy(next.as_bytes());
+                let shown = || next.chars().take(REDIRECT_CHARS_SHOWN).collect::<String>();
+                place =
+                    place.join(&next).map_err(|error| redirected(format!("to {:?}: {error}", shown())))?;
+                if place.scheme() != "http" {
+                    return Err(redirected(format!(
+                        "to {:?}, and scheme {} is not supported",
+                        shown(),
+                        place.scheme()
+                    )));
+                }
+            }
+            Err(redirected(format!("more than {REDIRECTS_MAX} times, last to {place}")))
+        };
+        timeout(self.patience, following)
+            .await
+            .map_err(|_| PeerClientError::TimedOut { url: url.clone(), patience: self.patience })?
     }
 
     async fn ask(
@@ -184,39 +232,60 @@ impl PeerClient {
     ) -> Result<(HeaderMap, Vec<u8>), PeerClientError> {
         let mut request = Request::new(Full::new(question.clone()));
         *request.method_mut() = method;
-        *request.uri_mut() = http::Uri::from_static(path);
+        *request.uri_mut() = Uri::from_static(path);
         if !question.is_empty() {
             request.headers_mut().insert(CONTENT_TYPE, http::HeaderValue::from_static("application/json"));
         }
         if let Some(cluster) = cluster.and_then(|cluster| cluster.to_string().parse().ok()) {
             request.headers_mut().insert(CLUSTER_ID, cluster);
         }
-        let exchange = async {
-            let mut link = HttpLink::open(url, self.patience, self.patience).await?;
-            let answer = link.request(request).await?;
-            let (head, body) = answer.into_parts();
-            let (body, whole) = link.collect(body, ANSWER_BYTES_MAX).await?;
-            Ok((head, body, whole))
-        };
-        let (head, body, whole) = timeout(self.patience, exchange)
+        let (head, body, whole) = timeout(self.patience, self.exchange(url, request))
             .await
             .map_err(|_| PeerClientError::TimedOut { url: url.clone(), patience: self.patience })?
             .map_err(|error| failure(url, self.patience, &error))?;
-        if head.status != StatusCode::OK {
-            let shown = &body[..body.len().min(SHOWN_BYTES_MAX)];
-            let text = String::from_utf8_lossy(shown).trim().to_owned();
-            return Err(PeerClientError::WrongStatus {
-                url: url.clone(),
-                status: head.status.as_u16(),
-                text,
-            });
+        if let Some(next) = head.headers.get(LOCATION).filter(|_| is_redirect(head.status)) {
+            let next = String::from_utf8_lossy(next.as_bytes());
+            let shown: String = next.chars().take(REDIRECT_CHARS_SHOWN).collect();
+            let cause = format!("to {shown:?}; this is asked of the member at this address alone");
+            return Err(PeerClientError::Redirected { url: url.clone(), cause });
         }
-        if !whole {
-            let cause = format!("answer is longer than {ANSWER_BYTES_MAX} bytes");
-            return Err(PeerClientError::NotEtcd { url: url.clone(), cause });
-        }
-        Ok((head.headers, body))
+        judged(url, head, body, whole)
     }
+
+    /// The answer, its body as far as it is read, and whether that is all of it.
+    async fn exchange(
+        &self,
+        url: &Url,
+        request: Request<Full<Bytes>>,
+    ) -> Result<(Parts, Vec<u8>, bool), LinkError> {
+        let mut link = HttpLink::open(url, self.patience, self.patience).await?;
+        let answer = link.request(request).await?;
+        let (head, body) = answer.into_parts();
+        let (body, whole) = link.collect(body, ANSWER_BYTES_MAX).await?;
+        Ok((head, body, whole))
+    }
+}
+
+fn is_redirect(status: StatusCode) -> bool {
+    matches!(status.as_u16(), 301 | 302 | 303 | 307 | 308)
+}
+
+fn judged(
+    url: &Url,
+    head: Parts,
+    body: Vec<u8>,
+    whole: bool,
+) -> Result<(HeaderMap, Vec<u8>), PeerClientError> {
+    if head.status != StatusCode::OK {
+        let shown = &body[..body.len().min(SHOWN_BYTES_MAX)];
+        let text = String::from_utf8_lossy(shown).trim().to_owned();
+        return Err(PeerClientError::WrongStatus { url: url.clone(), status: head.status.as_u16(), text });
+    }
+    if !whole {
+        let cause = format!("answer is longer than {ANSWER_BYTES_MAX} bytes");
+        return Err(PeerClientError::NotEtcd { url: url.clone(), cause });
+    }
+    Ok((head.headers, body))
 }
 
 fn failure(url: &Url, patience: Duration, error: &LinkError) -> PeerClientError {

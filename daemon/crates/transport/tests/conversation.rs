@@ -390,6 +390,100 @@ fn a_question_to_nobody_and_to_something_else_fail_differently() {
     talking.join().expect("the talker had three callers");
 }
 
+/// What one port answers, one line of head for each question; `None` answers nothing.
+fn answering(answers: impl IntoIterator<Item = Option<String>> + Send + 'static) -> (url::Url, Answering) {
+    let port = listener();
+    let url = url_of(port.local_addr().expect("bound"));
+    let answering = std::thread::spawn(move || {
+        use std::io::{BufRead, BufReader, Write};
+        let mut heads = Vec::new();
+        for answer in answers {
+            let (mut stream, _) = port.accept().expect("a caller");
+            let reader = BufReader::new(stream.try_clone().expect("share a connection"));
+            let head: Vec<String> =
+                reader.lines().map_while(Result::ok).take_while(|line| !line.is_empty()).collect();
+            heads.push(head.first().cloned().unwrap_or_default());
+            match answer {
+                Some(answer) => {
+                    let _ = write!(stream, "HTTP/1.1 {answer}\r\nContent-Length: 0\r\n\r\n");
+                }
+                // Until the caller has enough.
+                None => drop(stream.read(&mut [0])),
+            }
+        }
+        heads
+    });
+    (url, answering)
+}
+
+type Answering = std::thread::JoinHandle<Vec<String>>;
+
+#[test]
+fn redirects_in_peer_check() {
+    let runtime = runtime();
+    let member = Member::start(&runtime, 0xa);
+    let client = PeerClient::new(PATIENCE);
+    let answered = |answers: Vec<String>| answering(answers.into_iter().map(Some));
+    let moved = |status: &str, to: &str| format!("{status}\r\nLocation: {to}");
+    let whole = |path: &str| format!("{}{path}", member.url());
+
+    // Every kind that there is, to a whole URL and to a path; the questions that find a cluster reach the member behind them.
+    for status in ["301 Moved", "302 Found", "303 See Other", "307 Temporary", "308 Permanent"] {
+        let (url, proxy) = answered(vec![
+            moved(status, "/elsewhere?x=1"),
+            moved(status, &whole("members")),
+            moved(status, &whole("version")),
+        ]);
+        let (members, version) =
+            runtime.block_on(async { (client.members(&url).await, client.version(&url).await) });
+        assert_eq!(members.expect("the member's answer").cluster, CLUSTER, "{status}");
+        assert!(!version.expect("the member's answer").server.is_empty(), "{status}");
+        let heads = proxy.join().expect("three callers");
+        assert_eq!(
+            heads,
+            ["GET /members HTTP/1.1", "GET /elsewhere?x=1 HTTP/1.1", "GET /version HTTP/1.1"],
+            "{status}"
+        );
+    }
+
+    // In circles: ten times and no more. To what cannot be asked: a reason, and nobody is asked.
+    let (url, circle) = answered(vec![moved("301 Moved", "/members"); 11]);
+    let error = runtime.block_on(client.members(&url)).expect_err("a circle has no members").to_string();
+    assert!(error.contains("redirects more than 10 times, last to"), "{error}");
+    assert_eq!(circle.join().expect("eleven callers").len(), 11);
+    let gone = url_of(listener().local_addr().expect("bound"));
+    for (to, said) in [
+        ("https://db1:2380/members", "scheme https is not supported"),
+        ("ftp://db1/members", "scheme ftp is not supported"),
+        ("http://[::1/members", "invalid IPv6 address"),
+        (gone.as_str(), "refused"),
+    ] {
+        let (url, proxy) = answered(vec![moved("302 Found", to)]);
+        let error = runtime.block_on(client.members(&url)).expect_err(to);
+        let text = error.to_string();
+        assert!(matches!(error, PeerClientError::Redirected { .. }) && text.contains(said), "{to}: {text}");
+        proxy.join().expect("one caller");
+    }
+    // One that redirects to nowhere has only a status.
+    let (url, proxy) = answered(vec!["302 Found".into()]);
+    let error = runtime.block_on(client.members(&url)).expect_err("nowhere");
+    assert!(matches!(error, PeerClientError::WrongStatus { status: 302, .. }), "{error}");
+    proxy.join().expect("one caller");
+
+    // The patience is for all of it together.
+    let impatient = PeerClient::new(Duration::from_millis(300));
+    let (url, proxy) = answering([Some(moved("307 Temporary", "/members")), None]);
+    let error = runtime.block_on(impatient.members(&url)).expect_err("silence");
+    assert!(matches!(error, PeerClientError::TimedOut { .. }), "{error}");
+    proxy.join().expect("two callers");
+
+    // What is asked of one member is not asked of whoever it names.
+    let (url, proxy) = answered(vec![moved("307 Temporary", &whole("members/hashkv"))]);
+    let error = runtime.block_on(client.hash_kv(&url, CLUSTER, 0)).expect_err("not the one that was asked");
+    assert!(matches!(error, PeerClientError::Redirected { .. }), "{error}");
+    proxy.join().expect("one caller");
+}
+
 #[test]
 fn round_trips_are_measured() {
     let runtime = runtime();
