@@ -54,6 +54,10 @@ impl Trio {
 
     fn boot(&mut self, at: usize) {
         let port = self.ports[at].try_clone().expect("the same port once more");
+        // A port dies with its process, and this one has lived on: what waits in it came from starts that may be gone with their
+        // directories, and would be taken for a hello of now.
+        port.set_nonblocking(true).expect("a socket");
+        while port.accept().is_ok() {}
         let running = boot(&self.directory(at), &self.members[at], &self.members, port);
         self.running[at] = Some(running);
     }
