@@ -17,11 +17,12 @@ fn setting(name: &str) -> Option<u64> {
         .map(|text| text.parse().unwrap_or_else(|_| panic!("{name} is a number, not {text:?}")))
 }
 
-/// On all processors.
+/// On all processors; to the end, whichever fail.
 fn run_many(count: u64, run: impl Fn(u64) -> Outcome + Sync) -> Vec<Outcome> {
     let first = setting("SIM_FIRST_SEED").unwrap_or(0);
     let next = AtomicU64::new(first);
     let outcomes = std::sync::Mutex::new(Vec::new());
+    let failed = std::sync::Mutex::new(Vec::new());
     let threads = std::thread::available_parallelism().map_or(1, |count| count.get());
     std::thread::scope(|scope| {
         for _ in 0..threads {
@@ -31,13 +32,17 @@ fn run_many(count: u64, run: impl Fn(u64) -> Outcome + Sync) -> Vec<Outcome> {
                     if seed >= first + count {
                         break;
                     }
-                    let outcome = run(seed);
-                    outcomes.lock().expect("no other thread failed").push(outcome);
+                    match std::panic::catch_unwind(std::panic::AssertUnwindSafe(|| run(seed))) {
+                        Ok(outcome) => outcomes.lock().expect("nothing fails here").push(outcome),
+                        Err(_) => failed.lock().expect("nothing fails here").push(seed),
+                    }
                 }
             });
         }
     });
-    outcomes.into_inner().expect("no thread failed")
+    let failed = failed.into_inner().expect("nothing fails here");
+    assert!(failed.is_empty(), "seeds {failed:?} failed, each as told above");
+    outcomes.into_inner().expect("nothing fails here")
 }
 
 #[test]

@@ -65,6 +65,7 @@ pub fn decide(me: &Me, voters: &[MemberId], replies: &[Reply], waited: Duration)
                 term: witness.term,
                 verdict,
                 is_foreign,
+                life: answer.known.cluster_uuid,
             }
         })
         .collect();

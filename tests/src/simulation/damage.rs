@@ -320,6 +320,7 @@ impl World {
                 term: heard.witness.term,
                 verdict: &heard.verdict,
                 is_foreign: matches!(heard.verdict, Verdict::OtherLife { .. }),
+                life: *life,
             })
             .collect();
         let against =

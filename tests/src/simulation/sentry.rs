@@ -638,8 +638,7 @@ impl World {
         let known = theirs.known(hello.member.0, self.now, self.setup.defect);
         if let (Some(theirs), Some(known)) = (theirs.hello(), known) {
             let sentry = self.sentry(place).expect("it runs");
-            sentry.said(&theirs);
-            sentry.vouched = sentry.vouched.or(sentry.own.vouched_in(theirs.life, &known));
+            sentry.vouched = sentry.vouched.or(sentry.own.vouched_in(&theirs, &known));
         }
     }
 

@@ -17,6 +17,9 @@ pub struct Parcel {
     pub message: raftpb::Message,
     pub from: u64,
     pub to: u64,
+    /// The start that it was meant for, in worlds with several lives: with the process ends the connection. One that came to a later start
+    /// on a wiped directory would speak of what was before it, and where nobody has learned a life nothing could tell.
+    pub start: Option<u64>,
     /// The life that the sender is of, which nobody is told.
     pub lineage: u32,
     /// What the sender says of itself, where members do.
@@ -45,15 +48,21 @@ impl World {
             self.at(1, Event::Flush(from, life));
         }
         let bytes = message.encode_to_vec();
+        let start = self.start_at(to);
         for delay in ways {
             let message = raftpb::Message::decode(bytes.as_slice()).expect("what was encoded decodes");
-            let parcel = Parcel { message, from, to, lineage, hello: hello.clone() };
+            let parcel = Parcel { message, from, to, start, lineage, hello: hello.clone() };
             self.at(delay, Event::Arrive(Box::new(parcel)));
         }
     }
 
+    fn start_at(&self, place: u64) -> Option<u64> {
+        let member = self.members.get(&place).filter(|_| self.setup.lives)?;
+        Some(member.life)
+    }
+
     pub(super) fn arrive(&mut self, parcel: Parcel) {
-        let Parcel { message, from, to, lineage, hello } = parcel;
+        let Parcel { message, from, to, start, lineage, hello } = parcel;
         let snapshot =
             message.snapshot.as_ref().and_then(|snapshot| snapshot.metadata.as_ref()).map(|metadata| {
                 LogPosition { term: Term(metadata.term()), index: types::LogIndex(metadata.index()) }
@@ -61,7 +70,7 @@ impl World {
         let running = self
             .members
             .get(&to)
-            .filter(|member| member.id == message.to())
+            .filter(|member| member.id == message.to() && start.is_none_or(|start| member.life == start))
             .is_some_and(|member| member.running.is_some());
         let passage = match &hello {
             Some(hello) if running => self.admit(to, hello),
@@ -133,6 +142,7 @@ impl World {
         checks::promise_is_durable(sender.id, &sender.disk, &message);
         let (hello, lineage) = (sender.hello(), sender.disk.lineage);
         let ways = self.network.route(&mut self.rng, id, place, true);
+        let start = self.start_at(place);
         self.note(|| {
             format!("{id} sends {to} the snapshot at {position}, which arrives {} times", ways.len())
         });
@@ -142,8 +152,8 @@ impl World {
         }
         for delay in ways {
             // Many bytes take longer.
-            let parcel =
-                Parcel { message: message.clone(), from: id, to: place, lineage, hello: hello.clone() };
+            let (message, hello) = (message.clone(), hello.clone());
+            let parcel = Parcel { message, from: id, to: place, start, lineage, hello };
             self.at(delay * 10, Event::Arrive(Box::new(parcel)));
         }
         self.flush(id);

@@ -8,7 +8,7 @@
 
 use types::MemberId;
 
-use crate::{Answer, Verdict, Witness};
+use crate::{Answer, Unique, Verdict, Witness};
 
 /// What one peer said.
 #[derive(Clone, Copy, Debug)]
@@ -19,11 +19,20 @@ pub struct Voice<'a> {
     pub verdict: &'a Verdict,
     /// It is of another life of the cluster, or of another cluster, and stands at this voter's address.
     pub is_foreign: bool,
+    /// The life that it is of, if it says so. A member that has not learned its own cannot tell which of them are foreign.
+    pub life: Option<Unique>,
 }
 
 impl Voice<'_> {
     fn is_against(&self) -> bool {
         !self.verdict.is_welcome()
+    }
+
+    /// Two who say the same of one history. What is marked for good takes one history: lives that were forced apart have each removed the
+    /// rest, and are together no majority of any.
+    fn agrees_with(&self, other: &Voice<'_>) -> bool {
+        let is_for_good = matches!(self.verdict, Verdict::Removed { .. });
+        self.verdict.name() == other.verdict.name() && (!is_for_good || self.life == other.life)
     }
 
     /// Whom a foreign one leads is no quorum of ours.
@@ -42,6 +51,7 @@ impl<'a> From<&'a Answer> for Voice<'a> {
             term: witness.term,
             verdict: &answer.verdict,
             is_foreign,
+            life: answer.known.cluster_uuid,
         }
     }
 }
@@ -57,8 +67,7 @@ pub fn believed<'a>(voters: &[MemberId], own_term: u64, voices: &[Voice<'a>]) ->
     let majority = voters.len() / 2 + 1;
     against()
         .find(|voice| {
-            let same = against()
-                .filter(|other| voters.contains(&other.from) && other.verdict.name() == voice.verdict.name());
+            let same = against().filter(|other| voters.contains(&other.from) && other.agrees_with(voice));
             same.count() >= majority
         })
         .map(|voice| voice.verdict)
@@ -112,7 +121,7 @@ mod tests {
     const VOTERS: [MemberId; 3] = [MemberId(1), MemberId(2), MemberId(3)];
 
     fn voice(from: u64, leads: bool, term: u64, verdict: &Verdict) -> Voice<'_> {
-        Voice { from: MemberId(from), leads, term, verdict, is_foreign: false }
+        Voice { from: MemberId(from), leads, term, verdict, is_foreign: false, life: None }
     }
 
     fn foreign(from: u64, verdict: &Verdict) -> Voice<'_> {
@@ -139,6 +148,23 @@ mod tests {
             believed(&VOTERS[..2], 5, &[voice(2, false, 1, &bad)]).is_none(),
             "one of two is no majority"
         );
+    }
+
+    /// A founder that was away before it learned its life, and whose peers have all been forced apart meanwhile.
+    #[test]
+    fn lives_that_were_forced_apart_remove_nobody_together() {
+        let removed = Verdict::Removed { index: 9, term: 3, asked_through: None };
+        let of = |from, life| Voice { life: Some(Unique::for_test(life)), ..voice(from, false, 3, &removed) };
+        assert!(believed(&VOTERS, 1, &[of(2, 7), of(3, 8)]).is_none());
+        assert!(believed_at_start(&VOTERS, MemberId(1), 1, &[of(2, 7), of(3, 8)], false).is_none());
+        assert!(believed(&VOTERS, 1, &[of(2, 7), of(3, 7)]).is_some());
+        assert!(
+            believed(&VOTERS, 1, &[of(2, 7), voice(3, false, 3, &removed)]).is_none(),
+            "it may be of none"
+        );
+        let other = Verdict::OtherLife { yours: Unique::for_test(1), ours: None, came_from_yours: false };
+        let elsewhere = |from, life| Voice { verdict: &other, is_foreign: true, ..of(from, life) };
+        assert!(believed(&VOTERS, 1, &[elsewhere(2, 7), elsewhere(3, 8)]).is_some(), "wherever they are");
     }
 
     #[test]

@@ -34,12 +34,14 @@ impl OwnIdentity {
         self.config.as_ref().is_some_and(|config| !self.attendees.is_empty() || config.members.len() == 1)
     }
 
-    /// The life of somebody that knows this directory for its member's: it was admitted there.
-    pub(super) fn vouched_in(&self, theirs: Life, known: &Known) -> Option<Unique> {
+    /// The life of somebody that was asked and knows this directory for its member's: it was admitted there, or both attended. One that has
+    /// no place for it, as a founder that was forced into a life of its own since, tells of another life.
+    pub(super) fn vouched_in(&self, theirs: &Hello, known: &Known) -> Option<Unique> {
+        let Standing::Member { .. } = known.standing else { return None };
         let is_ours = known.record.as_ref().is_some_and(|record| record.dir == self.record.dir);
-        match (theirs, &known.standing) {
-            (Life::Born(life), Standing::Member { .. }) if is_ours => Some(life),
-            _ => None,
+        match theirs.life {
+            Life::Born(life) if is_ours => Some(life),
+            _ => self.vouched_by(theirs),
         }
     }
 
@@ -352,7 +354,7 @@ mod tests {
         assert_eq!(own.vouched_by(&hello(2, 7, Life::Born(life))), None, "another directory");
         assert_eq!(own.vouched_by(&hello(3, 2, Life::Born(life))), None, "it was not there");
 
-        let told = |dir: u128, standing: Standing| {
+        let told_by = |by: u64, dir: u128, standing: Standing| {
             let record = Record { dir: Unique::for_test(dir), ..own.record.clone() };
             let witness = Witness { member: MemberId(4), leads: true, term: 2, commit: 9 };
             let found = Identified {
@@ -360,8 +362,9 @@ mod tests {
                 standing,
                 ..Leader::new().machine.reader().identity_of(ME)
             };
-            own.vouched_in(Life::Born(life), &known(&founder(), ME, found, witness))
+            own.vouched_in(&hello(by, by.into(), Life::Born(life)), &known(&founder(), ME, found, witness))
         };
+        let told = |dir, standing| told_by(4, dir, standing);
         let member = || Standing::Member { is_learner: false, is_new: false };
         assert_eq!(
             told(1, member()),
@@ -374,6 +377,9 @@ mod tests {
             None,
             "it was forced out"
         );
+        let removed = Standing::Removed { index: 9, term: 2, asked_through: None };
+        assert_eq!(told_by(2, 8, member()), Some(life), "it attended, and nobody was admitted yet");
+        assert_eq!(told_by(2, 1, removed), None, "it attended, and was forced into another life since");
     }
 
     #[test]

@@ -119,8 +119,7 @@ impl Desk {
 
     /// A peer was asked what it knows of this member.
     pub(crate) fn answered(&self, answer: &Answer) {
-        self.said(&answer.hello);
-        if let Some(life) = self.own.vouched_in(answer.hello.life, &answer.known) {
+        if let Some(life) = self.own.vouched_in(&answer.hello, &answer.known) {
             self.vouched.lock().get_or_insert(life);
         }
     }

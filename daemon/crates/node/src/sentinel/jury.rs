@@ -88,6 +88,8 @@ impl Oneself {
 
 struct Spoken {
     heard: Heard,
+    /// Of the speaker's cluster.
+    life: Option<Unique>,
     at: Instant,
 }
 
@@ -137,7 +139,7 @@ impl Jury {
         {
             return;
         }
-        self.voices.insert(witness.member, Spoken { heard, at: now });
+        self.voices.insert(witness.member, Spoken { heard, life, at: now });
     }
 
     /// The peer takes this member, as its behaviour shows. Who leads in which term it did not say.
@@ -202,16 +204,17 @@ impl Jury {
     fn guilty(&self, own: &Oneself, now: Instant) -> Option<Verdict> {
         let term = own.log.term;
         let voices = |counts: fn(&Verdict) -> bool| -> Vec<Voice<'_>> {
-            let heard = self.voices.values().map(|spoken| &spoken.heard);
-            heard
-                .filter(|heard| heard.verdict.is_welcome() || counts(&heard.verdict))
-                .map(|heard| Voice {
+            let voices = self.voices.values().map(|spoken| (&spoken.heard, spoken.life));
+            voices
+                .filter(|(heard, _)| heard.verdict.is_welcome() || counts(&heard.verdict))
+                .map(|(heard, life)| Voice {
                     from: heard.witness.member,
                     leads: heard.witness.leads,
                     term: heard.witness.term,
                     verdict: &heard.verdict,
                     // What else another life says is not taken down.
                     is_foreign: matches!(heard.verdict, Verdict::OtherLife { .. }),
+                    life,
                 })
                 .collect()
         };
@@ -339,6 +342,12 @@ mod tests {
         assert_eq!(expelled(&after(&unled, 60, &leader).0), None, "it may lead another life");
         let both = [leader[0].clone(), (heard(3, false, 9, removed()), OTHER)];
         assert_eq!(expelled(&after(&unled, 0, &both).0), Some("removed"));
+        let apart = [leader[0].clone(), (heard(3, true, 9, removed()), Some(Unique::from_bytes([9; 16])))];
+        assert_eq!(
+            expelled(&after(&unled, 60, &apart).0),
+            None,
+            "each has been forced into a life of its own"
+        );
         let nameless = [(heard(2, true, 9, removed()), None)];
         assert_eq!(
             expelled(&after(&unled, 0, &nameless).0),
