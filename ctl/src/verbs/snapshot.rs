@@ -215,20 +215,28 @@ struct Part {
 }
 
 impl Part {
+    /// Its number is this process's, or the next that nobody has: in containers every process is number 1, and another host may save into
+    /// the same directory. What is there already is somebody else's, and is not touched.
     fn create(target: &Path) -> Result<Part> {
-        let path = directory_of(target).join(part_name(target, &std::process::id().to_string()));
-        let refused = |error: std::io::Error| {
-            Failure::new(Exit::Interrupted, format!("could not open {} ({error})", path.display()))
-        };
-        let file = loop {
-            let file = OpenOptions::new().write(true).create(true).truncate(true).mode(0o600).open(&path);
-            let file = file.map_err(refused)?;
+        let mut number = std::process::id();
+        let (path, file) = loop {
+            let path = directory_of(target).join(part_name(target, &number.to_string()));
+            let refused = |error: std::io::Error| {
+                Failure::new(Exit::Interrupted, format!("could not open {} ({error})", path.display()))
+            };
+            let file = match OpenOptions::new().write(true).create_new(true).mode(0o600).open(&path) {
+                Err(error) if error.kind() == std::io::ErrorKind::AlreadyExists => {
+                    number = number.wrapping_add(1);
+                    continue;
+                }
+                file => file.map_err(refused)?,
+            };
             // File systems without locks have leftovers that stay; the save itself does not depend on it.
             let _ = file.lock();
             // Before it was locked another save may have taken it for a leftover.
             let here = file.metadata().map_err(refused)?.ino();
             if fs::metadata(&path).is_ok_and(|named| named.ino() == here) {
-                break file;
+                break (path, file);
             }
         };
         let out = Some(BufWriter::with_capacity(BUFFER_BYTES, file));
@@ -324,6 +332,27 @@ mod tests {
         let part = Part::create(&target).unwrap();
         assert_eq!(clear_leftovers(&target), Vec::<PathBuf>::new(), "a save that lives keeps its bytes");
         drop(part);
+    }
+
+    /// Two containers save to one volume, and both are process 1.
+    #[test]
+    fn saves_of_one_process_number_do_not_share_their_bytes() {
+        let dir = tempfile::tempdir().unwrap();
+        let target = dir.path().join("s.db");
+        let database = vec![7_u8; 1024];
+        let digest: [u8; 32] = Sha256::digest(&database).into();
+        let mut first = Part::create(&target).unwrap();
+        first.take(&database[..600]).unwrap();
+        first.out.as_mut().unwrap().flush().unwrap();
+        let mut second = Part::create(&target).unwrap();
+        assert_ne!(first.path, second.path);
+        second.take(b"of the other").unwrap();
+        first.take(&database[600..]).unwrap();
+        first.take(&digest).unwrap();
+        first.finish(&target).unwrap();
+        assert!(fs::read(&target).unwrap() == [&database[..], &digest].concat());
+        drop(second);
+        assert_eq!(fs::read_dir(dir.path()).unwrap().count(), 1);
     }
 
     fn save(dir: &Path, blobs: &[&[u8]]) -> Result<()> {
