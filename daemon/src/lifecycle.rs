@@ -308,6 +308,7 @@ fn own_identity(identity: &Identity, data_dir: &Path) -> Result<OwnIdentity, Ref
             home: hello::home(data_dir),
             version: VERSION.to_owned(),
         },
+        earlier: hello::earlier(identity, &hello::boot(identity)),
         cluster_uuid: identity.cluster_uuid,
         parent_uuid: identity.parent_uuid,
         attendees,

@@ -136,6 +136,7 @@ pub fn first_identity(data_dir: &Path, new: &NewMember, settings: &Settings) -> 
         boot_seq: 1,
         boot_nonce: identity::random()?,
         prev_boot_nonce: None,
+        earlier_boots: Vec::new(),
         origin: Origin {
             method: origin.method.into(),
             initial_cluster: origin.initial_cluster.clone(),

@@ -3,7 +3,7 @@
 
 use std::{path::Path, time::Duration};
 
-use ::identity::{Boot, Hello, Home, Life, LogEnd, Question};
+use ::identity::{Boot, EARLIER_MAX, Hello, Home, Life, LogEnd, Question, Unique};
 use storage::wal::WalContents;
 use time::{OffsetDateTime, format_description::well_known::Rfc3339};
 use tokio::task::JoinSet;
@@ -49,6 +49,7 @@ pub fn of(identity: &Identity, boot: Boot, log: LogEnd, data_dir: &Path) -> Hell
         life: life(identity),
         dir: identity.dir_uuid,
         boot,
+        earlier: earlier(identity, &boot),
         log,
         home: home(data_dir),
         version: VERSION.to_owned(),
@@ -58,6 +59,12 @@ pub fn of(identity: &Identity, boot: Boot, log: LogEnd, data_dir: &Path) -> Hell
 /// The running boot of an identity that has been written.
 pub fn boot(identity: &Identity) -> Boot {
     Boot { seq: identity.boot_seq, nonce: identity.boot_nonce, previous: identity.prev_boot_nonce }
+}
+
+/// What of the directory's starts comes before the predecessor of `boot`, which is the running one or the next.
+pub fn earlier(identity: &Identity, boot: &Boot) -> Vec<Unique> {
+    let before = identity.boots_before().into_iter();
+    before.skip(usize::from(boot.seq == identity.boot_seq)).take(EARLIER_MAX).collect()
 }
 
 fn life(identity: &Identity) -> Life {
@@ -130,5 +137,27 @@ async fn one(client: &PeerClient, url: &str, question: &Question) -> Heard {
             Heard::Silent(format!("no answer within {} s", patience.as_secs()))
         }
         Err(error) => Heard::Silent(error.to_string()),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::identity::{Keeper, sample, write_into};
+
+    #[test]
+    fn the_running_start_and_the_next_name_all_starts_before_them() {
+        let dir = tempfile::tempdir().unwrap();
+        let (nonce, mut identity) = (Unique::for_test, sample());
+        identity.boot_nonce = nonce(1);
+        write_into(dir.path(), &identity).unwrap();
+        let mut keeper = Keeper::new(dir.path().to_owned(), None, identity);
+        [2, 3, 4].into_iter().for_each(|number| keeper.booted(nonce(number)).unwrap());
+        let identity = keeper.identity();
+        let running = boot(identity);
+        assert_eq!(running.previous, Some(nonce(3)));
+        assert_eq!(earlier(identity, &running), [nonce(2), nonce(1)]);
+        let next = Boot { seq: running.seq + 1, nonce: nonce(5), previous: Some(nonce(4)) };
+        assert_eq!(earlier(identity, &next), [nonce(3), nonce(2), nonce(1)]);
     }
 }

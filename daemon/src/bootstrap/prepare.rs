@@ -187,6 +187,7 @@ fn refused_as(joiner: &Joiner, place: &Place, settings: &Settings) -> Option<Ref
         life: Life::Joining,
         dir: joiner.dir_uuid.or_else(|| identity::random().ok())?,
         boot: Boot { seq: 1, nonce: identity::random().ok()?, previous: None },
+        earlier: Vec::new(),
         log: LogEnd::default(),
         home: hello::home(data_dir),
         version: VERSION.to_owned(),

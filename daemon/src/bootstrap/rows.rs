@@ -53,6 +53,7 @@ fn hello(name: &str, life: Life, mark: u8) -> Hello {
         life,
         dir: unique(mark),
         boot: Boot { seq: 3, nonce: unique(mark + 100), previous: Some(unique(mark + 99)) },
+        earlier: Vec::new(),
         log: LogEnd { last_index: 70, last_term: 4, term: 5, commit: 70 },
         home: home(name),
         version: "0.1.0".into(),

@@ -2,6 +2,7 @@
 
 use std::{fs, io, path::PathBuf};
 
+use ::identity::EARLIER_MAX;
 use types::LogPosition;
 
 use super::{CleanStop, Identity, KnownMember, State, Unique, host};
@@ -29,6 +30,9 @@ impl Keeper {
         let here = host::here(self.dir.parent().unwrap_or(&self.dir));
         self.change(|identity| {
             identity.boot_seq += 1;
+            identity.earlier_boots = identity.boots_before();
+            identity.earlier_boots.insert(0, identity.boot_nonce);
+            identity.earlier_boots.truncate(EARLIER_MAX + 1);
             identity.prev_boot_nonce = Some(identity.boot_nonce);
             identity.boot_nonce = nonce;
             identity.clean_stop = None;
@@ -202,6 +206,15 @@ mod tests {
             (8, Unique::for_test(77), Some(Unique::for_test(3)))
         );
         assert_eq!(now.clean_stop, None, "a start forgets the last orderly stop");
+        assert_eq!(now.boots_before(), [Unique::for_test(3)]);
+        for nonce in 78..=100 {
+            keeper.booted(Unique::for_test(nonce)).unwrap();
+        }
+        let before: Vec<Unique> = (83..=99).rev().map(Unique::for_test).collect();
+        assert_eq!(stored().boots_before(), before, "the last seventeen");
+        let mut by_an_older_version = stored();
+        by_an_older_version.prev_boot_nonce = Some(Unique::for_test(5));
+        assert_eq!(by_an_older_version.boots_before(), [Unique::for_test(5)], "the list was handed on");
         let at = LogPosition { term: types::Term(3), index: types::LogIndex(9) };
         keeper.removed(at, Some("n2 (ab)".into())).unwrap();
         let refusal = super::super::compare::removed(&stored(), "/d");

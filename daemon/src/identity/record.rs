@@ -123,6 +123,10 @@ pub struct Identity {
     pub boot_seq: u64,
     pub boot_nonce: Unique,
     pub prev_boot_nonce: Option<Unique>,
+    /// Those of `prev_boot_nonce` and the starts before it, newest first. Peers know by them that a directory which was started without
+    /// meeting anybody is no older copy.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub earlier_boots: Vec<Unique>,
     pub origin: Origin,
     pub host: Host,
     pub members: Vec<KnownMember>,
@@ -148,6 +152,17 @@ impl Identity {
             && self.cluster_uuid.is_none()
             && self.members.len() > 1
             && !self.members.iter().any(is_met)
+    }
+}
+
+impl Identity {
+    /// The nonces of the starts before the present one, newest first. A version that does not know the list hands it on as it was: it is
+    /// no use then.
+    pub fn boots_before(&self) -> Vec<Unique> {
+        match self.earlier_boots.first() == self.prev_boot_nonce.as_ref() {
+            true => self.earlier_boots.clone(),
+            false => self.prev_boot_nonce.into_iter().collect(),
+        }
     }
 }
 
@@ -237,6 +252,7 @@ pub mod tests {
             boot_seq: 7,
             boot_nonce: Unique::for_test(3),
             prev_boot_nonce: None,
+            earlier_boots: Vec::new(),
             origin: Origin { method: "static".into(), ..Origin::default() },
             host: Host::default(),
             members: vec![],

@@ -133,6 +133,7 @@ fn answer_of(handle: &Handle, identity: &Identity, speaker: MemberId, expelled: 
             life: identity.cluster_uuid.map_or(Life::Formed, Life::Born),
             dir: none,
             boot: Boot { seq: 0, nonce: none, previous: None },
+            earlier: Vec::new(),
             log: LogEnd::default(),
             home: Default::default(),
             version: String::new(),

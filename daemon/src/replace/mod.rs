@@ -281,6 +281,7 @@ fn nobody(cluster_id: ClusterId, name: &str) -> io::Result<Hello> {
         life: Life::Joining,
         dir: identity::random()?,
         boot: Boot { seq: 1, nonce: identity::random()?, previous: None },
+        earlier: Vec::new(),
         log: LogEnd::default(),
         home: Home::default(),
         version: VERSION.to_owned(),

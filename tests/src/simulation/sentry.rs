@@ -85,6 +85,7 @@ impl Papers {
     pub fn own(&self, fresh_uuid: Unique) -> OwnIdentity {
         OwnIdentity {
             record: Record { dir: self.dir, boot: self.boot, home: Home::default(), version: String::new() },
+            earlier: Vec::new(),
             cluster_uuid: self.cluster_uuid,
             parent_uuid: self.parent,
             attendees: self.attendees.clone(),
@@ -118,6 +119,7 @@ pub fn hello_of(member: u64, own: &OwnIdentity, life: Life, log: LogEnd) -> Hell
         life,
         dir,
         boot,
+        earlier: own.earlier.clone(),
         log,
         home,
         version,

@@ -5,6 +5,10 @@ use types::{ClusterId, MemberId};
 
 use crate::{Known, Session, Unique, Verdict, hex};
 
+/// So many starts before the last one can be told by a directory. Who was started more often without meeting anybody has been watched
+/// by nobody for long, and marks speak against it by then; each is some 50 bytes of every handshake.
+pub const EARLIER_MAX: usize = 16;
+
 /// Who speaks: the directory, the start that runs on it, and how far its log goes.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Hello {
@@ -16,6 +20,9 @@ pub struct Hello {
     pub life: Life,
     pub dir: Unique,
     pub boot: Boot,
+    /// The nonces of the starts before `boot.previous`, newest first, as far as the directory remembers them: see [`EARLIER_MAX`].
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub earlier: Vec<Unique>,
     pub log: LogEnd,
     pub home: Home,
     /// cairn's version.

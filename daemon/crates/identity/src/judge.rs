@@ -128,7 +128,7 @@ pub fn judge(hello: &Hello, known: &Known) -> Verdict {
     if record.dir != hello.dir {
         return Verdict::LostData { dir: record.dir, boot_seq: record.boot.seq, home: record.home.clone() };
     }
-    if !follows(&hello.boot, &record.boot) {
+    if !follows(hello, &record.boot) {
         return Verdict::OlderBoot { boot_seq: record.boot.seq, home: record.home.clone() };
     }
     if let Some(mark) = known.watermark
@@ -144,13 +144,20 @@ pub fn judge(hello: &Hello, known: &Known) -> Verdict {
     Verdict::Welcome
 }
 
-/// Whether a start can have come after the admitted one on the same directory. One that was admitted may be followed by starts that
-/// never reached a leader, so only a direct successor can be asked for its predecessor.
-fn follows(boot: &Boot, admitted: &Boot) -> bool {
-    if boot.seq == admitted.seq + 1 {
-        return boot.previous == Some(admitted.nonce);
+/// Whether a start came after the admitted one on the same directory. One that was admitted may be followed by starts that met nobody, and
+/// so may an older copy: the count alone proves nothing. The directory remembers its starts, and the admitted one must be among them at its
+/// place. Of a start that is longer ago than it remembers nothing is known.
+fn follows(hello: &Hello, admitted: &Boot) -> bool {
+    let boot = &hello.boot;
+    let Some(since) = boot.seq.checked_sub(admitted.seq) else { return false };
+    match since {
+        0 => boot.nonce == admitted.nonce,
+        1 => boot.previous == Some(admitted.nonce),
+        _ => {
+            let place = usize::try_from(since - 2).unwrap_or(usize::MAX);
+            hello.earlier.get(place).is_none_or(|nonce| *nonce == admitted.nonce)
+        }
     }
-    boot.seq > admitted.seq + 1 || (boot.seq == admitted.seq && boot.nonce == admitted.nonce)
 }
 
 #[cfg(test)]
@@ -178,6 +185,7 @@ mod tests {
             life: Life::Born(UUID),
             dir: DIR,
             boot: boot(8, 108, 107),
+            earlier: vec![unique(106), unique(105)],
             log: LogEnd { last_index: 70, last_term: 4, term: 5, commit: 70 },
             home: Home { host: "db1".into(), ..Home::default() },
             version: "0.1.0".into(),
@@ -215,10 +223,18 @@ mod tests {
         assert_eq!(verdict(|_, _| ()), "welcome");
         assert_eq!(verdict(|_, known| known.record = None), "welcome", "nothing is known against it");
         assert_eq!(verdict(|hello, _| hello.boot = boot(7, 107, 106)), "welcome", "the admitted boot itself");
-        assert_eq!(verdict(|hello, _| hello.boot = boot(9, 109, 50)), "welcome", "boots that nobody saw");
         assert_eq!(verdict(|hello, _| hello.boot = boot(7, 99, 106)), "older_boot", "a copy of boot 6");
         assert_eq!(verdict(|hello, _| hello.boot = boot(8, 108, 99)), "older_boot", "a copy's boot 7");
         assert_eq!(verdict(|hello, _| hello.boot = boot(6, 106, 105)), "older_boot");
+        let alone = |earlier: &'static [u8]| {
+            verdict(|hello, _| {
+                (hello.boot, hello.earlier) =
+                    (boot(10, 110, 109), earlier.iter().map(|nonce| unique(*nonce)).collect());
+            })
+        };
+        assert_eq!(alone(&[108, 107, 106]), "welcome", "it was started twice and met nobody");
+        assert_eq!(alone(&[98, 97, 106]), "older_boot", "so was a copy of boot 6");
+        assert_eq!(alone(&[98]), "welcome", "boot 7 is longer ago than it remembers");
         assert_eq!(verdict(|hello, _| hello.dir = unique(3)), "lost_data");
         assert_eq!(verdict(|hello, _| (hello.dir, hello.life) = (unique(3), Life::Unborn)), "lost_data");
         assert_eq!(verdict(|hello, _| hello.log.last_index = 69), "shorter_log");

@@ -13,7 +13,8 @@ mod known;
 mod unique;
 
 pub use hello::{
-    Answer, Boot, FirstMember, GenesisConfig, Hello, Home, Life, LogEnd, Named, Question, Restored,
+    Answer, Boot, EARLIER_MAX, FirstMember, GenesisConfig, Hello, Home, Life, LogEnd, Named, Question,
+    Restored,
 };
 pub use judge::Verdict;
 pub use known::{Known, Private, Record, Session, Standing, Watermark, Witness};

@@ -98,6 +98,7 @@ mod tests {
             life: Life::Born(Unique::for_test(3)),
             dir: Unique::for_test(4),
             boot: Boot { seq: 5, nonce: Unique::for_test(6), previous: None },
+            earlier: Vec::new(),
             log: LogEnd::default(),
             home: Home { host: "db1".into(), path, ..Home::default() },
             version: "0.1.0".into(),

@@ -56,6 +56,7 @@ fn answer(id: u64, leads: bool, members: &[Named]) -> Answer {
             life: Life::Born(LIFE),
             dir: Unique::from_bytes([id as u8; 16]),
             boot,
+            earlier: Vec::new(),
             log: LogEnd::default(),
             home: Home::default(),
             version: "0.1.0".into(),

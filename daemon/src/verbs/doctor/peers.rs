@@ -235,6 +235,7 @@ fn founds(new: &NewMember, settings: &Settings, runtime: &Runtime, report: &mut 
         life: Life::Unborn,
         dir: new.dir_uuid.unwrap_or(fresh_dir),
         boot: Boot { seq: 1, nonce, previous: None },
+        earlier: Vec::new(),
         log: LogEnd::default(),
         home: hello::home(&settings.storage.data_dir),
         version: prepare::VERSION.to_owned(),

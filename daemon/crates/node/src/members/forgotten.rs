@@ -205,6 +205,7 @@ mod tests {
             life: Life::Born(Unique::for_test(7)),
             dir: Unique::for_test(1),
             boot: Boot { seq: 1, nonce: Unique::for_test(2), previous: None },
+            earlier: Vec::new(),
             log: LogEnd { last_index: 9, last_term: term, term, commit: 9 },
             home: Home::default(),
             version: String::new(),

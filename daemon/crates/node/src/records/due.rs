@@ -14,6 +14,8 @@ const RECORDS_MAX: usize = 8;
 #[derive(Clone, Debug)]
 pub struct OwnIdentity {
     pub record: Record,
+    /// See [`Hello::earlier`].
+    pub earlier: Vec<Unique>,
     /// From the identity file; None until the member is born.
     pub cluster_uuid: Option<Unique>,
     pub parent_uuid: Option<Unique>,
@@ -286,6 +288,7 @@ mod tests {
                 home: Home::default(),
                 version: String::new(),
             },
+            earlier: Vec::new(),
             cluster_uuid: None,
             parent_uuid: None,
             attendees: BTreeMap::from([(MemberId(2), Unique::for_test(2))]),
@@ -344,6 +347,7 @@ mod tests {
             life,
             dir: Unique::for_test(dir),
             boot: own.record.boot,
+            earlier: Vec::new(),
             log: LogEnd::default(),
             home: Home::default(),
             version: String::new(),
@@ -393,6 +397,7 @@ mod tests {
         };
         let own = OwnIdentity {
             record: start(1, 1),
+            earlier: Vec::new(),
             cluster_uuid: None,
             parent_uuid: None,
             attendees: BTreeMap::new(),

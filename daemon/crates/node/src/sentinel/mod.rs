@@ -162,6 +162,7 @@ pub(crate) fn hello(shared: &Shared) -> Hello {
         },
         dir,
         boot,
+        earlier: shared.records.own.earlier.clone(),
         log: log_end(shared),
         home,
         version,

@@ -87,6 +87,7 @@ pub fn own_identity(wal_dir: &Path, founders: &[Member]) -> OwnIdentity {
     std::fs::write(&file, text).expect("the identity");
     OwnIdentity {
         record: Record { dir, boot, home: Home::default(), version: "0.0.0".to_owned() },
+        earlier: Vec::new(),
         cluster_uuid: None,
         parent_uuid: None,
         attendees: BTreeMap::new(),

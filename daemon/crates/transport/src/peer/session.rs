@@ -175,6 +175,7 @@ mod tests {
             life: Life::Formed,
             dir: Unique::for_test(4),
             boot: Boot { seq: 5, nonce: Unique::for_test(nonce), previous: None },
+            earlier: Vec::new(),
             log: LogEnd::default(),
             home: Home::default(),
             version: "0.1.0".into(),

@@ -295,6 +295,7 @@ pub fn hello(member: u64, nonce: u128) -> Hello {
         life: Life::Formed,
         dir: Unique::for_test(u128::from(member)),
         boot: Boot { seq: 1, nonce: Unique::for_test(nonce), previous: None },
+        earlier: Vec::new(),
         log: LogEnd::default(),
         home: Home { host: "db1".into(), path: "/var/lib/cairn".into(), ..Home::default() },
         version: "0.1.0".into(),
