@@ -49,6 +49,8 @@ pub struct Command {
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct Look {
     pub json: bool,
+    /// Only the exit code tells.
+    pub quiet: bool,
     pub endpoints: Vec<String>,
 }
 
@@ -93,6 +95,10 @@ pub fn parse(args: impl IntoIterator<Item = OsString>) -> Result<Command, Refusa
             None => (bare, None),
         };
         let name = if name == "h" { "help" } else { name };
+        if value.is_none() && QUIET.contains(&name) {
+            looks.push((QUIET[1], String::new()));
+            continue;
+        }
         if let Some(name) = LOOK_FLAGS.iter().find(|(short, long)| [*short, *long].contains(&name)) {
             let value = match value {
                 Some(value) => value,
@@ -138,18 +144,24 @@ pub fn parse(args: impl IntoIterator<Item = OsString>) -> Result<Command, Refusa
 /// Flags that only verbs have: short and long.
 const LOOK_FLAGS: [(&str, &str); 2] = [("o", "output"), ("endpoints", "endpoints")];
 
+/// The one of them that takes no value: short and long.
+const QUIET: [&str; 2] = ["q", "quiet"];
+
 fn look(verb: &Verb, given: Vec<(&'static str, String)>) -> Result<Look, Refusal> {
     let mut look = Look::default();
     for (name, value) in given {
         let known = match verb {
-            Verb::Doctor | Verb::Help => true,
-            Verb::ConfigCheck | Verb::ConfigExplain(_) | Verb::IdentityShow => name == "output",
+            Verb::Help => true,
+            Verb::Doctor => name != QUIET[1],
+            Verb::ConfigCheck => name != "endpoints",
+            Verb::ConfigExplain(_) | Verb::IdentityShow => name == "output",
             _ => false,
         };
         if !known {
             return Err(unknown_flag(name));
         }
         match (name, value.as_str()) {
+            ("quiet", _) => look.quiet = true,
             ("output", "text") => look.json = false,
             ("output", "json") => look.json = true,
             ("output", _) => {
@@ -280,10 +292,16 @@ mod tests {
         assert_eq!(doctor.verb, Verb::Doctor);
         assert_eq!(
             doctor.look,
-            Look { json: true, endpoints: vec!["http://a:1".into(), "http://b:1".into()] }
+            Look { json: true, quiet: false, endpoints: vec!["http://a:1".into(), "http://b:1".into()] }
         );
         assert!(parsed(&["identity", "show", "-o=yaml"]).unwrap_err().text().contains("text or json"));
-        for args in [&["-o", "json"][..], &["config", "check", "--endpoints=http://a:1"]] {
+        assert!(parsed(&["config", "check", "-q", "--name=a"]).unwrap().look.quiet);
+        for args in [
+            &["-o", "json"][..],
+            &["config", "check", "--endpoints=http://a:1"],
+            &["--quiet"],
+            &["doctor", "--quiet"],
+        ] {
             assert_eq!(parsed(args).unwrap_err().id, Id::UnknownSetting, "{args:?}");
         }
         assert_eq!(parsed(&["-h"]).unwrap().verb, Verb::Help);

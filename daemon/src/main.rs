@@ -9,6 +9,7 @@ mod discovery;
 mod identity;
 mod lifecycle;
 mod logging;
+mod owner;
 mod port_holder;
 mod refusal;
 mod replace;
@@ -26,8 +27,8 @@ use bootstrap::{
     found::{self, Settled},
     prepare,
 };
-use cli::Verb;
-use config::{Note, Settings, Surroundings, source::Values};
+use cli::{Command, Look, Verb};
+use config::{Note, Settings, Surroundings, source::Values, tongue::Tongue};
 use lifecycle::reload::Reload;
 use refusal::{Exit, Refusal};
 use systemd::sockets::Inherited;
@@ -38,7 +39,7 @@ static ALLOCATOR: mimalloc::MiMalloc = mimalloc::MiMalloc;
 
 fn main() -> ExitCode {
     lifecycle::install_panic_hook();
-    let exit = match life() {
+    let exit = match cli::parse(std::env::args_os().skip(1)).and_then(begin) {
         Ok(exit) => exit,
         Err(refusal) => {
             systemd::refused(&refusal);
@@ -50,32 +51,40 @@ fn main() -> ExitCode {
     ExitCode::from(exit as u8)
 }
 
-fn life() -> Result<Exit, Refusal> {
-    let command = cli::parse(std::env::args_os().skip(1))?;
-    let surroundings = Surroundings::of_process(command.flags);
-    match command.verb {
-        Verb::Run => member(&surroundings)?,
+fn begin(command: Command) -> Result<Exit, Refusal> {
+    let Command { verb, flags, look } = command;
+    let surroundings = Surroundings::of_process(flags);
+    let ended = life(&verb, &look, &surroundings);
+    ended.map_err(|refusal| refusal.in_the_words_of(&Tongue::of(&surroundings)))
+}
+
+fn life(verb: &Verb, look: &Look, surroundings: &Surroundings) -> Result<Exit, Refusal> {
+    match verb {
+        Verb::Run => member(surroundings)?,
         Verb::Help => print(config::generate::help())?,
         Verb::Version => print(verbs::version())?,
         Verb::ConfigCheck => {
-            let (found, verdict) = verbs::config::check(&surroundings, &command.look);
+            let (found, verdict) = verbs::config::check(surroundings, look);
+            if look.quiet {
+                return Ok(verdict.map_or_else(|refusal| refusal.exit(), |()| Exit::Stopped));
+            }
             print(found)?;
             verdict?;
         }
         Verb::ConfigExplain(key) => {
-            let (values, verdict) = verbs::config::explain(&surroundings, key.as_deref(), &command.look);
+            let (values, verdict) = verbs::config::explain(surroundings, key.as_deref(), look);
             print(values)?;
             verdict?;
         }
         Verb::ConfigConvert(file) => {
-            let (text, verdict) = verbs::convert::run(&file);
+            let (text, verdict) = verbs::convert::run(file);
             print(text)?;
             verdict?;
         }
-        Verb::Snapshot(order) => print(snapshot::run(&surroundings, &order)?)?,
-        Verb::IdentityShow => print(verbs::identity::show(&surroundings, &command.look)?)?,
+        Verb::Snapshot(order) => print(snapshot::run(surroundings, order)?)?,
+        Verb::IdentityShow => print(verbs::identity::show(surroundings, look)?)?,
         Verb::Doctor => {
-            let (report, exit) = verbs::doctor::run(&surroundings, &command.look);
+            let (report, exit) = verbs::doctor::run(surroundings, look);
             print(report)?;
             return Ok(exit);
         }
@@ -87,6 +96,7 @@ fn member(surroundings: &Surroundings) -> Result<(), Refusal> {
     systemd::begin();
     // Refuse before anything starts: settings that cannot be used end here, with nothing touched.
     let (settings, resolved) = config::load(surroundings)?;
+    owner::refuse_root(&settings)?;
     let inherited = systemd::sockets::take()?;
     logging::init(&settings.log)?;
     announce::starting(&settings, &resolved.files);

@@ -11,6 +11,8 @@ use std::{
 
 use serde_json::{Map, Value, json};
 
+use crate::{config::tongue::Tongue, owner};
+
 /// Exit codes. Stable: units and scripts tell by them whether trying again makes sense.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 #[repr(u8)]
@@ -40,7 +42,10 @@ pub struct User {
 
 impl User {
     pub fn of_this_process() -> User {
-        let id = nix::unistd::geteuid();
+        User::of(nix::unistd::geteuid())
+    }
+
+    pub fn of(id: nix::unistd::Uid) -> User {
         let known = nix::unistd::User::from_uid(id).ok().flatten();
         User { id: id.as_raw(), name: known.map_or_else(|| id.to_string(), |user| user.name) }
     }
@@ -115,6 +120,7 @@ ids! {
     PeerUrlMismatch = "PEER_URL_MISMATCH", Identity;
     TokenConflict = "TOKEN_CONFLICT", Identity;
     WrongDir = "WRONG_DIR", Identity;
+    WrongUser = "WRONG_USER", Identity;
     BinaryTooOld = "BINARY_TOO_OLD", Identity;
     ForeignDir = "FOREIGN_DIR", Identity;
     NotAMember = "NOT_A_MEMBER", Identity;
@@ -186,8 +192,10 @@ impl Refusal {
             io::ErrorKind::PermissionDenied => {
                 let user = User::of_this_process();
                 let dir = path.parent().unwrap_or(path).display();
+                let barrier = owner::barrier(path);
                 let refusal = Refusal::new(Id::PermissionDenied, format!("may not {doing} {shown}"))
-                    .evidence("here", format!("{error}, as {user}"));
+                    .evidence("here", format!("{error}, as {user}"))
+                    .evidence(barrier.display().to_string(), owner::ownership(barrier));
                 match user.is_of_a_service() {
                     true => refusal.remedy(format!(
                         "if it belongs to this member (a start as another user leaves such files): chown -R {}: {dir}",
@@ -214,6 +222,16 @@ impl Refusal {
             _ => Refusal::new(Id::IoError, format!("could not {doing} {shown}"))
                 .evidence("here", error.to_string())
                 .remedy("look at the kernel log for errors of this disk, then start again"),
+        }
+    }
+
+    /// In the language of whoever wrote the settings.
+    pub fn in_the_words_of(self, tongue: &Tongue) -> Refusal {
+        Refusal {
+            cause: tongue.mention(&self.cause),
+            evidence: self.evidence.into_iter().map(|(place, fact)| (tongue.place(&place), fact)).collect(),
+            remedy: self.remedy.iter().map(|step| tongue.say(step)).collect(),
+            ..self
         }
     }
 

@@ -3,6 +3,7 @@
 
 pub mod config;
 pub mod convert;
+mod directory;
 pub mod doctor;
 mod holder;
 pub mod identity;

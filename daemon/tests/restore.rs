@@ -4,7 +4,10 @@ use std::{
     fs::{self, File},
     io::Read as _,
     ops::ControlFlow,
-    os::unix::process::ExitStatusExt as _,
+    os::unix::{
+        fs::{MetadataExt as _, PermissionsExt as _, chown},
+        process::ExitStatusExt as _,
+    },
     path::{Path, PathBuf},
     process::{Command, Output, Stdio},
     sync::Arc,
@@ -241,6 +244,44 @@ fn what_is_there_is_never_overwritten() {
 }
 
 /// Whatever the bytes: restored, or refused with the reason and nothing left.
+/// Root has the backup, a service the directory: the service can start with what comes of it.
+#[test]
+fn what_root_restores_for_a_service_is_the_services() {
+    if !nix::unistd::geteuid().is_root() {
+        eprintln!("SKIPPED: what_root_restores_for_a_service_is_the_services: needs root");
+        return;
+    }
+    const SERVICE: u32 = 973;
+    let dir = tempfile::tempdir().unwrap();
+    fs::set_permissions(dir.path(), fs::Permissions::from_mode(0o755)).unwrap();
+    let (private, lib) = (dir.path().join("private"), dir.path().join("lib"));
+    for made in [&private, &lib] {
+        fs::create_dir(made).unwrap();
+        fs::set_permissions(made, fs::Permissions::from_mode(0o700)).unwrap();
+    }
+    chown(&lib, Some(SERVICE), Some(SERVICE)).unwrap();
+    let file = backup(&private, 10);
+    let restored = restore(&file, &lib.join("data"), &[]);
+    assert!(restored.status.success(), "{}", stderr(&restored));
+    let said = String::from_utf8_lossy(&restored.stdout).into_owned();
+    assert!(said.contains("owned by user 973 (id 973)"), "{said}");
+    let mut left = vec![lib.join("data")];
+    let mut seen = 0;
+    while let Some(path) = left.pop() {
+        let meta = fs::symlink_metadata(&path).unwrap();
+        assert_eq!((meta.uid(), meta.gid()), (SERVICE, SERVICE), "{}", path.display());
+        seen += 1;
+        if meta.is_dir() {
+            left.extend(fs::read_dir(&path).unwrap().map(|entry| entry.unwrap().path()));
+        }
+    }
+    assert!(seen > 5, "a whole member");
+    // Without a service above it is root's, as ever.
+    let restored = restore(&file, &private.join("data"), &[]);
+    assert!(restored.status.success(), "{}", stderr(&restored));
+    assert_eq!(fs::metadata(private.join("data/member")).unwrap().uid(), 0);
+}
+
 #[test]
 fn damaged_files_are_refused_and_leave_nothing() {
     let mut random = Random::new("damaged_files_are_refused_and_leave_nothing");

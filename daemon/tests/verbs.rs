@@ -2,7 +2,12 @@
 
 mod support;
 
-use std::{fs, net::TcpListener, path::Path};
+use std::{
+    fs,
+    net::TcpListener,
+    os::unix::fs::{PermissionsExt as _, chown},
+    path::Path,
+};
 
 use serde_json::Value;
 use support::{Ended, READY, Running, command, copy_tree, files, run, run_with};
@@ -342,4 +347,115 @@ fn config_explain_tells_everything_about_one_setting_and_check_every_mistake() {
     assert_eq!((ended.code, &value["ok"], &value["refusal"]), (Some(0), &true.into(), &Value::Null));
     let ended = run(dir.path(), &["config", "check", "-o", "json", "--name="]);
     assert_eq!((ended.code, &json(&ended)["refusal"]["code"]), (Some(64), &"BAD_VALUE".into()));
+}
+
+/// A user of a service that no machine has.
+const SERVICE: u32 = 973;
+
+/// Root may read everything, and asks for somebody who may not: what bars the way is named with its owner, and the printed commands mend it.
+#[test]
+fn root_sees_a_services_member_with_the_services_eyes_and_does_not_run_it() {
+    if !nix::unistd::geteuid().is_root() {
+        eprintln!(
+            "SKIPPED: root_sees_a_services_member_with_the_services_eyes_and_does_not_run_it: needs root"
+        );
+        return;
+    }
+    let dir = tempfile::tempdir().unwrap();
+    let at = |name: &str| dir.path().join(name);
+    let mode =
+        |name: &str, mode: u32| fs::set_permissions(at(name), fs::Permissions::from_mode(mode)).unwrap();
+    mode("", 0o755);
+    fs::create_dir(at("lib")).unwrap();
+    fs::create_dir(at("etc")).unwrap();
+    fs::write(at("etc/c.toml"), format!("name = \"n1\"\ndata-dir = \"{}\"\n", at("lib/data").display()))
+        .unwrap();
+    mode("lib", 0o700);
+    mode("etc", 0o700);
+    mode("etc/c.toml", 0o600);
+    chown(at("lib"), Some(SERVICE), Some(SERVICE)).unwrap();
+    let file = format!("--config-file={}", at("etc/c.toml").display());
+    let check = |more: &[&str]| run(dir.path(), &[&["config", "check", &file], more].concat());
+    let carry_out = |ended: &Ended| {
+        let refusal = refusal_on_stderr(ended);
+        let step =
+            refusal.lines().find_map(|line| line.split_once("1. let 973 read it: ")).expect(&refusal).1;
+        assert!(std::process::Command::new("sh").args(["-c", step]).status().unwrap().success(), "{step}");
+    };
+
+    for (barred, permissions) in [("etc", "mode 0700"), ("etc/c.toml", "mode 0600")] {
+        let ended = check(&[]);
+        ended.expect("CONFIG_FILE", 64).says("as user 973 (id 973)");
+        ended.says(&format!("{} (owner root:root, {permissions})", at(barred).display()));
+        carry_out(&ended);
+    }
+    let ended = check(&[]);
+    assert_eq!(ended.code, Some(0), "{ended:#?}");
+    says(
+        &ended,
+        &format!(
+            "note: looked at as another user: user=user 973 (id 973), to whom {} belongs",
+            at("lib").display()
+        ),
+    );
+    says(&ended, "ok: would found cluster");
+
+    // What a start as root would leave could not be read by the service: there is none.
+    let ended = run(dir.path(), &[&file]);
+    ended.expect("WRONG_USER", 78).says("owner 973:973, mode 0700").says("user root (id 0)");
+    ended.says(&format!("runuser -u 973 -- {} {file}", env!("CARGO_BIN_EXE_cairnd")));
+    assert!(!at("lib/data").exists());
+
+    // A member that was run as root before is told as what bars the service's way.
+    for name in ["lib/data", "lib/data/member", "lib/data/member/wal"] {
+        fs::create_dir(at(name)).unwrap();
+        mode(name, 0o700);
+        chown(at(name), Some(SERVICE), Some(SERVICE)).unwrap();
+    }
+    fs::write(at("lib/data/member/wal/stray"), b"").unwrap();
+    mode("lib/data/member/wal/stray", 0o600);
+    let stray = format!("{}: owner root:root, mode 0600", at("lib/data/member/wal/stray").display());
+    check(&[]).expect("PERMISSION_DENIED", 77).says(&stray).says("chown -R 973: ");
+    let doctor = run(dir.path(), &["doctor", &file]);
+    verdict(&doctor, 77, "PERMISSION_DENIED");
+    says(&doctor, &stray);
+    says(&doctor, "ok user: looked at as user 973 (id 973)");
+
+    let quiet = check(&["--quiet"]);
+    assert_eq!((quiet.code, quiet.stdout.as_str(), quiet.stderr.as_str()), (Some(77), "", ""));
+
+    // Root's own is root's to use.
+    chown(at("lib"), Some(0), Some(0)).unwrap();
+    fs::remove_dir_all(at("lib/data")).unwrap();
+    let ended = check(&[]);
+    assert!(ended.code == Some(0) && !ended.stdout.contains("another user"), "{ended:#?}");
+}
+
+/// Who wrote a file reads what to write into it, and where; in the record as in the text.
+#[test]
+fn a_remedy_speaks_of_what_the_reader_has_written() {
+    let dir = tempfile::tempdir().unwrap();
+    let path = dir.path().join("c.toml");
+    fs::write(&path, "name = \"n1\"\ndata-dir = \"d\"\ninitial-cluster = \"n2=http://127.0.0.1:2380\"\n")
+        .unwrap();
+    let file = format!("--config-file={}", path.display());
+    let by_file = run(dir.path(), &[&file]);
+    by_file.expect("NOT_IN_INITIAL_CLUSTER", 64);
+    by_file.says(&format!("evidence: name ({}:1:8): n1", path.display()));
+    let said = format!("1. if you meant it: name = \"n2\" (in {})", path.display());
+    by_file.says(&said);
+    assert_eq!(by_file.record()["remedy"][0], said[3..], "{by_file:#?}");
+    let value = json(&run(dir.path(), &["config", "check", "-o", "json", &file]));
+    assert_eq!(value["refusal"]["remedy"][0], said[3..], "{value}");
+    let doctor = run(dir.path(), &["doctor", &file]);
+    verdict(&doctor, 64, "NOT_IN_INITIAL_CLUSTER");
+    says(&doctor, &said);
+
+    let by_variable = run_with(dir.path(), &[&file], &[("ETCD_NAME", "n3")]);
+    by_variable.expect("NOT_IN_INITIAL_CLUSTER", 64).says("evidence: ETCD_NAME: n3").says("ETCD_NAME=n2");
+    let by_flag = run(dir.path(), &[&file, "--name=n4"]);
+    by_flag
+        .expect("NOT_IN_INITIAL_CLUSTER", 64)
+        .says("evidence: --name: n4")
+        .says("if you meant it: --name=n2");
 }

@@ -268,6 +268,20 @@ fn units_give_up_what_a_member_does_not_need() -> Result<()> {
         ] {
             assert!(text.lines().any(|found| found == line), "{name} lacks {line}");
         }
+        // Once for one refusal: by the member, whose exit code counts.
+        let check = text.lines().find(|line| line.starts_with("ExecStartPre=")).context("a check")?;
+        assert!(check.starts_with("ExecStartPre=-/usr/bin/cairnd config check --quiet "), "{check}");
+        // A member that ends at once, again and again, is never given up by what systemd counts: one start in every RestartSec.
+        let number = |key: &str| -> Result<u32> {
+            let value = text.lines().find_map(|line| line.strip_prefix(key)?.strip_prefix('='));
+            Ok(value.with_context(|| format!("{name} lacks {key}"))?.parse()?)
+        };
+        let (within, starts, pause) =
+            (number("StartLimitIntervalSec")?, number("StartLimitBurst")?, number("RestartSec")?);
+        assert!(
+            pause > 0 && starts > within / pause + 1,
+            "{name}: {starts} starts in {within} s, one in {pause} s"
+        );
     }
     Ok(())
 }

@@ -15,7 +15,10 @@ use toml::{
 };
 
 use super::{Given, Note, Problem, source::Source, suggest, table};
-use crate::refusal::{Id, User};
+use crate::{
+    owner,
+    refusal::{Id, User},
+};
 
 /// The file that is read when none is named.
 pub const DEFAULT_FILE: &str = "/etc/cairn/cairnd.toml";
@@ -75,15 +78,15 @@ pub fn read_all(main: &Main) -> Found {
     match drop_ins(&dir, &mut found.notes) {
         Ok(files) => found.files.extend(files),
         Err(error) if error.kind() == io::ErrorKind::NotFound => {}
-        Err(error) => found.problems.push(Problem {
-            id: Id::ConfigFile,
-            place: dir.display().to_string(),
-            what: format!("the directory of more configuration cannot be read: {error}"),
-            remedy: match error.kind() {
-                io::ErrorKind::PermissionDenied => let_read(&dir, "0750", &User::of_this_process()),
-                _ => "let this user read it, or take it away".into(),
-            },
-        }),
+        Err(error) => {
+            let problem = Problem {
+                id: Id::ConfigFile,
+                place: dir.display().to_string(),
+                what: format!("the directory of more configuration cannot be read: {error}"),
+                remedy: "let this user read it, or take it away".into(),
+            };
+            found.problems.push(if_forbidden(problem, &dir, &error));
+        }
     }
     for file in &found.files {
         let (given, problems) = read(file);
@@ -142,13 +145,7 @@ pub fn load_text(path: &Path) -> Result<String, Problem> {
         remedy: "name a readable configuration file: --config-file, or ETCD_CONFIG_FILE".into(),
     };
     let unreadable = |error: io::Error| {
-        let found = problem(format!("the configuration file cannot be read: {error}"));
-        match error.kind() {
-            io::ErrorKind::PermissionDenied => {
-                Problem { remedy: let_read(path, "0640", &User::of_this_process()), ..found }
-            }
-            _ => found,
-        }
+        if_forbidden(problem(format!("the configuration file cannot be read: {error}")), path, &error)
     };
     let meta = std::fs::metadata(path).map_err(unreadable)?;
     if meta.len() > FILE_BYTES_MAX || !meta.is_file() {
@@ -156,6 +153,21 @@ pub fn load_text(path: &Path) -> Result<String, Problem> {
     }
     let bytes = std::fs::read(path).map_err(unreadable)?;
     String::from_utf8(bytes).map_err(|_| problem("not UTF-8 text".into()))
+}
+
+/// Who may not read it, what bars the way, and how it becomes readable.
+fn if_forbidden(problem: Problem, path: &Path, error: &io::Error) -> Problem {
+    if error.kind() != io::ErrorKind::PermissionDenied {
+        return problem;
+    }
+    let (user, barrier) = (User::of_this_process(), owner::barrier(path));
+    let mode = if barrier == path && !path.is_dir() { "0640" } else { "0750" };
+    Problem {
+        place: format!("{} ({})", barrier.display(), owner::ownership(barrier)),
+        what: format!("{}, as {user}", problem.what),
+        remedy: let_read(barrier, mode, &user),
+        ..problem
+    }
 }
 
 /// How `path` becomes readable: for the user of a service by its group, for anybody else by asking as root.

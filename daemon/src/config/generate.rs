@@ -14,7 +14,7 @@ Usage:
   cairnd [FLAGS]                     be a member
   cairnd doctor [FLAGS] [--endpoints URL,...] [-o text|json]
                                      what a start with these flags would come to, and what the cluster knows of this member
-  cairnd config check [FLAGS] [-o text|json]
+  cairnd config check [FLAGS] [-o text|json | --quiet]
                                      refuse unusable settings as a start would, without starting
   cairnd config explain [SETTING] [FLAGS] [-o text|json]
                                      where each value comes from, or everything about one setting

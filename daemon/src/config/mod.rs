@@ -20,6 +20,7 @@ mod settings;
 pub mod source;
 pub mod suggest;
 pub mod table;
+pub mod tongue;
 pub mod urls;
 pub mod value;
 

@@ -10,6 +10,7 @@ use crate::{
         self, Note, Settings, Surroundings,
         change::{self, Change},
         source::Values,
+        tongue::Tongue,
     },
     logging, systemd,
 };
@@ -34,6 +35,7 @@ impl<'a> Reload<'a> {
         let (settings, resolved) = match config::load(self.surroundings) {
             Ok(loaded) => loaded,
             Err(refusal) => {
+                let refusal = refusal.in_the_words_of(&Tongue::of(self.surroundings));
                 let (cause, evidence) = (refusal.cause(), refusal.evidence_line());
                 error!(code = refusal.id.name(), cause, evidence, "{}", announce::RELOAD_REFUSED);
                 systemd::reloaded(&format!("reload failed, nothing changes: {cause} ({evidence})"));

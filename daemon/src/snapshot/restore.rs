@@ -28,6 +28,7 @@ use crate::{
     },
     config::{self, Settings, Surroundings},
     identity::{self, RESTORE, State},
+    owner::Owner,
     refusal::{Id, Refusal, chain},
 };
 
@@ -37,6 +38,11 @@ pub fn restore(surroundings: &Surroundings, file: &Path, how: &How) -> Result<St
     settings.storage.allow_empty = true;
     let backup = open(file)?;
     free(&settings)?;
+    // Where root restores into a service's directory, the service owns what comes of it.
+    let owner = Owner::of(&settings);
+    let acting = owner.as_ref().map(Owner::act).transpose();
+    let _acting =
+        acting.map_err(|error| Refusal::io("act as the owner of", &settings.storage.data_dir, &error))?;
     let mut traces = Traces::of(&settings);
     let dir = execute::lock(&settings)?;
     // Whoever held the lock until now may have finished.
@@ -55,7 +61,11 @@ pub fn restore(surroundings: &Surroundings, file: &Path, how: &How) -> Result<St
     let Beginning::Founds(genesis) = &new.beginning else { unreachable!("a static plan founds a cluster") };
     let restored = build(&dir, file, &backup, how, &new, genesis, &settings)?;
     traces.disarm();
-    Ok(told(&settings, file, how, &new, genesis, &restored))
+    let mut said = told(&settings, file, how, &new, genesis, &restored);
+    if let Some(owner) = owner {
+        said.push_str(&format!("owned by {}\n", owner.told()));
+    }
+    Ok(said)
 }
 
 /// Nothing is overwritten: the directories are not there, or hold nothing but what an earlier attempt left.

@@ -24,7 +24,28 @@ const NAMES: [(&str, &str); 4] = [
 struct Handed {
     name: String,
     address: SocketAddr,
+    /// Of [::]: takes connections over IPv4 too.
+    takes_ipv4: bool,
     listener: TcpListener,
+}
+
+impl Handed {
+    fn new(name: String, address: SocketAddr, listener: TcpListener) -> Handed {
+        // Where the kernel does not say, what is asked for is bound beside it or is told to be taken.
+        let takes_ipv4 = address.is_ipv6() && matches!(getsockopt(&listener, sockopt::Ipv6V6Only), Ok(false));
+        Handed { name, address, takes_ipv4, listener }
+    }
+
+    /// `ListenStream=2379` listens on all addresses by way of IPv6, which covers those of IPv4 unless the unit says `BindIPv6Only=ipv6-only`.
+    fn covers(&self, wanted: SocketAddr) -> bool {
+        let all = |ip: IpAddr| ip.is_unspecified();
+        self.address == wanted
+            || (self.address.port() == wanted.port()
+                && all(self.address.ip())
+                && all(wanted.ip())
+                && self.takes_ipv4
+                && wanted.is_ipv4())
+    }
 }
 
 /// What was handed over and nobody has claimed yet.
@@ -53,7 +74,7 @@ pub fn take() -> Result<Inherited, Refusal> {
                 "{address} is no listening socket (Accept=yes is not for this daemon)"
             )));
         }
-        inherited.push(Handed { name, address, listener });
+        inherited.push(Handed::new(name, address, listener));
     }
     Ok(Inherited(inherited))
 }
@@ -66,7 +87,7 @@ impl Inherited {
                 Refusal::new(Id::IoError, "a socket from the service manager cannot be kept")
                     .evidence(handed.address.to_string(), error.to_string())
             })?;
-            Ok(Handed { name: handed.name.clone(), address: handed.address, listener })
+            Ok(Handed::new(handed.name.clone(), handed.address, listener))
         };
         self.0.iter().map(copied).collect::<Result<_, Refusal>>().map(Inherited)
     }
@@ -76,9 +97,8 @@ impl Inherited {
         let of_setting = |handed: &Handed| setting_of(&handed.name).is_none_or(|named| named == setting);
         // Two units may hold the port, one for each family.
         let exact = self.0.iter().position(|handed| of_setting(handed) && handed.address == address);
-        let at = exact.or_else(|| {
-            self.0.iter().position(|handed| of_setting(handed) && is_same(handed.address, address))
-        })?;
+        let at = exact
+            .or_else(|| self.0.iter().position(|handed| of_setting(handed) && handed.covers(address)))?;
         Some(self.0.swap_remove(at).listener)
     }
 
@@ -102,24 +122,20 @@ fn setting_of(name: &str) -> Option<&'static str> {
     NAMES.iter().find(|(known, _)| *known == name).map(|(_, setting)| *setting)
 }
 
-/// `ListenStream=2379` listens on all addresses by way of IPv6, which covers those of IPv4.
-fn is_same(handed: SocketAddr, wanted: SocketAddr) -> bool {
-    let all = |ip: IpAddr| ip.is_unspecified();
-    handed == wanted
-        || (handed.port() == wanted.port()
-            && all(handed.ip())
-            && all(wanted.ip())
-            && (handed.is_ipv6() || wanted.is_ipv4()))
-}
-
 #[cfg(test)]
 mod tests {
+    use std::{net::SocketAddrV6, os::fd::AsRawFd as _};
+
+    use nix::sys::socket::{
+        AddressFamily, Backlog, SockFlag, SockType, SockaddrIn6, bind, listen, setsockopt, socket,
+    };
+
     use super::*;
 
     fn handed(name: &str) -> (Handed, SocketAddr) {
         let listener = TcpListener::bind("127.0.0.1:0").unwrap();
         let address = listener.local_addr().unwrap();
-        (Handed { name: name.to_owned(), address, listener }, address)
+        (Handed::new(name.to_owned(), address, listener), address)
     }
 
     #[test]
@@ -149,7 +165,7 @@ mod tests {
     fn the_socket_of_the_very_address_comes_before_one_that_covers_it() {
         let at = |text: &str| {
             let address = text.parse::<SocketAddr>().unwrap();
-            Handed { address, ..handed("client").0 }
+            Handed { address, takes_ipv4: address.is_ipv6(), ..handed("client").0 }
         };
         let mut inherited = Inherited(vec![at("[::]:2379"), at("0.0.0.0:2379")]);
         let wanted = "0.0.0.0:2379".parse().unwrap();
@@ -158,17 +174,36 @@ mod tests {
         assert!(inherited.claim("listen-client-urls", wanted).is_some(), "which covers it");
     }
 
+    /// What the kernel says of a real socket decides whether the one family stands for the other.
     #[test]
-    fn all_addresses_of_ipv6_cover_those_of_ipv4() {
+    fn all_addresses_of_ipv6_cover_those_of_ipv4_unless_the_socket_is_for_ipv6_only() {
         let at = |text: &str| text.parse::<SocketAddr>().unwrap();
-        for (handed, wanted, same) in [
-            ("[::]:2379", "0.0.0.0:2379", true),
-            ("0.0.0.0:2379", "[::]:2379", false),
-            ("[::]:2379", "[::]:2379", true),
-            ("[::]:2379", "0.0.0.0:2380", false),
-            ("[::]:2379", "127.0.0.1:2379", false),
+        let bound = |only: bool| {
+            let kind = (AddressFamily::Inet6, SockType::Stream, SockFlag::empty());
+            let socket = socket(kind.0, kind.1, kind.2, None).unwrap();
+            setsockopt(&socket, sockopt::Ipv6V6Only, &only).unwrap();
+            bind(socket.as_raw_fd(), &SockaddrIn6::from("[::]:0".parse::<SocketAddrV6>().unwrap())).unwrap();
+            listen(&socket, Backlog::new(1).unwrap()).unwrap();
+            let listener = TcpListener::from(socket);
+            let address = listener.local_addr().unwrap();
+            Handed::new("client".into(), address, listener)
+        };
+        for only in [false, true] {
+            let handed = bound(only);
+            let ipv4 = SocketAddr::new(at("0.0.0.0:1").ip(), handed.address.port());
+            assert_eq!(handed.covers(ipv4), !only, "IPv6 only: {only}");
+            assert!(handed.covers(handed.address));
+        }
+        for (text, takes_ipv4, wanted, same) in [
+            ("[::]:2379", true, "0.0.0.0:2379", true),
+            ("[::]:2379", false, "0.0.0.0:2379", false),
+            ("0.0.0.0:2379", false, "[::]:2379", false),
+            ("[::]:2379", true, "[::]:2379", true),
+            ("[::]:2379", true, "0.0.0.0:2380", false),
+            ("[::]:2379", true, "127.0.0.1:2379", false),
         ] {
-            assert_eq!(is_same(at(handed), at(wanted)), same, "{handed} for {wanted}");
+            let handed = Handed { address: at(text), takes_ipv4, ..handed("client").0 };
+            assert_eq!(handed.covers(at(wanted)), same, "{text} for {wanted}");
         }
     }
 }

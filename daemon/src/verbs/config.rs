@@ -4,7 +4,7 @@ use std::fmt::Write as _;
 
 use serde_json::{Value, json};
 
-use super::pretty;
+use super::{directory, pretty};
 use crate::{
     bootstrap::{plan::BootPlan, prepare},
     cli::Look,
@@ -12,7 +12,9 @@ use crate::{
         self, Note, Resolved, Surroundings,
         source::Source,
         table::{self, Group, Setting, Status},
+        tongue::Tongue,
     },
+    owner::Owner,
     refusal::{Id, Refusal},
 };
 
@@ -45,12 +47,9 @@ const OWN: [&str; 22] = [
 /// The settings, and the data directory against them, as a start would look at them before it asks anybody.
 pub fn check(surroundings: &Surroundings, look: &Look) -> (String, Result<(), Refusal>) {
     let mut notes = Vec::new();
-    let outcome = config::load(surroundings).and_then(|(settings, mut resolved)| {
-        let plan = prepare::look(&settings, &mut resolved.notes);
-        notes.append(&mut resolved.notes);
-        Ok(would(&plan?, &settings.storage.data_dir.display().to_string()))
-    });
+    let outcome = judged(surroundings, &mut notes);
     if look.json {
+        let outcome = outcome.map_err(|refusal| refusal.in_the_words_of(&Tongue::of(surroundings)));
         let notes: Vec<Value> = notes.iter().map(noted).collect();
         let (would, refusal) = match &outcome {
             Ok(would) => (json!(would), Value::Null),
@@ -67,6 +66,23 @@ pub fn check(surroundings: &Surroundings, look: &Look) -> (String, Result<(), Re
         let _ = writeln!(out, "ok: would {would}");
     }
     (out, outcome.map(|_| ()))
+}
+
+/// With the rights of whoever the member is of, where root asks.
+fn judged(surroundings: &Surroundings, notes: &mut Vec<Note>) -> Result<String, Refusal> {
+    let (settings, _) = config::load(surroundings)?;
+    let owner = Owner::of(&settings);
+    let acting = owner.as_ref().map(Owner::act);
+    let how = match &acting {
+        Some(Ok(_)) => "looked at as another user",
+        _ => "could not look as another user",
+    };
+    notes.extend(owner.map(|owner| Note { message: how, fields: vec![("user", owner.told())] }));
+    let (settings, mut resolved) = config::load(surroundings)?;
+    directory::usable(&settings)?;
+    let plan = prepare::look(&settings, &mut resolved.notes);
+    notes.append(&mut resolved.notes);
+    Ok(would(&plan?, &settings.storage.data_dir.display().to_string()))
 }
 
 /// A note as one line.

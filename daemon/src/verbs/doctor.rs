@@ -18,27 +18,43 @@ use super::{
 use crate::{
     bootstrap::{ask, facts, force, plan::BootPlan, prepare},
     cli::Look,
-    config::{self, Settings, Surroundings},
+    config::{self, Settings, Surroundings, tongue::Tongue},
     identity::Identity,
+    owner::Owner,
     refusal::{Exit, Id, Refusal},
     replace,
 };
 
 pub fn run(surroundings: &Surroundings, look: &Look) -> (String, Exit) {
-    let mut report = Report::default();
+    let mut report = Report::new(Tongue::of(surroundings));
     let well = examine(surroundings, &look.endpoints, &mut report);
     report.told(&well, look.json)
 }
 
 /// What the verdict is if nothing was refused.
 fn examine(surroundings: &Surroundings, asked: &[String], report: &mut Report) -> String {
+    let mut refused = |refusal| {
+        report.fail("settings", refusal);
+        String::new()
+    };
+    let (settings, _) = match config::load(surroundings) {
+        Ok(loaded) => loaded,
+        Err(refusal) => return refused(refusal),
+    };
+    // The files of this machine are looked at with the rights of whoever the member is of; ports and their holders with root's.
+    let owner = Owner::of(&settings);
+    let acting = owner.as_ref().map(Owner::act);
     let (settings, resolved) = match config::load(surroundings) {
         Ok(loaded) => loaded,
-        Err(refusal) => {
-            report.fail("settings", refusal);
-            return String::new();
-        }
+        Err(refusal) => return refused(refusal),
     };
+    match (&owner, &acting) {
+        (Some(owner), Some(Ok(_))) => report.ok("user", format!("looked at as {}", owner.told())),
+        (Some(owner), Some(Err(error))) => {
+            report.warn("user", format!("could not look as {}: {error}", owner.told()));
+        }
+        _ => {}
+    }
     report.ok("settings", format!("can be used ({})", super::config::files(&resolved)));
     resolved.notes.iter().for_each(|note| report.warn("settings", told(note)));
     let runtime = match ask::runtime() {
@@ -94,6 +110,7 @@ fn examine(surroundings: &Surroundings, asked: &[String], report: &mut Report) -
         Some(BootPlan::Restart(returning)) => local::data(&settings, &returning.identity, &lock, report),
         _ => None,
     };
+    drop(acting);
     local::disks(&settings, report);
     local::names(&settings, report);
     let own = match &plan {
@@ -141,9 +158,4 @@ fn wal_dir(settings: &Settings) -> std::path::PathBuf {
 /// The member that has data here, in messages.
 fn member(identity: &Identity) -> String {
     format!("member {} ({})", identity.member_id, identity.name)
-}
-
-/// An error that is no refusal of its own.
-fn io(doing: &str, path: &std::path::Path, error: nix::errno::Errno) -> Refusal {
-    Refusal::io(doing, path, &std::io::Error::from(error))
 }

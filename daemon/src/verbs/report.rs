@@ -5,7 +5,10 @@ use std::fmt::Write as _;
 use serde_json::{Value, json};
 
 use super::pretty;
-use crate::refusal::{Exit, Id, Refusal};
+use crate::{
+    config::tongue::Tongue,
+    refusal::{Exit, Id, Refusal},
+};
 
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 enum Level {
@@ -37,9 +40,15 @@ pub struct Report {
     refusal: Option<Refusal>,
     /// It runs here, so a refusal is that of its next start.
     runs: Option<u32>,
+    /// Of whoever wrote the settings.
+    tongue: Option<Tongue>,
 }
 
 impl Report {
+    pub fn new(tongue: Tongue) -> Report {
+        Report { tongue: Some(tongue), ..Report::default() }
+    }
+
     pub fn runs_as(&mut self, pid: u32) {
         self.runs = Some(pid);
     }
@@ -60,6 +69,10 @@ impl Report {
 
     /// A start would be refused with it, unless it was refused before. Checks come in the order of a start.
     pub fn fail(&mut self, name: &str, refusal: Refusal) {
+        let refusal = match &self.tongue {
+            Some(tongue) => refusal.in_the_words_of(tongue),
+            None => refusal,
+        };
         self.add(Level::Fail, name, refusal.cause());
         self.refusal.get_or_insert(refusal);
     }

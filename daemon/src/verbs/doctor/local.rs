@@ -1,27 +1,18 @@
 //! What doctor sees on this machine: the directory, its data, the disks, the ports, the names.
 
-use std::{
-    collections::BTreeSet,
-    fs, io as stdio,
-    net::SocketAddr,
-    os::unix::fs::PermissionsExt as _,
-    path::{Path, PathBuf},
-};
+use std::{collections::BTreeSet, io as stdio, net::SocketAddr};
 
-use nix::{
-    sys::statvfs::statvfs,
-    unistd::{AccessFlags, access},
-};
+use nix::sys::statvfs::statvfs;
 use storage::wal::{Wal, WalContents};
 use tokio::net::TcpSocket;
 
-use super::{Lock, Report, io, member, wal_dir};
+use super::{Lock, Report, member, wal_dir};
 use crate::{
     bootstrap::{execute::own_log_refusal, facts, plan::state_missing},
     config::{Settings, urls::Url},
     identity::{Identity, compare},
     lifecycle, port_holder,
-    refusal::Refusal,
+    verbs::directory::{self, Usable, first_missing},
 };
 
 /// Below this backups and snapshots for peers are refused, and a busy member may fill the rest within minutes.
@@ -32,62 +23,21 @@ const FREE_FILES_LOW: u64 = 1000;
 
 /// There, or to be made; and this user's.
 pub fn directory(settings: &Settings, report: &mut Report) {
-    let dir = &settings.storage.data_dir;
-    let shown = dir.display();
-    match fs::metadata(dir) {
-        Err(error) if error.kind() == stdio::ErrorKind::NotFound => {
-            let (missing, above) = first_missing(dir);
-            match access(&above, AccessFlags::W_OK | AccessFlags::X_OK) {
-                Ok(()) => report.ok("data-dir", format!("{shown} does not exist: a first start makes it")),
-                Err(error) => report.fail("data-dir", io("create", &missing, error)),
-            }
-            return;
+    let shown = settings.storage.data_dir.display();
+    match directory::usable(settings) {
+        Err(refusal) => report.fail("data-dir", refusal),
+        Ok(Usable::ToBeMade) => {
+            report.ok("data-dir", format!("{shown} does not exist: a first start makes it"))
         }
-        Err(error) => return report.fail("data-dir", Refusal::io("read", dir, &error)),
-        Ok(meta) if !meta.is_dir() => {
-            let error = stdio::Error::from(nix::errno::Errno::EEXIST);
-            return report.fail("data-dir", Refusal::io("create", dir, &error));
-        }
-        Ok(meta) => {
-            let mode = meta.permissions().mode() & 0o777;
+        Ok(Usable::There { mode }) => {
             if mode & 0o077 != 0 {
                 report.warn(
                     "data-dir",
                     format!("{shown} may be entered by others (mode {mode:o}): chmod 700 {shown}"),
                 );
             }
+            report.ok("data-dir", format!("{shown} is there, and this user may read and write it"));
         }
-    }
-    let all = AccessFlags::R_OK | AccessFlags::W_OK | AccessFlags::X_OK;
-    let lock = dir.join("LOCK");
-    let parts = [
-        ("open", dir.clone(), all),
-        ("open", lock, AccessFlags::R_OK | AccessFlags::W_OK),
-        ("write the identity into", dir.join(facts::MEMBER_DIR), all),
-        ("open", wal_dir(settings), all),
-    ];
-    for (doing, path, wanted) in parts {
-        match access(&path, wanted) {
-            Ok(()) | Err(nix::errno::Errno::ENOENT) => {}
-            Err(error) => return report.fail("data-dir", io(doing, &path, error)),
-        }
-    }
-    report.ok("data-dir", format!("{shown} is there, and this user may read and write it"));
-}
-
-/// The first part of the path that has to be made, and what it is made in.
-fn first_missing(dir: &Path) -> (PathBuf, PathBuf) {
-    let mut missing = dir.to_owned();
-    loop {
-        let above = match missing.parent() {
-            Some(above) if above.as_os_str().is_empty() => PathBuf::from("."),
-            Some(above) => above.to_owned(),
-            None => return (missing.clone(), missing),
-        };
-        if above.exists() {
-            return (missing, above);
-        }
-        missing = above;
     }
 }
 
