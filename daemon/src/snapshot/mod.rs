@@ -30,14 +30,14 @@ fn open(path: &Path) -> Result<File, Refusal> {
             .remedy("name the file that cairnctl snapshot save (or etcdctl snapshot save) has written"),
         _ => Refusal::io("read", path, error),
     };
-    let file = File::open(path).map_err(|error| refuse(&error))?;
-    let kind = file.metadata().map_err(|error| refuse(&error))?;
+    // Before it is opened: opening a pipe waits for whoever writes into it.
+    let kind = std::fs::metadata(path).map_err(|error| refuse(&error))?;
     if !kind.is_file() {
         return Err(Refusal::new(Id::SnapshotMissing, "the snapshot is not a regular file")
-            .evidence(path.display().to_string(), "a directory, a device or a pipe")
+            .evidence(path.display().to_string(), "a directory, a device, a socket or a pipe")
             .remedy("name the file that cairnctl snapshot save (or etcdctl snapshot save) has written"));
     }
-    Ok(file)
+    File::open(path).map_err(|error| refuse(&error))
 }
 
 /// The file is there, but cannot be used.
@@ -48,4 +48,21 @@ fn damaged(path: &Path, why: impl Into<String>) -> Refusal {
         .remedy(
             "else take an older snapshot, or save a new one from a running member: cairnctl snapshot save",
         )
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn what_is_no_file_is_refused_without_waiting() {
+        let dir = tempfile::tempdir().unwrap();
+        let pipe = dir.path().join("pipe");
+        nix::unistd::mkfifo(&pipe, nix::sys::stat::Mode::S_IRWXU).unwrap();
+        let socket = dir.path().join("socket");
+        let _socket = std::os::unix::net::UnixListener::bind(&socket).unwrap();
+        for path in [dir.path(), &pipe, &socket, Path::new("/dev/null"), &dir.path().join("none")] {
+            assert_eq!(open(path).unwrap_err().id, Id::SnapshotMissing, "{}", path.display());
+        }
+    }
 }
