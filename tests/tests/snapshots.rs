@@ -1,7 +1,7 @@
 //! Snapshots between members of release binaries: to one that is far behind, broken off and killed on both sides at every step, two in a
 //! row, and to a real etcd. What must hold is always the same: a member has its old state or the new one, and all are equal in the end.
 //!
-//! Snapshots are sent slowly here, so that there is time to strike; which step a kill met is seen on the receiver's disk and printed.
+//! Snapshots arrive slowly here, so that there is time to strike; which step a kill met is seen on the receiver's disk and printed.
 
 use std::{
     fs,
@@ -31,9 +31,10 @@ use tokio_stream::StreamExt;
 /// Little log is kept, so that a follower is soon beyond it.
 const SHORT_LOG: [&str; 2] = ["--snapshot-count=100", "--snapshot-catchup-entries=20"];
 
-/// What every state of these tests holds at least, so that a snapshot at the slow rate takes near half a second to make and as long to send.
+/// What every state of these tests holds at least, so that a snapshot over the slow network takes half a second to arrive.
 const STATE_BYTES: usize = 3 << 20;
-const SLOWLY: &str = "--snapshot-send-rate=8MiB";
+/// For each piece of at most 64 KiB.
+const SLOWLY: Flow = Flow::Delayed(Duration::from_millis(10));
 
 fn block_on<T>(future: impl Future<Output = T>) -> T {
     tokio::runtime::Builder::new_current_thread().enable_all().build().expect("a runtime").block_on(future)
@@ -243,6 +244,14 @@ impl Scene {
         Ok(())
     }
 
+    /// The member hears the others again, and what they send comes slowly.
+    fn heal_slowly(&self) {
+        self.network.heal();
+        for other in (0..3).filter(|at| *at != self.behind) {
+            self.network.set(other, self.behind, SLOWLY);
+        }
+    }
+
     /// The member alone, on what is on its disk: the old state or the new one, and that one whole.
     fn is_old_or_new(&self) -> Result<i64> {
         let revision = own_revision(self.member())?;
@@ -269,11 +278,11 @@ impl Scene {
 
 #[test]
 fn a_receiver_killed_at_any_step_has_the_old_state_or_the_new_one() -> Result<()> {
-    let mut scene = Scene::open(&[SLOWLY])?;
+    let mut scene = Scene::open(&[])?;
     for goal in [Step::Begun, Step::HalfWay, Step::Named, Step::Building, Step::Complete, Step::InUse] {
         scene.fall_behind(|_| Ok(()))?;
         let before = states(scene.member());
-        scene.network.heal();
+        scene.heal_slowly();
         // The later steps are over in a moment.
         let deadline = std::time::Instant::now() + Duration::from_secs(60);
         while step(scene.member(), &before) < goal {
@@ -306,14 +315,14 @@ fn a_receiver_killed_at_any_step_has_the_old_state_or_the_new_one() -> Result<()
 
 #[test]
 fn a_transfer_that_breaks_off_begins_anew_and_harms_nothing() -> Result<()> {
-    let mut scene = Scene::open(&[SLOWLY])?;
+    let mut scene = Scene::open(&[])?;
     let half_way = |scene: &Scene, before: &(String, Vec<String>)| {
         wait_for("half of a snapshot", || (step(scene.member(), before) >= Step::HalfWay).then_some(()))
     };
     scene.fall_behind(|_| Ok(()))?;
     let before = states(scene.member());
     for _ in 0..2 {
-        scene.network.heal();
+        scene.heal_slowly();
         half_way(&scene, &before)?;
         scene.network.isolate(scene.behind, Flow::Cut);
         if step(scene.member(), &before) <= Step::HalfWay {
@@ -322,7 +331,7 @@ fn a_transfer_that_breaks_off_begins_anew_and_harms_nothing() -> Result<()> {
         }
     }
     // Now whoever sends it is killed.
-    scene.network.heal();
+    scene.heal_slowly();
     let leader = scene.cluster.wait_leader()?;
     half_way(&scene, &before)?;
     if leader != scene.behind {

@@ -387,7 +387,6 @@ fn transport_config(config: &NodeConfig, listeners: Vec<TcpListener>, runtime: &
         peer_urls: config.advertise_peer_urls.clone(),
         limits: Limits { frame_bytes_max: frame_bytes_max(config.max_request_bytes), ..Limits::default() },
         timeouts: Timeouts::for_election_timeout(config.election_timeout()),
-        snapshot_bytes_per_second: config.snapshot_send_bytes_per_second,
     }
 }
 

@@ -46,8 +46,5 @@ impl Handle {
         // First what a state that is being installed in this moment will be given, then the state that is there.
         shared.live.send_if_modified(|live| std::mem::replace(live, tunable) != tunable);
         shared.reader().set_quota(tunable.quota_backend_bytes);
-        if let Some(transport) = shared.transport.get() {
-            transport.set_snapshot_rate(tunable.snapshot_send_bytes_per_second);
-        }
     }
 }

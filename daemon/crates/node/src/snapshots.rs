@@ -1,12 +1,13 @@
 //! Whole states on their way: out to a peer that needs what the log no longer holds, and in from a leader.
 //!
-//! Out: a thread writes a pinned view of the state into a file in etcd's database format, at the pace that the settings allow, the raft
-//! loop makes the message, the transport streams the file. In: the transport writes the file, it is synced and named before raft hears of it, and the apply worker installs
+//! Out: a thread pins a view of the state and measures it, the raft loop makes the message, and the transport streams the view in etcd's
+//! database format as it is read, no faster than the settings allow while writes are applied. No file is made. In: the transport writes the file, it is synced and named before raft hears of it, and the apply worker installs
 //! it when the core says so. A crash in between leaves a complete file whose index the log names; [`resume`] installs it at start.
 
 use std::{
     fs::{self, File},
     io::{self, Write},
+    num::NonZeroU64,
     ops::ControlFlow,
     path::{Path, PathBuf},
     sync::{Arc, atomic::Ordering},
@@ -24,7 +25,7 @@ use state_machine::{
 };
 use storage::{
     snapshot::{self, DbFile, Room, View},
-    state_store::{FjallStore, TABLE_KEY_BYTES_MAX},
+    state_store::{FjallStore, StateView, TABLE_KEY_BYTES_MAX},
 };
 use tracing::{info, warn};
 use transport::{SnapshotSink, SnapshotSource, Transport};
@@ -55,21 +56,24 @@ fn failed<E: std::error::Error + Send + Sync + 'static>(
     move |source| SnapshotError { operation, source: Box::new(source) }
 }
 
-/// A file that is ready to be streamed to a peer.
+/// Reading alone is a small part of what sending costs: the view is measured so many times faster than the settings let it be sent.
+const MEASURING_FACTOR: u64 = 4;
+
+/// A state that is ready to be streamed to a peer.
 pub(crate) struct Outgoing {
     pub(crate) to: MemberId,
     pub(crate) position: LogPosition,
     pub(crate) conf_state: ConfState,
     /// The members for an etcd; see [`v2_store`].
     pub(crate) v2_store: Bytes,
-    pub(crate) file: File,
+    pub(crate) source: SnapshotSource,
 }
 
 /// Raft loop: begins to make a snapshot for this peer. Ends in a `ToRaft::SnapshotReady` or a failed status.
 pub(crate) fn begin(shared: &Arc<Shared>, to: MemberId) {
     let worker = shared.clone();
     let spawned =
-        std::thread::Builder::new().name("snapshot".to_owned()).spawn(move || match write(&worker, to) {
+        std::thread::Builder::new().name("snapshot".to_owned()).spawn(move || match prepare(&worker, to) {
             Ok(outgoing) => worker.raft.push(ToRaft::SnapshotReady(outgoing)),
             Err(error) => {
                 warn!(peer = %to, %error, "snapshot for a peer could not be made");
@@ -82,7 +86,7 @@ pub(crate) fn begin(shared: &Arc<Shared>, to: MemberId) {
     }
 }
 
-fn write(shared: &Shared, to: MemberId) -> Result<Outgoing, SnapshotError> {
+fn prepare(shared: &Arc<Shared>, to: MemberId) -> Result<Outgoing, SnapshotError> {
     let view = shared.store().view().map_err(failed("take a view of the state"))?;
     let position = view.position();
     let conf_state = conf_state(&view).map_err(failed("read the configuration"))?;
@@ -93,20 +97,35 @@ fn write(shared: &Shared, to: MemberId) -> Result<Outgoing, SnapshotError> {
     }
     let v2_store = v2_store::json(&view).map_err(failed("read the members"))?.into();
     let began = Instant::now();
-    let me = shared.config.member;
-    let unwanted = || shared.stopping.load(Ordering::Relaxed) || shared.leadership.borrow().leader != me;
-    let applied = || shared.applied();
-    let paced = Paced::new(&view, shared.live().snapshot_send_bytes_per_second, &applied, &unwanted);
-    let written =
-        snapshot::write(&paced, &shared.config.snap_dir).map_err(failed("write the snapshot file"))?;
+    let layout = paced(shared, &view, MEASURING_FACTOR, |view| snapshot::measure(view))
+        .map_err(failed("measure the state"))?;
     info!(
         peer = %to,
         index = position.index.0,
-        bytes = written.bytes,
+        bytes = layout.bytes(),
         took_ms = began.elapsed().as_millis() as u64,
-        "made a snapshot for a peer"
+        "made ready a snapshot for a peer"
     );
-    Ok(Outgoing { to, position, conf_state, v2_store, file: written.file })
+    let shared = shared.clone();
+    let source = SnapshotSource::new(move |out| {
+        paced(&shared, &view, 1, |view| snapshot::stream(view, &layout, out)).map_err(io::Error::other)
+    });
+    Ok(Outgoing { to, position, conf_state, v2_store, source })
+}
+
+/// Reads the view `factor` times as fast as snapshots may be sent, and not at all once this member has no business sending any.
+fn paced<T>(
+    shared: &Shared,
+    view: &StateView,
+    factor: u64,
+    read: impl FnOnce(&Paced<'_, StateView>) -> T,
+) -> T {
+    let me = shared.config.member;
+    let unwanted = || shared.stopping.load(Ordering::Relaxed) || shared.leadership.borrow().leader != me;
+    let applied = || shared.applied();
+    let rate = shared.live().snapshot_send_bytes_per_second;
+    let rate = rate.map(|rate| rate.saturating_mul(NonZeroU64::MIN.saturating_add(factor - 1)));
+    read(&Paced::new(view, rate, &applied, &unwanted))
 }
 
 /// Who votes and who learns at the view's position. From the view itself: the configuration of another moment, sent along with it, would
@@ -120,13 +139,13 @@ pub(crate) fn conf_state(view: &impl View) -> Result<ConfState, StoreError> {
         .map_err(|error| StoreError { operation: "read the configuration", source: error.into() })
 }
 
-/// Raft loop: the file is there; enters raft's snapshot state for the peer and streams.
+/// Raft loop: the state is measured; enters raft's snapshot state for the peer and streams.
 pub(crate) fn stream(shared: &Shared, core: &mut Core, transport: &Transport, outgoing: Outgoing) {
-    let Outgoing { to, position, conf_state, v2_store, file } = outgoing;
+    let Outgoing { to, position, conf_state, v2_store, source } = outgoing;
     match core.snapshot_message(to, position, &conf_state) {
         Ok(mut message) => {
             message.snapshot.get_or_insert_default().data = Some(v2_store);
-            transport.send_snapshot(to, message, SnapshotSource::new(file));
+            transport.send_snapshot(to, message, source);
         }
         Err(reason) => {
             info!(peer = %to, %reason, "snapshot is not sent");
@@ -242,11 +261,13 @@ pub(crate) fn install(
     let config = &shared.config;
     let path = snapshot_path(config, position.index);
     install_file(config, &path, position)?;
+    let began = Instant::now();
     let store = FjallStore::open(&config.state_dir, crate::store_options(config))
         .map_err(failed("open the new state"))?;
     let store = Arc::new(store);
     let fresh = StateMachine::open(store.clone(), crate::machine_options(config), None)
         .map_err(failed("read the new state"))?;
+    info!(took_ms = began.elapsed().as_millis() as u64, "built the index of the received state");
     *shared.reader.write() = fresh.reader();
     *shared.store.write() = store;
     *machine = fresh;

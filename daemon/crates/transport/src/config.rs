@@ -1,6 +1,6 @@
 //! What a transport is started with, and its limits.
 
-use std::{net::TcpListener, num::NonZeroU64, time::Duration};
+use std::{net::TcpListener, time::Duration};
 
 use types::{ClusterId, MemberId, limits};
 
@@ -79,8 +79,6 @@ pub struct TransportConfig {
     pub peer_urls: Vec<String>,
     pub limits: Limits,
     pub timeouts: Timeouts,
-    /// Pace of an outgoing snapshot; unlimited when absent.
-    pub snapshot_bytes_per_second: Option<NonZeroU64>,
 }
 
 #[derive(Clone, Copy, Debug)]

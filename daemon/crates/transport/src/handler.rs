@@ -152,14 +152,15 @@ pub trait SnapshotSink: Send {
     fn finish(self: Box<Self>) -> io::Result<()>;
 }
 
-/// The bytes of a snapshot to be sent, read on a blocking thread.
+/// The bytes of a snapshot to be sent, written in order on a blocking thread. Writing waits while the peer is behind, and fails once nobody
+/// wants the rest; what fails is never taken for the end.
 pub struct SnapshotSource {
-    pub reader: Box<dyn io::Read + Send>,
+    pub(crate) write: Box<dyn FnOnce(&mut dyn io::Write) -> io::Result<()> + Send>,
 }
 
 impl SnapshotSource {
-    pub fn new(reader: impl io::Read + Send + 'static) -> Self {
-        SnapshotSource { reader: Box::new(reader) }
+    pub fn new(write: impl FnOnce(&mut dyn io::Write) -> io::Result<()> + Send + 'static) -> Self {
+        SnapshotSource { write: Box::new(write) }
     }
 }
 

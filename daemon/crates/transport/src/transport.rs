@@ -3,7 +3,6 @@
 use std::{
     collections::HashMap,
     net::SocketAddr,
-    num::NonZeroU64,
     sync::{Arc, atomic::Ordering::Relaxed},
     time::{Duration, Instant},
 };
@@ -47,14 +46,8 @@ impl Transport {
             return Err(StartError::Version(config.server_version));
         };
         let identity = Identity::new(config.member, config.cluster, version, &config.peer_urls);
-        let shared = Arc::new(Shared::new(
-            config.runtime.clone(),
-            identity,
-            config.limits,
-            config.timeouts,
-            config.snapshot_bytes_per_second,
-            handler,
-        ));
+        let shared =
+            Arc::new(Shared::new(config.runtime.clone(), identity, config.limits, config.timeouts, handler));
         let _inside = config.runtime.enter();
         let mut listeners = Vec::new();
         let mut addresses = Vec::new();
@@ -67,11 +60,6 @@ impl Transport {
             shared.spawn(server::serve(shared.clone(), listener));
         }
         Ok(Transport { shared, addresses: addresses.into() })
-    }
-
-    /// How fast snapshots are sent from the next one on; None: as fast as it goes.
-    pub fn set_snapshot_rate(&self, bytes_per_second: Option<NonZeroU64>) {
-        *self.shared.snapshot_pace.lock() = bytes_per_second;
     }
 
     /// Where the listeners are bound, in their order.
@@ -156,7 +144,7 @@ impl Transport {
             .ok_or_else(|| LeaseCallError::NoAnswer("nobody knows the leader's address".into()))
     }
 
-    /// Sends a MsgSnap and the database file that goes with it. Does not wait; [`Handler::snapshot_status`] follows exactly once. One
+    /// Sends a MsgSnap and the database file that goes with it, as fast as the source gives it. Does not wait; [`Handler::snapshot_status`] follows exactly once. One
     /// snapshot per peer at a time: another one fails at once.
     pub fn send_snapshot(&self, to: MemberId, message: Message, source: SnapshotSource) {
         match self.shared.peer(to) {

@@ -3,7 +3,6 @@
 use std::{
     collections::HashMap,
     fmt,
-    num::NonZeroU64,
     sync::{
         Arc,
         atomic::{AtomicU64, AtomicUsize, Ordering},
@@ -60,7 +59,6 @@ pub(crate) struct Shared {
     pub(crate) identity: Identity,
     pub(crate) limits: Limits,
     pub(crate) timeouts: Timeouts,
-    pub(crate) snapshot_pace: Mutex<Option<NonZeroU64>>,
     pub(crate) handler: Arc<dyn Handler>,
     /// Members and remotes. Held for lookups only.
     pub(crate) peers: RwLock<HashMap<MemberId, Arc<Peer>>>,
@@ -82,7 +80,6 @@ impl Shared {
         identity: Identity,
         limits: Limits,
         timeouts: Timeouts,
-        snapshot_pace: Option<NonZeroU64>,
         handler: Arc<dyn Handler>,
     ) -> Self {
         Shared {
@@ -90,7 +87,6 @@ impl Shared {
             identity,
             limits,
             timeouts,
-            snapshot_pace: Mutex::new(snapshot_pace),
             handler,
             peers: RwLock::default(),
             stop: CancellationToken::new(),

@@ -223,8 +223,12 @@ impl Read for Pattern {
     }
 }
 
+fn source(mut reader: impl Read + Send + 'static) -> SnapshotSource {
+    SnapshotSource::new(move |out| io::copy(&mut reader, out).map(|_| ()))
+}
+
 fn pattern(length: usize) -> SnapshotSource {
-    SnapshotSource::new(Pattern { at: 0, length, fails: false })
+    source(Pattern { at: 0, length, fails: false })
 }
 
 #[test]
@@ -255,7 +259,7 @@ fn a_snapshot_that_fails_is_reported_once_and_never_looks_whole() {
             (events.iter().filter(is_failure).count() == count).then_some(())
         });
     };
-    let broken = SnapshotSource::new(Pattern { at: 0, length: 1 << 20, fails: true });
+    let broken = source(Pattern { at: 0, length: 1 << 20, fails: true });
     a.transport.send_snapshot(b.id, snapshot(0xa, 0xb, 5, 7), broken);
     failed(1);
     b.seen.wait_event("the torn upload", |event| *event == Event::SnapshotDropped);
@@ -284,7 +288,7 @@ fn a_snapshot_under_way_fails_when_its_peer_is_removed() {
             Ok(0)
         }
     }
-    a.transport.send_snapshot(b.id, snapshot(0xa, 0xb, 5, 7), SnapshotSource::new(Waits(blocked)));
+    a.transport.send_snapshot(b.id, snapshot(0xa, 0xb, 5, 7), source(Waits(blocked)));
     a.transport.send_snapshot(b.id, snapshot(0xa, 0xb, 5, 7), pattern(10));
     a.seen.wait_event("refusal of the second", |event| *event == Event::SnapshotStatus(b.id, false));
     a.seen.forget();

@@ -358,7 +358,7 @@ pub static ROWS: &[Setting] = &[
         "64MiB",
         Storage,
         Active,
-        "Bytes a second at which the state is written out and sent to a member that is behind the log; 0: no limit.",
+        "Bytes a second at which the state is sent to a member that is behind the log while clients write; 0: no limit.",
     )
     .live(),
     row(

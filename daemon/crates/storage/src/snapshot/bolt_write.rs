@@ -1,11 +1,13 @@
 //! Writes a valid bbolt file in one pass over sorted pairs. Pages are laid out upward from page 2; leaf pages leave as they fill,
 //! and each level of branches keeps at most two pages' worth of children, so memory does not grow with the file. The two meta pages
-//! come last, at the front, because they name the root.
+//! stand before them, but name the root, which is the last page: who can go back writes them at the end, and who cannot measures the same
+//! pairs first.
 //!
 //! Not here: updating a file, free pages.
 
-use std::io::{self, Seek, SeekFrom, Write};
+use std::io::{self, Write};
 
+use bytes::Bytes;
 use dbfile::page::{
     BRANCH, BUCKET_HEADER_BYTES, ELEMENT_BYTES, IS_BUCKET, KEY_BYTES_MAX, LEAF, META, Meta,
     PAGE_HEADER_BYTES, PageHeader,
@@ -20,18 +22,55 @@ const INLINE_BYTES_MAX: usize = PAGE_BYTES / 4;
 /// bbolt's own hot copies carry two neighbouring transaction ids; the higher one is valid.
 const TXID: u64 = 2;
 
-/// The file while it is written. [`BoltWriter::finish`] must be called for it to be valid.
+/// The meta pages' place at the front of the file.
+pub const META_BYTES: usize = 2 * PAGE_BYTES;
+
+/// What the meta pages say: where the pages of the same pairs in the same order end up.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Layout {
+    root: u64,
+    pages: u64,
+}
+
+impl Layout {
+    /// Length of the whole file.
+    pub fn bytes(&self) -> u64 {
+        self.pages * PAGE_BYTES as u64
+    }
+
+    /// The beginning of the file.
+    pub fn meta_pages(&self) -> [u8; META_BYTES] {
+        let mut out = [0; META_BYTES];
+        for (page, (id, txid)) in out.chunks_exact_mut(PAGE_BYTES).zip([(0, TXID), (1, TXID - 1)]) {
+            page[..PAGE_HEADER_BYTES]
+                .copy_from_slice(&PageHeader { id, flags: META, count: 0, overflow: 0 }.encode());
+            let meta =
+                Meta { page_bytes: PAGE_BYTES as u32, root: self.root, pages: self.pages, txid }.encode();
+            page[PAGE_HEADER_BYTES..][..meta.len()].copy_from_slice(&meta);
+        }
+        out
+    }
+}
+
+/// Everything of a file behind its meta pages, while it is written. [`BoltWriter::finish`] must be called for it to be whole.
 pub struct BoltWriter<W> {
-    out: W,
+    /// Without it pages are only counted.
+    out: Option<W>,
     next_page: u64,
     buckets: Level,
 }
 
-impl<W: Write + Seek> BoltWriter<W> {
-    /// `out` is empty and at its start.
-    pub fn new(mut out: W) -> io::Result<BoltWriter<W>> {
-        out.write_all(&[0; 2 * PAGE_BYTES])?;
-        Ok(BoltWriter { out, next_page: 2, buckets: Level::new(LEAF) })
+impl BoltWriter<io::Sink> {
+    /// Writes nothing.
+    pub fn measuring() -> BoltWriter<io::Sink> {
+        BoltWriter { out: None, next_page: 2, buckets: Level::new(LEAF) }
+    }
+}
+
+impl<W: Write> BoltWriter<W> {
+    /// `out` is where the pages behind the meta pages belong.
+    pub fn new(out: W) -> BoltWriter<W> {
+        BoltWriter { out: Some(out), next_page: 2, buckets: Level::new(LEAF) }
     }
 
     /// Begins a bucket. Names come in ascending order.
@@ -44,22 +83,14 @@ impl<W: Write + Seek> BoltWriter<W> {
         }
     }
 
-    /// Writes the root and the meta pages. Returns the sink and the length of the file.
-    pub fn finish(mut self) -> io::Result<(W, u64)> {
+    /// Writes the root, the last page.
+    pub fn finish(mut self) -> io::Result<Layout> {
         let mut levels = vec![std::mem::replace(&mut self.buckets, Level::new(LEAF))];
         let root = self.finish_levels(&mut levels)?;
-        let pages = self.next_page;
-        self.out.seek(SeekFrom::Start(0))?;
-        for (id, txid) in [(0, TXID), (1, TXID - 1)] {
-            let mut page = [0; PAGE_BYTES];
-            page[..PAGE_HEADER_BYTES]
-                .copy_from_slice(&PageHeader { id, flags: META, count: 0, overflow: 0 }.encode());
-            let meta = Meta { page_bytes: PAGE_BYTES as u32, root, pages, txid }.encode();
-            page[PAGE_HEADER_BYTES..][..meta.len()].copy_from_slice(&meta);
-            self.out.write_all(&page)?;
+        if let Some(out) = &mut self.out {
+            out.flush()?;
         }
-        self.out.flush()?;
-        Ok((self.out, pages * PAGE_BYTES as u64))
+        Ok(Layout { root, pages: self.next_page })
     }
 
     /// Writes the first `count` elements of a level as one page and hands the page up.
@@ -67,21 +98,24 @@ impl<W: Write + Seek> BoltWriter<W> {
         let (first_key, id) = {
             let level = &mut levels[at];
             let elements: Vec<Element> = level.elements.drain(..count).collect();
-            level.bytes -= elements.iter().map(Element::bytes).sum::<usize>();
+            let bytes = elements.iter().map(Element::bytes).sum::<usize>();
+            level.bytes -= bytes;
             level.emitted += 1;
             let id = self.next_page;
-            let mut page = encode_page(id, level.flags, &elements);
-            let pages = page.len().div_ceil(PAGE_BYTES);
-            page.resize(pages * PAGE_BYTES, 0);
-            page[12..16].copy_from_slice(&(pages as u32 - 1).to_le_bytes());
-            self.out.write_all(&page)?;
+            let pages = (PAGE_HEADER_BYTES + bytes).div_ceil(PAGE_BYTES);
+            if let Some(out) = &mut self.out {
+                let mut page = encode_page(id, level.flags, &elements);
+                page.resize(pages * PAGE_BYTES, 0);
+                page[12..16].copy_from_slice(&(pages as u32 - 1).to_le_bytes());
+                out.write_all(&page)?;
+            }
             self.next_page += pages as u64;
             (elements.into_iter().next().map(|element| element.key).unwrap_or_default(), id)
         };
         if levels.len() == at + 1 {
             levels.push(Level::new(BRANCH));
         }
-        levels[at + 1].push(Element { kind: Kind::Child(id), key: first_key, value: Vec::new() });
+        levels[at + 1].push(Element { kind: Kind::Child(id), key: first_key, value: Bytes::new() });
         Ok(())
     }
 
@@ -129,9 +163,9 @@ pub struct BucketWriter<'a, W> {
     file: &'a mut BoltWriter<W>,
 }
 
-impl<W: Write + Seek> BucketWriter<'_, W> {
+impl<W: Write> BucketWriter<'_, W> {
     /// Keys come in strictly ascending order, not empty, at most 32 KiB. Anything else is an error of kind `InvalidInput`.
-    pub fn put(&mut self, key: &[u8], value: &[u8]) -> io::Result<()> {
+    pub fn put(&mut self, key: &[u8], value: Bytes) -> io::Result<()> {
         let fault = |what: &str| Err(io::Error::new(io::ErrorKind::InvalidInput, what.to_owned()));
         if key.is_empty() || key.len() > KEY_BYTES_MAX {
             return fault("key is empty or longer than 32 KiB");
@@ -144,7 +178,7 @@ impl<W: Write + Seek> BucketWriter<'_, W> {
         }
         self.last_key.clear();
         self.last_key.extend_from_slice(key);
-        self.levels[0].push(Element { kind: Kind::Pair, key: key.to_vec(), value: value.to_vec() });
+        self.levels[0].push(Element { kind: Kind::Pair, key: key.to_vec(), value });
         self.file.spill(&mut self.levels)
     }
 
@@ -161,6 +195,7 @@ impl<W: Write + Seek> BucketWriter<'_, W> {
             value[..8].copy_from_slice(&root.to_le_bytes());
             value
         };
+        let value = value.into();
         self.file.buckets.push(Element { kind: Kind::Bucket, key: self.name.into_bytes(), value });
         Ok(())
     }
@@ -176,7 +211,7 @@ enum Kind {
 struct Element {
     kind: Kind,
     key: Vec<u8>,
-    value: Vec<u8>,
+    value: Bytes,
 }
 
 impl Element {

@@ -1,10 +1,10 @@
-//! States as etcd database files: ten buckets in a bbolt file. [`write`] makes one from a pinned view, [`DbFile`] reads one, ours or
-//! etcd's.
+//! States as etcd database files: ten buckets in a bbolt file. [`write`] makes one from a pinned view, [`measure`] and [`stream`] make its
+//! bytes without a file, [`DbFile`] reads one, ours or etcd's.
 //!
 //! Not here: pages (`bolt_write`, `bolt_read`), putting a file in place of the state (`install`).
 
 use std::fs::File;
-use std::io::{self, BufWriter, Seek, SeekFrom};
+use std::io::{self, BufWriter, Seek, SeekFrom, Write};
 use std::ops::ControlFlow;
 use std::path::Path;
 
@@ -14,7 +14,7 @@ use state_machine::store::{StoreError, StoredRow, Table};
 use types::{LogIndex, LogPosition, Revision, RowId, Term};
 
 use super::View;
-use super::bolt_write::{BoltWriter, BucketWriter};
+use super::bolt_write::{BoltWriter, BucketWriter, Layout, META_BYTES};
 use super::room::{Careful, Room};
 use crate::state_store::{SUB_MAX, etcd_row_key, parse_etcd_row_key};
 
@@ -45,8 +45,38 @@ pub struct SnapshotFile {
 /// for it by the same reckoning that a state has; where it has not, this stops before the log runs out of it. Memory does not grow with the
 /// state.
 pub fn write(view: &impl View, dir: &Path) -> Result<SnapshotFile, WriteError> {
-    let file = Careful { inner: tempfile::tempfile_in(dir)?, room: Room::of(dir)? };
-    let mut bolt = BoltWriter::new(BufWriter::with_capacity(BUFFER_BYTES, file))?;
+    let mut file = Careful { inner: tempfile::tempfile_in(dir)?, room: Room::of(dir)? };
+    file.seek(SeekFrom::Start(META_BYTES as u64))?;
+    let mut out = BufWriter::with_capacity(BUFFER_BYTES, file);
+    let (layout, rows) = lay_out(view, BoltWriter::new(&mut out))?;
+    let mut file = out.into_inner().map_err(io::IntoInnerError::into_error)?.inner;
+    file.seek(SeekFrom::Start(0))?;
+    file.write_all(&layout.meta_pages())?;
+    file.seek(SeekFrom::Start(0))?;
+    Ok(SnapshotFile { file, bytes: layout.bytes(), position: view.position(), rows })
+}
+
+/// Reads all of the view to learn what the beginning of its file says. Nothing is written, and values are only counted.
+pub fn measure(view: &impl View) -> Result<Layout, WriteError> {
+    lay_out(view, BoltWriter::measuring()).map(|(layout, _)| layout)
+}
+
+/// Writes the view as the bytes of a database file, from the first to the last, in small pieces: `out` gathers them. `layout` is this view's,
+/// from [`measure`].
+///
+/// # Errors
+/// Also when the view is another one than was measured, at the end: what was written is worth nothing then.
+pub fn stream(view: &impl View, layout: &Layout, mut out: impl Write) -> Result<(), WriteError> {
+    out.write_all(&layout.meta_pages())?;
+    let (found, _) = lay_out(view, BoltWriter::new(out))?;
+    if found != *layout {
+        return Err(io::Error::other("the state is not the one that was measured").into());
+    }
+    Ok(())
+}
+
+/// All buckets, and how many rows there are.
+fn lay_out<W: Write>(view: &impl View, mut bolt: BoltWriter<W>) -> Result<(Layout, u64), WriteError> {
     let mut rows = 0;
     for table in Table::ALL {
         // Buckets go by name, and `key` comes before `lease`.
@@ -56,26 +86,20 @@ pub fn write(view: &impl View, dir: &Path) -> Result<SnapshotFile, WriteError> {
         let mut bucket = bolt.bucket(table.name());
         let has_place = |key: &[u8]| table != Table::Meta || !state_machine::is_of_this_store(key);
         for (key, value) in view.table(table)?.into_iter().filter(|(key, _)| has_place(key)) {
-            bucket.put(&key, &value)?;
+            bucket.put(&key, value)?;
         }
         bucket.finish()?;
     }
-    let (out, bytes) = bolt.finish()?;
-    let mut file = out.into_inner().map_err(io::IntoInnerError::into_error)?.inner;
-    file.seek(SeekFrom::Start(0))?;
-    Ok(SnapshotFile { file, bytes, position: view.position(), rows })
+    Ok((bolt.finish()?, rows))
 }
 
-fn write_rows<W: io::Write + Seek>(
-    view: &impl View,
-    mut bucket: BucketWriter<'_, W>,
-) -> Result<u64, WriteError> {
+fn write_rows<W: Write>(view: &impl View, mut bucket: BucketWriter<'_, W>) -> Result<u64, WriteError> {
     let mut rows = 0;
     let mut fault = None;
     let all = RowId::default()..=RowId { main: Revision(i64::MAX), sub: SUB_MAX };
     view.scan(all, &mut |id, row| {
         let (key, len) = etcd_row_key(id, row.tombstone);
-        match bucket.put(&key[..len], &row.value) {
+        match bucket.put(&key[..len], row.value) {
             Ok(()) => {
                 rows += 1;
                 ControlFlow::Continue(())

@@ -1,5 +1,5 @@
 //! Whole states as files in etcd's database format. The same bytes serve a lagging peer, a backup, and the road from and to etcd:
-//! [`write`] makes a file from a pinned view, [`DbFile`] reads one, [`install`] puts one in place of the state,
+//! [`write`] makes a file from a pinned view, [`stream`] its bytes alone, [`DbFile`] reads one, [`install`] puts one in place of the state,
 //! [`restore`] makes a new cluster's first state of one.
 //!
 //! Not here: bbolt's pages as they are read, digests (dbfile), sending and receiving (transport), when to do either (node).
@@ -16,12 +16,12 @@ use bytes::Bytes;
 use state_machine::store::{Store, StoreError, StoredRow, Table};
 use types::{LogIndex, LogPosition, RowId, Term};
 
-pub use bolt_write::PAGE_BYTES;
+pub use bolt_write::{Layout, PAGE_BYTES};
 pub use dbfile::{
     BoltError, DIGEST_BYTES, EachPair, HashingReader, KEY_BUCKET, Status, append_digest, check_digest,
     has_digest, sha256,
 };
-pub use etcd_db::{DbFile, EachRow, ReadError, SnapshotFile, WriteError, write};
+pub use etcd_db::{DbFile, EachRow, ReadError, SnapshotFile, WriteError, measure, stream, write};
 pub use install::{InstallError, Installed, install};
 pub use restore::{Restoration, RestoreError, Restored, restore};
 pub use room::Room;

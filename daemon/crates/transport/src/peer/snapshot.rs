@@ -1,9 +1,8 @@
-//! Sends a snapshot: the MsgSnap in an envelope, then the bytes of the database file, read on a blocking thread and passed on in
-//! bounded chunks at a bounded pace.
+//! Sends a snapshot: the MsgSnap in an envelope, then the bytes of the database file, produced on a blocking thread and passed on in
+//! bounded chunks, no faster than the peer takes them.
 
 use std::{
-    io::{self, Read},
-    num::NonZeroU64,
+    io::{self, Write},
     pin::Pin,
     sync::{Arc, atomic::Ordering},
     task::{Context, Poll, ready},
@@ -17,7 +16,7 @@ use http_body::{Body, Frame};
 use prost::Message as _;
 use tokio::{
     sync::{mpsc, watch},
-    time::{Instant, Sleep, sleep_until, timeout},
+    time::{Instant, timeout},
 };
 use tracing::info;
 
@@ -32,10 +31,11 @@ use crate::{
     wire::Shared,
 };
 
-/// One read of the source. Large enough for sequential disk speed, small enough to pace smoothly.
+/// What is handed to the network at a time. Large enough that the change of thread does not count, small enough to come at a steady pace
+/// from a source that keeps one.
 const CHUNK_BYTES: usize = 128 << 10;
 
-/// Chunks read ahead of the network.
+/// Chunks produced ahead of the network.
 const CHUNKS_AHEAD: usize = 4;
 
 #[derive(Debug, thiserror::Error)]
@@ -119,15 +119,9 @@ async fn upload(
     message.encode(&mut envelope).expect("BytesMut grows");
 
     let (chunks_in, chunks) = mpsc::channel(CHUNKS_AHEAD);
-    shared.runtime.spawn_blocking(move || read_source(source, &chunks_in));
+    shared.runtime.spawn_blocking(move || produce(source, chunks_in));
     let (done_in, mut done) = watch::channel(None);
-    let body = Upload {
-        envelope: Some(envelope.freeze()),
-        chunks,
-        pace: shared.snapshot_pace.lock().map(Pace::new),
-        sent: 0,
-        done: done_in,
-    };
+    let body = Upload { envelope: Some(envelope.freeze()), chunks, sent: 0, done: done_in };
     let url = peer.urls.pick().ok_or(SendError::NoAddress)?;
     let times = &shared.timeouts;
     let mut link =
@@ -163,31 +157,48 @@ async fn upload(
     Err(SendError::Refused { status, text })
 }
 
-fn read_source(mut source: SnapshotSource, chunks: &mpsc::Sender<io::Result<Bytes>>) {
-    loop {
-        let mut chunk = vec![0; CHUNK_BYTES];
-        let read = match source.reader.read(&mut chunk) {
-            // An empty chunk ends the file. A channel that merely closes does not: a snapshot must not look whole when it is not.
-            Ok(0) => Ok(Bytes::new()),
-            Ok(read) => {
-                chunk.truncate(read);
-                Ok(Bytes::from(chunk))
-            }
-            Err(error) if error.kind() == io::ErrorKind::Interrupted => continue,
-            Err(error) => Err(error),
-        };
-        let last = read.as_ref().map_or(true, Bytes::is_empty);
-        // A closed channel means that nobody wants the rest.
-        if chunks.blocking_send(read).is_err() || last {
-            return;
+fn produce(source: SnapshotSource, chunks: mpsc::Sender<io::Result<Bytes>>) {
+    let mut gathering = Gathering { chunk: BytesMut::with_capacity(CHUNK_BYTES), chunks };
+    let end = match (source.write)(&mut gathering).and_then(|()| gathering.flush()) {
+        // An empty chunk ends the file. A channel that merely closes does not: a snapshot must not look whole when it is not.
+        Ok(()) => Ok(Bytes::new()),
+        Err(error) => Err(error),
+    };
+    // A closed channel means that nobody wants the rest.
+    let _ = gathering.chunks.blocking_send(end);
+}
+
+/// Makes chunks of what is written.
+struct Gathering {
+    chunk: BytesMut,
+    chunks: mpsc::Sender<io::Result<Bytes>>,
+}
+
+impl Write for Gathering {
+    fn write(&mut self, bytes: &[u8]) -> io::Result<usize> {
+        let taken = bytes.len().min(CHUNK_BYTES - self.chunk.len());
+        self.chunk.extend_from_slice(&bytes[..taken]);
+        if self.chunk.len() == CHUNK_BYTES {
+            self.flush()?;
         }
+        Ok(taken)
+    }
+
+    /// Waits while the network is behind.
+    fn flush(&mut self) -> io::Result<()> {
+        if self.chunk.is_empty() {
+            return Ok(());
+        }
+        let chunk = std::mem::replace(&mut self.chunk, BytesMut::with_capacity(CHUNK_BYTES));
+        self.chunks
+            .blocking_send(Ok(chunk.freeze()))
+            .map_err(|_| io::Error::new(io::ErrorKind::BrokenPipe, "nobody wants it any more"))
     }
 }
 
 struct Upload {
     envelope: Option<Bytes>,
     chunks: mpsc::Receiver<io::Result<Bytes>>,
-    pace: Option<Pace>,
     sent: u64,
     /// The length of the file, once all of it is on its way.
     done: watch::Sender<Option<u64>>,
@@ -201,9 +212,6 @@ impl Body for Upload {
         if let Some(envelope) = self.envelope.take() {
             return Poll::Ready(Some(Ok(Frame::data(envelope))));
         }
-        if let Some(pace) = &mut self.pace {
-            ready!(pace.poll(cx));
-        }
         let chunk = match ready!(self.chunks.poll_recv(cx)) {
             Some(Ok(chunk)) => chunk,
             Some(Err(error)) => return Poll::Ready(Some(Err(error))),
@@ -214,31 +222,6 @@ impl Body for Upload {
             return Poll::Ready(None);
         }
         self.sent += chunk.len() as u64;
-        if let Some(pace) = &mut self.pace {
-            pace.spend(chunk.len());
-        }
         Poll::Ready(Some(Ok(Frame::data(chunk))))
-    }
-}
-
-/// Lets bytes through at a steady rate.
-struct Pace {
-    bytes_per_second: NonZeroU64,
-    next: Pin<Box<Sleep>>,
-}
-
-impl Pace {
-    fn new(bytes_per_second: NonZeroU64) -> Self {
-        Pace { bytes_per_second, next: Box::pin(sleep_until(Instant::now())) }
-    }
-
-    fn poll(&mut self, cx: &mut Context<'_>) -> Poll<()> {
-        self.next.as_mut().poll(cx)
-    }
-
-    fn spend(&mut self, bytes: usize) {
-        let takes = Duration::from_secs_f64(bytes as f64 / self.bytes_per_second.get() as f64);
-        // Time lost waiting for the disk is not made up for: the rate is a ceiling.
-        self.next.as_mut().reset(Instant::now() + takes);
     }
 }

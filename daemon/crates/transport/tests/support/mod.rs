@@ -380,7 +380,6 @@ impl Member {
             peer_urls: vec![format!("http://{address}")],
             limits: settings.limits,
             timeouts: settings.timeouts,
-            snapshot_bytes_per_second: None,
         };
         let transport =
             Transport::start(config, Arc::new(Noting(seen.clone()))).expect("a good configuration");
