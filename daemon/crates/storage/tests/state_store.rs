@@ -319,6 +319,32 @@ fn a_crash_while_the_first_state_is_made_is_no_obstacle() {
 }
 
 #[test]
+fn a_state_that_lost_a_file_is_not_taken_for_one_that_was_never_made() {
+    let dir = tempfile::tempdir().unwrap();
+    let store = FjallStore::open(dir.path(), StoreOptions::default()).unwrap();
+    let mut batch = WriteBatch::at(at(7));
+    batch.put_row(id(2, 0), row("a"));
+    store.write(batch).unwrap();
+    store.persist().unwrap();
+    drop(store);
+    let tree = dir.path().join("gen-0000000000000001/fjall");
+    let refused = || match FjallStore::open(dir.path(), StoreOptions::default()).map(|_| ()) {
+        Err(OpenError::Inconsistent { what, .. }) => assert!(what.contains("fjall/version"), "{what}"),
+        other => panic!("{other:?}"),
+    };
+    let version = std::fs::read(tree.join("version")).unwrap();
+    std::fs::remove_file(tree.join("version")).unwrap();
+    refused();
+    std::fs::write(tree.join("version"), version).unwrap();
+    let store = FjallStore::open(dir.path(), StoreOptions::default()).unwrap();
+    assert_eq!(store.position(), at(7), "nothing was removed");
+    drop(store);
+    std::fs::remove_dir_all(&tree).unwrap();
+    refused();
+    assert!(!tree.exists(), "no empty state in its place");
+}
+
+#[test]
 fn a_row_id_without_a_key_is_an_error_before_anything_is_written() {
     let dir = tempfile::tempdir().unwrap();
     let store = FjallStore::open(dir.path(), StoreOptions::default()).unwrap();

@@ -2,6 +2,7 @@
 
 use std::path::{Path, PathBuf};
 
+use nix::errno::Errno;
 use state_machine::store::StoreError;
 
 /// Why a state store could not be opened. Nothing was changed on disk except where a variant says so.
@@ -37,9 +38,28 @@ impl OpenError {
         let path = path.to_owned();
         move |source| match source {
             fjall::Error::Locked => OpenError::Locked { path },
-            source => OpenError::Damaged { path, source },
+            source => match refused_by_the_system(&source) {
+                Some(source) => OpenError::Io { operation: "open", path, source },
+                None => OpenError::Damaged { path, source },
+            },
         }
     }
+}
+
+/// What says nothing of the bytes: who may not read them, or cannot, has no damaged state. What is missing or ends early is damage.
+fn refused_by_the_system(error: &fjall::Error) -> Option<std::io::Error> {
+    use std::io::ErrorKind::{PermissionDenied, QuotaExceeded, ReadOnlyFilesystem, StorageFull};
+    let found = match error {
+        fjall::Error::Io(found) | fjall::Error::Storage(fjall::LsmError::Io(found)) => found,
+        _ => return None,
+    };
+    let says_nothing =
+        matches!(found.kind(), PermissionDenied | QuotaExceeded | ReadOnlyFilesystem | StorageFull)
+            || matches!(
+                found.raw_os_error().map(Errno::from_raw),
+                Some(Errno::EIO | Errno::EMFILE | Errno::ENFILE)
+            );
+    says_nothing.then(|| std::io::Error::new(found.kind(), found.to_string()))
 }
 
 impl From<OpenError> for StoreError {
@@ -60,4 +80,28 @@ where
     E: std::error::Error + Send + Sync + 'static,
 {
     move |source| StoreError { operation, source: Box::new(source) }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn who_may_not_read_the_state_has_no_damaged_one() {
+        let open =
+            |error: std::io::Error| OpenError::fjall(Path::new("/d"))(fjall::LsmError::Io(error).into());
+        let by = |errno: Errno| open(errno.into());
+        for errno in [Errno::EACCES, Errno::EROFS, Errno::ENOSPC, Errno::EIO, Errno::EMFILE] {
+            let found = by(errno);
+            assert!(
+                matches!(&found, OpenError::Io { source, .. } if source.kind() == std::io::Error::from(errno).kind()),
+                "{found:?}"
+            );
+        }
+        for errno in [Errno::ENOENT, Errno::EINVAL, Errno::EISDIR] {
+            assert!(matches!(by(errno), OpenError::Damaged { .. }), "{errno}");
+        }
+        let cut = std::io::Error::from(std::io::ErrorKind::UnexpectedEof);
+        assert!(matches!(open(cut), OpenError::Damaged { .. }));
+    }
 }

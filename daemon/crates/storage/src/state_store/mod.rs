@@ -148,7 +148,14 @@ impl FjallStore {
         claim: Option<directory::InUse>,
     ) -> Result<FjallStore, OpenError> {
         let path = dir.join(FJALL_DIR);
-        if path.is_dir() && !path.join(FJALL_VERSION_FILE).exists() {
+        let version = path.join(FJALL_VERSION_FILE);
+        let is_there = version.try_exists().map_err(OpenError::io("look for", &version))?;
+        if !is_there && claim.is_some() {
+            // It had one when it got its name: what else is there may be all of the state.
+            let what = format!("{} is missing", version.display());
+            return Err(OpenError::Inconsistent { path, what });
+        }
+        if !is_there && path.is_dir() {
             // A crash while it was created; it holds nothing yet, and fjall itself would stumble over it for ever.
             fs::remove_dir_all(&path).map_err(OpenError::io("remove unfinished", &path))?;
         }
