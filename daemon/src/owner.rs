@@ -65,6 +65,11 @@ impl Owner {
         format!("{}, to whom {} belongs", self.user, self.seen.display())
     }
 
+    /// The same as fields.
+    pub fn fields(&self) -> Vec<(&'static str, String)> {
+        vec![("user", self.user.name.clone()), ("owns", self.seen.display().to_string())]
+    }
+
     /// From here on this process has this user's rights, and root's again when the answer is dropped.
     pub fn act(&self) -> io::Result<Acting> {
         let before = Acting { group: getgid(), groups: getgroups()? };

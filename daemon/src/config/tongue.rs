@@ -91,8 +91,8 @@ impl Tongue {
     fn translated(&self, text: &str, with_place: bool) -> String {
         let mut out = String::with_capacity(text.len());
         let mut files: Vec<PathBuf> = Vec::new();
-        // What stands between the last setting with a value and here.
-        let mut since: Option<usize> = None;
+        // Where the last setting with a value ends, and whether it is a flag: a row of flags can be copied as it is.
+        let mut last: Option<(usize, bool)> = None;
         let mut rest = text;
         while let Some((word, after)) = next_word(rest) {
             rest = after;
@@ -106,15 +106,16 @@ impl Tongue {
                 continue;
             };
             let way = self.way(setting);
-            if way == Way::Flag {
-                out.push_str(word);
-                continue;
-            }
-            if value.is_some() && since.is_some_and(|since| out[since..] == *" ") {
+            let is_flag = way == Way::Flag;
+            let follows = last.is_some_and(|(end, was_flag)| out[end..] == *" " && !(was_flag && is_flag));
+            if value.is_some() && follows {
                 out.push_str("and ");
             }
-            out.push_str(&given(setting, value.as_deref(), &way));
-            since = (value.is_some() && tail.is_empty()).then_some(out.len());
+            match is_flag {
+                true => out.push_str(word.strip_suffix(tail).unwrap_or(word)),
+                false => out.push_str(&given(setting, value.as_deref(), &way)),
+            }
+            last = (value.is_some() && tail.is_empty()).then_some((out.len(), is_flag));
             out.push_str(tail);
             if let (Way::File(path), true, true) = (way, value.is_some(), with_place)
                 && !files.contains(&path)
@@ -228,6 +229,12 @@ mod tests {
             ("--initial-cluster-token=u", "ETCD_INITIAL_CLUSTER_TOKEN=u".into()),
             ("correct --initial-cluster-token", "correct ETCD_INITIAL_CLUSTER_TOKEN".into()),
             ("no setting: --skip-hash-check", "no setting: --skip-hash-check".into()),
+            (
+                "be it: --data-dir=/d --name=n2 --initial-cluster=n2=http://h:1 --max-wals=2",
+                format!(
+                    "be it: --data-dir=/d and name = \"n2\" and --initial-cluster=n2=http://h:1 --max-wals=2 (in {path})"
+                ),
+            ),
             ("nobody gave it: --max-learners=2", "nobody gave it: --max-learners=2".into()),
         ] {
             assert_eq!(tongue.say(remedy), said, "{remedy}");

@@ -74,10 +74,10 @@ fn judged(surroundings: &Surroundings, notes: &mut Vec<Note>) -> Result<String, 
     let owner = Owner::of(&settings);
     let acting = owner.as_ref().map(Owner::act);
     let how = match &acting {
-        Some(Ok(_)) => "looked at as another user",
-        _ => "could not look as another user",
+        Some(Ok(_)) => "looked at as the user whose member it is",
+        _ => "could not look as the user whose member it is",
     };
-    notes.extend(owner.map(|owner| Note { message: how, fields: vec![("user", owner.told())] }));
+    notes.extend(owner.map(|owner| Note { message: how, fields: owner.fields() }));
     let (settings, mut resolved) = config::load(surroundings)?;
     directory::usable(&settings)?;
     let plan = prepare::look(&settings, &mut resolved.notes);

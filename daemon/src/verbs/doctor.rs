@@ -21,7 +21,7 @@ use crate::{
     config::{self, Settings, Surroundings, tongue::Tongue},
     identity::Identity,
     owner::Owner,
-    refusal::{Exit, Id, Refusal},
+    refusal::{Exit, Id},
     replace,
 };
 
