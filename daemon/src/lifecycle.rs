@@ -276,8 +276,17 @@ pub fn start(settings: &Settings, ready: Ready, sockets: Sockets) -> Result<Memb
     let boot = keeper.identity().boot_nonce.low_u64();
     let (remotes, identity) = (remotes(keeper.identity()), own_identity(keeper.identity(), dir.path())?);
     let parts = Parts { wal, contents, peer_listeners: peer, boot, identity, remotes };
-    let node = Node::start(config, parts)
-        .map_err(|error| node_refusal(error, &state_dir, keeper.identity(), dir.path()))?;
+    let node = match Node::start(config, parts) {
+        Ok(node) => node,
+        Err(error) => {
+            let is_unmet = error.comes_before_anybody_is_met();
+            let refusal = node_refusal(error, &state_dir, keeper.identity(), dir.path());
+            if is_unmet && let Err(error) = keeper.unboot() {
+                warn!(%error, data_dir = %dir.path().display(), "the refused start could not be taken back: it counts");
+            }
+            return Err(refusal);
+        }
+    };
     announce::listening(announce::LISTENING_FOR_PEERS, &peer_addresses);
     let server = Server::start_bound(server, node.handle()).map_err(server_refusal)?;
     announce::listening(announce::LISTENING_FOR_CLIENTS, server.client_addresses());

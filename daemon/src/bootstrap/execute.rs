@@ -16,7 +16,7 @@ use time::{OffsetDateTime, format_description::well_known::Rfc3339};
 use types::{ClusterId, MemberId};
 
 use super::{
-    facts::{MEMBER_BUILT_ASIDE, MEMBER_DIR, REPLACED},
+    facts::{MEMBER_BUILT_ASIDE, MEMBER_DIR, REPLACED, REPLACEMENT},
     plan::{self, Beginning, NewMember, NewOrigin},
 };
 use crate::{
@@ -25,6 +25,9 @@ use crate::{
     identity::{self, Identity, Keeper, KnownMember, Origin, State, Unique, compare, host},
     refusal::{Id, Refusal},
 };
+
+/// In the data directory.
+const LOCK: &str = "LOCK";
 
 pub fn lock(settings: &Settings) -> Result<DataDir, Refusal> {
     let storage = &settings.storage;
@@ -210,14 +213,39 @@ impl Registrar {
     }
 }
 
-/// A directory that this start has made and that holds nothing: not even its lock stays. What is not empty is left as it is.
-pub fn clear_away(dir: DataDir) {
+/// What taking the lock makes, which goes again when nothing comes of the start.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct Made {
+    lock: bool,
+    /// The data directory and how many above it.
+    dirs: usize,
+}
+
+impl Made {
+    /// To be asked before the lock is taken.
+    pub fn by_locking(data_dir: &Path) -> Made {
+        let is_missing = |dir: &&Path| !dir.as_os_str().is_empty() && !dir.exists();
+        Made {
+            lock: !data_dir.join(LOCK).exists(),
+            dirs: data_dir.ancestors().take_while(is_missing).count(),
+        }
+    }
+}
+
+/// Where no member is after all, not even the lock of this start stays, nor a directory that it has made. What else is there is left as it
+/// is.
+pub fn clear_away(dir: DataDir, made: Made) {
     let path = dir.path().to_path_buf();
-    let names = fs::read_dir(&path)
-        .map(|entries| entries.flatten().map(|entry| entry.file_name()).collect::<Vec<_>>());
-    if names.is_ok_and(|names| names.iter().all(|name| name == "LOCK")) {
-        let _ = fs::remove_file(path.join("LOCK"));
-        let _ = fs::remove_dir(&path);
+    let is_used =
+        [MEMBER_DIR, MEMBER_BUILT_ASIDE, REPLACED, REPLACEMENT].iter().any(|name| path.join(name).exists());
+    if !made.lock || is_used {
+        return;
+    }
+    let _ = fs::remove_file(path.join(LOCK));
+    for made in path.ancestors().take(made.dirs) {
+        if fs::remove_dir(made).is_err() {
+            return;
+        }
     }
 }
 
@@ -335,5 +363,38 @@ fn remove_tree(dir: &Path) -> io::Result<()> {
     match fs::remove_dir_all(dir) {
         Err(error) if error.kind() != io::ErrorKind::NotFound => Err(error),
         _ => Ok(()),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::time::Duration;
+
+    use super::*;
+
+    fn cleared(data_dir: &Path) {
+        let made = Made::by_locking(data_dir);
+        clear_away(DataDir::lock(data_dir, None, Duration::ZERO).unwrap(), made);
+    }
+
+    #[test]
+    fn a_refused_start_takes_away_what_it_made_and_no_more() {
+        let root = tempfile::tempdir().unwrap();
+        cleared(&root.path().join("a/b/c"));
+        assert!(!root.path().join("a").exists(), "the directories above it were made too");
+        let prepared = root.path().join("prepared");
+        fs::create_dir_all(prepared.join("lost+found")).unwrap();
+        cleared(&prepared);
+        assert!(prepared.join("lost+found").exists() && !prepared.join(LOCK).exists());
+        fs::remove_dir(prepared.join("lost+found")).unwrap();
+        cleared(&prepared);
+        assert!(prepared.exists(), "somebody else has made it");
+        fs::write(prepared.join(LOCK), "").unwrap();
+        cleared(&prepared);
+        assert!(prepared.join(LOCK).exists(), "of an earlier start");
+        fs::remove_file(prepared.join(LOCK)).unwrap();
+        fs::create_dir(prepared.join(MEMBER_DIR)).unwrap();
+        cleared(&prepared);
+        assert!(prepared.join(LOCK).exists(), "a member is here");
     }
 }

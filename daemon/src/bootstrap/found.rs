@@ -70,7 +70,7 @@ pub async fn settle(
     settings: &Settings,
     signals: &mut Signals,
 ) -> Result<Settled, Refusal> {
-    let Prepared { dir, stage, is_new } = prepared;
+    let Prepared { dir, stage, made } = prepared;
     let (mut opened, new) = match stage {
         Stage::Whole(opened) if opened.keeper.identity().awaits_the_restored() => {
             return settle_restored(dir, opened, listeners, settings, signals).await;
@@ -81,9 +81,7 @@ pub async fn settle(
             Ok(Ok(new)) => (prepare::open_new(&dir, &new, settings)?, new),
             Ok(Err(signal)) => return Ok(Settled::Stopped(signal)),
             Err(refusal) => {
-                if is_new {
-                    execute::clear_away(dir);
-                }
+                execute::clear_away(dir, made);
                 return Err(refusal);
             }
         },
@@ -101,7 +99,7 @@ pub async fn settle(
     };
     let founding = Founding::new(&new, genesis);
     let outcome = attendance(&dir, &opened, &founding, listeners, settings, signals).await;
-    concluded(dir, opened, members, is_new, outcome)
+    concluded(dir, opened, members, made, outcome)
 }
 
 /// The members that were restored meet for the first time.
@@ -117,7 +115,7 @@ async fn settle_restored(
         unreachable!("a restored member that awaits the others has no life yet")
     };
     let outcome = attendance(&dir, &opened, &founding, listeners, settings, signals).await;
-    concluded(dir, opened, members, false, outcome)
+    concluded(dir, opened, members, execute::Made::default(), outcome)
 }
 
 /// What came of the wait, on disk. A refused start of a restored member leaves its directory as it is.
@@ -125,7 +123,7 @@ fn concluded(
     dir: DataDir,
     mut opened: Opened,
     mut members: Vec<KnownMember>,
-    is_new: bool,
+    made: execute::Made,
     outcome: Outcome,
 ) -> Result<Settled, Refusal> {
     let refuse = |error: io::Error| Refusal::io("write the identity into", &dir.member(), &error);
@@ -141,11 +139,11 @@ fn concluded(
             opened.keeper.formed_late(members, late.cluster_uuid, late.parent_uuid).map_err(refuse)?;
         }
         Outcome::Stopped { signal, seen } => {
-            leave(dir, opened, seen, is_new);
+            leave(dir, opened, seen, made);
             return Ok(Settled::Stopped(signal));
         }
         Outcome::Refused { refusal, seen } => {
-            leave(dir, opened, seen, is_new);
+            leave(dir, opened, seen, made);
             return Err(refusal);
         }
     }
@@ -193,14 +191,12 @@ impl Founding {
 }
 
 /// Who was counted by somebody must be known again by its directory; who was not leaves nothing.
-fn leave(dir: DataDir, opened: Opened, seen: bool, is_new: bool) {
+fn leave(dir: DataDir, opened: Opened, seen: bool, made: execute::Made) {
     if seen {
         info!(data_dir = %dir.path().display(), "nothing was founded; the directory is kept, for another member has seen it, and the next start may change every setting");
     } else {
         opened.abandon(&dir);
-        if is_new {
-            execute::clear_away(dir);
-        }
+        execute::clear_away(dir, made);
     }
 }
 

@@ -73,8 +73,8 @@ pub enum Uncounted {
 pub struct Prepared {
     pub dir: DataDir,
     pub stage: Stage,
-    /// This start made the directory: it goes again when nothing comes of it.
-    pub is_new: bool,
+    /// It goes again when nothing comes of this start.
+    pub made: execute::Made,
 }
 
 #[expect(clippy::large_enum_variant, reason = "there is one of it in a process")]
@@ -102,14 +102,12 @@ pub fn prepare(settings: &Settings) -> Result<Prepared, Refusal> {
     {
         place = Some(ask_for_place(&joiner, settings, &mut notes)?);
     }
-    let is_new = !settings.storage.data_dir.exists();
+    let made = execute::Made::by_locking(&settings.storage.data_dir);
     let dir = execute::lock(settings)?;
     match stage(&dir, place, settings, &mut notes) {
-        Ok(stage) => Ok(Prepared { dir, stage, is_new }),
+        Ok(stage) => Ok(Prepared { dir, stage, made }),
         Err(refusal) => {
-            if is_new {
-                execute::clear_away(dir);
-            }
+            execute::clear_away(dir, made);
             Err(refusal)
         }
     }
@@ -464,23 +462,21 @@ impl Prepared {
     /// Nothing stands against this start any more: the boot of a member with data is counted on disk, before the first packet leaves. Not
     /// earlier: an older copy that is refused must not climb over its successor by being tried again, and a refusal changes nothing.
     pub fn count(self, settings: &Settings) -> Result<Prepared, Refusal> {
-        let Prepared { dir, stage, is_new } = self;
+        let Prepared { dir, stage, made } = self;
         let stage = match stage {
             Stage::Whole(opened) => Stage::Whole(opened.count(&dir, settings)?),
             stage => stage,
         };
-        Ok(Prepared { dir, stage, is_new })
+        Ok(Prepared { dir, stage, made })
     }
 
     /// The start is refused: a member that nobody has seen leaves nothing behind.
     pub fn abandon(self) {
-        let Prepared { dir, stage, is_new } = self;
+        let Prepared { dir, stage, made } = self;
         if let Stage::Whole(opened) | Stage::New(opened, _) = stage {
             opened.abandon(&dir);
         }
-        if is_new {
-            execute::clear_away(dir);
-        }
+        execute::clear_away(dir, made);
     }
 }
 
@@ -492,7 +488,7 @@ impl Opened {
             Some(Uncounted::Boot { nonce, members }) => {
                 let member = dir.member();
                 let refuse = |error: std::io::Error| Refusal::io("write the identity into", &member, &error);
-                self.keeper.booted(nonce).map_err(refuse)?;
+                self.keeper.booted_for_now(nonce).map_err(refuse)?;
                 if let Some(members) = members {
                     self.keeper.joining(members).map_err(refuse)?;
                 }

@@ -7,6 +7,8 @@ use std::{
     path::Path,
 };
 
+use storage::data_dir::atomic_write;
+
 use super::Identity;
 
 pub const IDENTITY_FILE: &str = "identity.json";
@@ -78,6 +80,32 @@ pub fn write(dir: &Path, identity: &Identity) -> io::Result<()> {
     }
     fs::rename(&next, &current)?;
     sync_dir(dir)
+}
+
+/// The identity and its previous version, as they are, so that they can be put back.
+#[derive(Debug)]
+pub struct Files {
+    current: Vec<u8>,
+    previous: Option<Vec<u8>>,
+}
+
+impl Files {
+    pub fn read(dir: &Path) -> io::Result<Files> {
+        let previous = match fs::read(dir.join(PREVIOUS_FILE)) {
+            Ok(bytes) => Some(bytes),
+            Err(error) if error.kind() == io::ErrorKind::NotFound => None,
+            Err(error) => return Err(error),
+        };
+        Ok(Files { current: fs::read(dir.join(IDENTITY_FILE))?, previous })
+    }
+
+    pub fn put_back(&self, dir: &Path) -> io::Result<()> {
+        atomic_write(&dir.join(IDENTITY_FILE), &self.current)?;
+        match &self.previous {
+            Some(bytes) => atomic_write(&dir.join(PREVIOUS_FILE), bytes),
+            None => fs::remove_file(dir.join(PREVIOUS_FILE)).and_then(|()| sync_dir(dir)),
+        }
+    }
 }
 
 /// For its owner alone, like everything in a data directory.

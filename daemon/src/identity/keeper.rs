@@ -5,7 +5,7 @@ use std::{fs, io, path::PathBuf};
 use ::identity::EARLIER_MAX;
 use types::LogPosition;
 
-use super::{CleanStop, Identity, KnownMember, State, Unique, host};
+use super::{CleanStop, Identity, KnownMember, State, Unique, file::Files, host};
 
 #[derive(Debug)]
 pub struct Keeper {
@@ -14,11 +14,13 @@ pub struct Keeper {
     /// A dedicated wal-dir keeps a copy, so that it can be told whose it is.
     wal_dir: Option<PathBuf>,
     identity: Identity,
+    /// The files as they were before the present boot was counted.
+    before_boot: Option<Files>,
 }
 
 impl Keeper {
     pub fn new(dir: PathBuf, wal_dir: Option<PathBuf>, identity: Identity) -> Keeper {
-        Keeper { dir, wal_dir, identity }
+        Keeper { dir, wal_dir, identity, before_boot: None }
     }
 
     pub fn identity(&self) -> &Identity {
@@ -38,6 +40,19 @@ impl Keeper {
             identity.clean_stop = None;
             identity.host = here;
         })
+    }
+
+    /// As [`Keeper::booted`], for a start that may still be refused before it meets anybody: [`Keeper::unboot`] takes it back.
+    pub fn booted_for_now(&mut self, nonce: Unique) -> io::Result<()> {
+        let before = Files::read(&self.dir)?;
+        self.booted(nonce)?;
+        self.before_boot = Some(before);
+        Ok(())
+    }
+
+    /// The start is refused, and nobody has heard of it: its files are as they were.
+    pub fn unboot(self) -> io::Result<()> {
+        self.before_boot.map_or(Ok(()), |before| before.put_back(&self.dir))
     }
 
     /// The first members are settled: from now on the settings must agree with this file.
@@ -223,6 +238,33 @@ mod tests {
         assert!(refusal.text().contains("log entry 9 of term 3"), "{}", refusal.text());
         keeper.abandon().unwrap();
         assert!(member.exists(), "a member that counts is never cleared");
+    }
+
+    #[test]
+    fn a_boot_that_met_nobody_is_taken_back_byte_by_byte() {
+        let dir = tempfile::tempdir().unwrap();
+        super::super::write_into(dir.path(), &super::super::sample()).unwrap();
+        let files = || {
+            let names = fs::read_dir(dir.path()).unwrap().map(|entry| entry.unwrap().path());
+            let mut all: Vec<_> = names.map(|path| (path.clone(), fs::read(path).unwrap())).collect();
+            all.sort();
+            all
+        };
+        for boot in [50, 51] {
+            let before = files();
+            let identity = super::super::read(dir.path()).unwrap().unwrap();
+            let mut keeper = Keeper::new(dir.path().to_owned(), None, identity.clone());
+            keeper.booted_for_now(Unique::for_test(boot)).unwrap();
+            assert_ne!(files(), before);
+            keeper.unboot().unwrap();
+            assert_eq!(files(), before);
+            // With a previous version, the second time.
+            Keeper::new(dir.path().to_owned(), None, identity).booted(Unique::for_test(boot)).unwrap();
+        }
+        let identity = super::super::read(dir.path()).unwrap().unwrap();
+        let before = files();
+        Keeper::new(dir.path().to_owned(), None, identity).unboot().unwrap();
+        assert_eq!(files(), before, "there was no boot to take back");
     }
 
     #[test]

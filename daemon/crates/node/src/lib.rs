@@ -139,6 +139,20 @@ pub enum StartError {
     Thread(#[from] std::io::Error),
 }
 
+impl StartError {
+    /// No packet of this start has left, so it need not count.
+    pub fn comes_before_anybody_is_met(&self) -> bool {
+        match self {
+            StartError::Store(_)
+            | StartError::State(_)
+            | StartError::Load(_)
+            | StartError::OtherLife { .. }
+            | StartError::Snapshot(_) => true,
+            StartError::Transport(_) | StartError::Thread(_) => false,
+        }
+    }
+}
+
 /// A running member. Dropped without [`Node::stop`], its threads go on until the process ends.
 pub struct Node {
     shared: Arc<Shared>,

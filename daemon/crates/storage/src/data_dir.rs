@@ -13,7 +13,7 @@ use std::ffi::OsStr;
 use std::fmt;
 use std::fs::{DirBuilder, File, OpenOptions, TryLockError};
 use std::io::{self, Read, Seek, Write};
-use std::os::unix::fs::{DirBuilderExt, OpenOptionsExt};
+use std::os::unix::fs::{DirBuilderExt, MetadataExt, OpenOptionsExt};
 use std::path::{Path, PathBuf};
 use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
 
@@ -108,8 +108,12 @@ impl DataDir {
 
     /// The same without the layout: a first start builds `member/` aside and gives it its name when it is whole.
     pub fn lock(path: &Path, wal_dir: Option<&Path>, lock_wait: Duration) -> Result<DataDir, DataDirError> {
-        create_dirs_durably(path)?;
-        let (lock, holder) = acquire(path, lock_wait)?;
+        let (lock, holder) = loop {
+            create_dirs_durably(path)?;
+            if let Some(taken) = acquire(path, lock_wait)? {
+                break taken;
+            }
+        };
         let wal = wal_dir.map_or_else(|| path.join("member/wal"), Path::to_owned);
         Ok(DataDir { path: path.to_owned(), wal, holder, _lock: lock })
     }
@@ -140,8 +144,9 @@ impl DataDir {
     }
 }
 
-/// Takes `<dir>/LOCK`. The lock belongs to the open file: it ends with the process, however that ends.
-fn acquire(dir: &Path, wait: Duration) -> Result<(File, Holder), DataDirError> {
+/// Takes `<dir>/LOCK`. The lock belongs to the open file: it ends with the process, however that ends. `None`: the file has lost its name
+/// meanwhile, since a start that was refused takes away the lock that it made; whoever comes next would make another one.
+fn acquire(dir: &Path, wait: Duration) -> Result<Option<(File, Holder)>, DataDirError> {
     let path = dir.join("LOCK");
     let mut file = OpenOptions::new()
         .read(true)
@@ -166,6 +171,9 @@ fn acquire(dir: &Path, wait: Duration) -> Result<(File, Holder), DataDirError> {
             }
         }
     }
+    if !is_named(&file, &path).map_err(failed("look at", &path))? {
+        return Ok(None);
+    }
     // A file, not a rename: the lock is on this very file. A reader who comes in between sees no holder, which it can live with.
     let holder = Holder::this_process();
     let text = serde_json::to_vec(&holder).map_err(|error| failed("write", &path)(error.into()))?;
@@ -173,7 +181,16 @@ fn acquire(dir: &Path, wait: Duration) -> Result<(File, Holder), DataDirError> {
         .and_then(|()| file.rewind())
         .and_then(|()| file.write_all(&text))
         .map_err(failed("write", &path))?;
-    Ok((file, holder))
+    Ok(Some((file, holder)))
+}
+
+fn is_named(file: &File, path: &Path) -> io::Result<bool> {
+    let of = |metadata: std::fs::Metadata| (metadata.dev(), metadata.ino());
+    match std::fs::metadata(path) {
+        Ok(named) => Ok(of(named) == of(file.metadata()?)),
+        Err(error) if error.kind() == io::ErrorKind::NotFound => Ok(false),
+        Err(error) => Err(error),
+    }
 }
 
 fn read_holder(file: &mut File) -> Option<Holder> {

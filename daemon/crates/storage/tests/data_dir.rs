@@ -61,6 +61,28 @@ fn a_predecessor_that_is_just_leaving_is_waited_for() {
 }
 
 #[test]
+fn a_lock_that_its_holder_took_away_is_nobodys() {
+    let root = tempfile::tempdir().unwrap();
+    let lock = root.path().join("LOCK");
+    let held = DataDir::lock(root.path(), None, Duration::ZERO).unwrap();
+    let path = root.path().to_owned();
+    let waiting = std::thread::spawn(move || DataDir::lock(&path, None, Duration::from_secs(60)));
+    let opened = || {
+        let links = std::fs::read_dir("/proc/self/fd").unwrap().flatten();
+        links.filter(|link| std::fs::read_link(link.path()).is_ok_and(|to| to == lock)).count()
+    };
+    while opened() < 2 {
+        std::thread::yield_now();
+    }
+    std::fs::remove_file(&lock).unwrap();
+    drop(held);
+    let taken = waiting.join().unwrap().unwrap();
+    let third = DataDir::lock(root.path(), None, Duration::ZERO).unwrap_err();
+    assert!(matches!(third, DataDirError::Busy { holder: Some(_), .. }), "{third}");
+    drop(taken);
+}
+
+#[test]
 fn rubbish_in_the_lock_file_is_no_obstacle() {
     let root = tempfile::tempdir().unwrap();
     std::fs::write(root.path().join("LOCK"), b"{\"pid\": \xff").unwrap();
