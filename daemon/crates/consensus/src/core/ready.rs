@@ -180,6 +180,10 @@ impl Core {
             "applied {index} was handed out, which ends at {}",
             self.handed_out
         );
+        // Of a snapshot that came in this very turn raft has the configuration already, and the core has not looked at it yet.
+        let restored = self.node.raft.raft_log.unstable_snapshot().as_ref();
+        let restored = restored.map_or(0, |snapshot| snapshot.get_metadata().index);
+        self.conf_index = self.conf_index.max(LogIndex(restored));
         for (at, change) in conf_changes {
             assert!(at <= index, "the conf change at {at} is within what was applied, up to {index}");
             // A snapshot that came in the meantime already holds it.

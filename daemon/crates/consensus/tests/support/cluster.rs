@@ -44,6 +44,8 @@ pub struct Node {
     unapplied: VecDeque<Output>,
     pub disk_stalled: bool,
     pub apply_stalled: bool,
+    /// Its loop has not come to the end of a turn: inputs go in and no output is taken.
+    pub turn_held: bool,
 }
 
 #[derive(Default)]
@@ -136,6 +138,7 @@ impl Cluster {
             unapplied: VecDeque::new(),
             disk_stalled: false,
             apply_stalled,
+            turn_held: false,
         };
         self.nodes.insert(id, node);
         self.start(id).expect("a fresh member starts");
@@ -175,6 +178,16 @@ impl Cluster {
         }
     }
 
+    /// The turn that was held ends, and what the worker has done by then is the last of it.
+    pub fn end_turn(&mut self, id: u64) {
+        let node = self.nodes.get_mut(&id).unwrap();
+        (node.turn_held, node.apply_stalled) = (false, false);
+        for output in std::mem::take(&mut node.unapplied) {
+            self.apply(id, output);
+        }
+        self.run(id);
+    }
+
     pub fn propose(&mut self, id: u64, kind: EntryKind, data: Vec<Vec<u8>>) {
         let mut proposals = Vec::new();
         for data in data {
@@ -198,7 +211,7 @@ impl Cluster {
 
     /// Takes outputs until there are none; the disk confirms and the worker applies at once, unless they stall.
     pub fn run(&mut self, id: u64) {
-        loop {
+        while !self.nodes[&id].turn_held {
             let mut idle = true;
             while let Some(output) = self.nodes.get_mut(&id).and_then(|node| node.core.as_mut()?.poll()) {
                 idle = false;

@@ -16,6 +16,7 @@
 //! | `drop ..`, `save NAME ..`, `inject NAME` | loses, keeps aside, brings back |
 //! | `cut N M`, `heal` | both ways |
 //! | `disk N stall\|resume`, `apply N stall\|resume` | |
+//! | `turn N hold\|end` | its loop takes what comes as one turn; what its worker has done comes last |
 //! | `crash N`, `start N` | what was not confirmed is lost |
 //! | `snapshot N to`, `snapshot_status N to ok\|failed` | the driver's part |
 //! | `step N type=App from=.. ..` | a message made by hand |
@@ -271,6 +272,11 @@ fn run_command(cluster: &mut Cluster, command: &str, out: &mut String) -> Done {
             }
             cluster.run(id(0)?);
         }
+        "turn" => match at(1)? {
+            "hold" => cluster.nodes.get_mut(&id(0)?).ok_or("no such member")?.turn_held = true,
+            "end" => cluster.end_turn(id(0)?),
+            other => return Err(format!("hold or end, not {other:?}")),
+        },
         "crash" => cluster.crash(id(0)?),
         "start" => {
             if let Err(error) = cluster.start(id(0)?) {
