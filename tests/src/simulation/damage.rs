@@ -74,12 +74,13 @@ impl World {
         hello_of(disk.papers.member, &own, disk.papers.life(), log)
     }
 
-    /// Whether every other member's good directory holds, as applied, what convicts this start.
+    /// Whether every other member's good directory holds, as applied, what convicts this start; also one that may be found again.
     fn is_covered(&self, hello: &Hello) -> bool {
         let conf = self.memberships.newest();
         conf.voters.iter().chain(&conf.learners).filter(|id| **id != hello.member).all(|id| {
             let Some(member) = self.members.get(&id.0) else { return false };
-            member.disk.is_damaged || convicts(&member.disk, id.0, hello)
+            let good = if member.disk.is_damaged { self.shelves.get(&id.0) } else { Some(&member.disk) };
+            good.is_none_or(|good| convicts(good, id.0, hello))
         })
     }
 

@@ -16,6 +16,8 @@ use super::world::{Event, World};
 pub struct Parcel {
     pub message: raftpb::Message,
     pub from: u64,
+    /// The start that sent it, which alone can be answered.
+    pub sender: u64,
     pub to: u64,
     /// The start that it was meant for, in worlds with several lives: with the process ends the connection. One that came to a later start
     /// on a wiped directory would speak of what was before it, and where nobody has learned a life nothing could tell.
@@ -48,10 +50,10 @@ impl World {
             self.at(1, Event::Flush(from, life));
         }
         let bytes = message.encode_to_vec();
-        let start = self.start_at(to);
+        let (sender, start) = (self.members[&from].life, self.start_at(to));
         for delay in ways {
             let message = raftpb::Message::decode(bytes.as_slice()).expect("what was encoded decodes");
-            let parcel = Parcel { message, from, to, start, lineage, hello: hello.clone() };
+            let parcel = Parcel { message, from, sender, to, start, lineage, hello: hello.clone() };
             self.at(delay, Event::Arrive(Box::new(parcel)));
         }
     }
@@ -62,7 +64,7 @@ impl World {
     }
 
     pub(super) fn arrive(&mut self, parcel: Parcel) {
-        let Parcel { message, from, to, start, lineage, hello } = parcel;
+        let Parcel { message, from, sender, to, start, lineage, hello } = parcel;
         let snapshot =
             message.snapshot.as_ref().and_then(|snapshot| snapshot.metadata.as_ref()).map(|metadata| {
                 LogPosition { term: Term(metadata.term()), index: types::LogIndex(metadata.index()) }
@@ -82,7 +84,6 @@ impl World {
             self.input(from, Input::SnapshotStatus { to: MemberId(message.to()), ok });
         }
         if let Passage::Refused(heard, life) = passage {
-            let sender = self.members[&from].life;
             for delay in self.network.route(&mut self.rng, to, from, false) {
                 self.at(delay, Event::Voice(from, sender, Box::new(((*heard).clone(), life))));
             }
@@ -153,7 +154,7 @@ impl World {
         for delay in ways {
             // Many bytes take longer.
             let (message, hello) = (message.clone(), hello.clone());
-            let parcel = Parcel { message, from: id, to: place, start, lineage, hello };
+            let parcel = Parcel { message, from: id, sender: life, to: place, start, lineage, hello };
             self.at(delay * 10, Event::Arrive(Box::new(parcel)));
         }
         self.flush(id);
