@@ -276,8 +276,9 @@ fn passes(failure: &Failure) -> bool {
     let passing = [
         EtcdError::Unhealthy,
         EtcdError::LearnerNotReady,
-        // The answer of an earlier try was lost, and the change is in the membership.
+        // The answer of an earlier try was lost, and the change is in the membership; or somebody else who runs this command was quicker.
         EtcdError::PeerUrlExist,
+        EtcdError::MemberExist,
         EtcdError::MemberNotLearner,
         EtcdError::MemberNotFound,
         EtcdError::NoLeader,
@@ -462,7 +463,14 @@ mod tests {
 
     #[test]
     fn a_change_whose_outcome_is_unknown_is_looked_at_again() {
-        for error in [EtcdError::Timeout, EtcdError::TimeoutDueToLeaderFail, EtcdError::LearnerNotReady] {
+        for error in [
+            EtcdError::Timeout,
+            EtcdError::TimeoutDueToLeaderFail,
+            EtcdError::LearnerNotReady,
+            // Within one second, in which the id is the same; later it is the URL that exists.
+            EtcdError::MemberExist,
+            EtcdError::PeerUrlExist,
+        ] {
             assert!(passes(&Failure::new(Exit::Error, error.text())), "{error:?}");
         }
         for error in
