@@ -397,6 +397,14 @@ fn root_sees_a_services_member_with_the_services_eyes_and_does_not_run_it() {
     );
     says(&ended, "ok: would found cluster");
 
+    // A file that is read only when it is needed is told of beforehand.
+    fs::write(at("etc/key.pem"), "key").unwrap();
+    mode("etc/key.pem", 0o600);
+    let noted = check(&[&format!("--discovery-key={}", at("etc/key.pem").display())]);
+    assert_eq!(noted.code, Some(0), "{noted:#?}");
+    says(&noted, "note: a file of the settings cannot be read by this user: discovery-key=");
+    says(&noted, "key.pem (owner root:root, mode 0600) remedy=let 973 read it: chown root:973 ");
+
     // What a start as root would leave could not be read by the service: there is none.
     let ended = run(dir.path(), &[&file]);
     ended.expect("WRONG_USER", 78).says("owner 973:973, mode 0700").says("user root (id 0)");

@@ -238,10 +238,11 @@ impl Machine {
         std::fs::read_to_string(self.scratch.path().join("console")).unwrap_or_default()
     }
 
-    /// A command inside, as root.
+    /// A command inside, as root. Only the program itself is in there: a machine that goes down stops all its processes before it kills them,
+    /// and nsenter, where it waits for one that is stopped, stops itself for ever. timeout does not, and counts outside.
     pub fn command(&self, program: &str) -> Result<Command> {
         let mut command = Command::new("nsenter");
-        command.args(["-t", &self.leader()?, "-a", "timeout", "120", program]);
+        command.args(["-t", &self.leader()?, "-a", "--no-fork", "timeout", "120", program]);
         command.env_clear().env("PATH", "/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin");
         command.env("LC_ALL", "C.UTF-8").env("HOME", "/root").stdin(Stdio::null());
         Ok(command)

@@ -161,17 +161,17 @@ fn if_forbidden(problem: Problem, path: &Path, error: &io::Error) -> Problem {
         return problem;
     }
     let (user, barrier) = (User::of_this_process(), owner::barrier(path));
-    let mode = if barrier == path && !path.is_dir() { "0640" } else { "0750" };
     Problem {
         place: format!("{} ({})", barrier.display(), owner::ownership(barrier)),
         what: format!("{}, as {user}", problem.what),
-        remedy: let_read(barrier, mode, &user),
+        remedy: let_read(barrier, &user),
         ..problem
     }
 }
 
 /// How `path` becomes readable: for the user of a service by its group, for anybody else by asking as root.
-fn let_read(path: &Path, mode: &str, user: &User) -> String {
+pub fn let_read(path: &Path, user: &User) -> String {
+    let mode = if path.is_dir() { "0750" } else { "0640" };
     let (path, name) = (path.display(), &user.name);
     match user.is_of_a_service() {
         true => format!("let {name} read it: chown root:{name} {path} && chmod {mode} {path}"),
@@ -408,12 +408,12 @@ mod tests {
         let path = Path::new("/etc/cairn/cairnd.toml");
         let service = User { id: 995, name: "cairn".into() };
         assert_eq!(
-            let_read(path, "0640", &service),
+            let_read(path, &service),
             "let cairn read it: chown root:cairn /etc/cairn/cairnd.toml && chmod 0640 /etc/cairn/cairnd.toml"
         );
         let person = User { id: 1001, name: "ann".into() };
         assert!(
-            let_read(path, "0640", &person)
+            let_read(path, &person)
                 .starts_with("user ann (id 1001) may not read /etc/cairn/cairnd.toml: ask as root")
         );
     }

@@ -79,8 +79,9 @@ fn judged(surroundings: &Surroundings, notes: &mut Vec<Note>) -> Result<String, 
     };
     notes.extend(owner.map(|owner| Note { message: how, fields: owner.fields() }));
     let (settings, mut resolved) = config::load(surroundings)?;
-    directory::usable(&settings)?;
-    let plan = prepare::look(&settings, &mut resolved.notes);
+    resolved.notes.extend(directory::unreadable(&resolved.values));
+    let usable = directory::usable(&settings);
+    let plan = usable.and_then(|_| prepare::look(&settings, &mut resolved.notes));
     notes.append(&mut resolved.notes);
     Ok(would(&plan?, &settings.storage.data_dir.display().to_string()))
 }

@@ -1,4 +1,5 @@
-//! Whether this process may use the data directory as a start would: there or to be made, and everything in it to be read and written.
+//! Whether this process may use the data directory as a start would: there or to be made, and everything in it to be read and written. And
+//! whether it may read the files that settings name.
 
 use std::{
     fs, io,
@@ -11,7 +12,17 @@ use nix::{
     unistd::{AccessFlags, access},
 };
 
-use crate::{bootstrap::facts, config::Settings, refusal::Refusal};
+use crate::{
+    bootstrap::facts,
+    config::{
+        Note, Settings, file,
+        source::Values,
+        table::{self, Setting, Status},
+        value::Kind,
+    },
+    owner,
+    refusal::{Refusal, User},
+};
 
 /// Of this many entries each is looked at. A state store has some hundred.
 const ENTRIES_MAX: usize = 10_000;
@@ -70,6 +81,31 @@ pub fn usable(settings: &Settings) -> Result<Usable, Refusal> {
         }
     }
     Ok(Usable::There { mode: meta.permissions().mode() & 0o777 })
+}
+
+/// The files that settings name and this user may not read. A note each and no refusal: a start reads them when it needs them.
+pub fn unreadable(values: &Values) -> Vec<Note> {
+    let names_a_file = |setting: &&Setting| {
+        setting.kind == Kind::Path
+            && setting.status == Status::Active
+            && !["config-file", "data-dir", "wal-dir"].contains(&setting.name)
+    };
+    let look = |setting: &Setting| {
+        let path = Path::new(values.text(setting.name));
+        let error = fs::File::open(path).err()?;
+        (error.kind() == io::ErrorKind::PermissionDenied).then(|| {
+            let barrier = owner::barrier(path);
+            Note {
+                message: "a file of the settings cannot be read by this user",
+                fields: vec![
+                    (setting.name, path.display().to_string()),
+                    ("what bars the way", format!("{} ({})", barrier.display(), owner::ownership(barrier))),
+                    ("remedy", file::let_read(barrier, &User::of_this_process())),
+                ],
+            }
+        })
+    };
+    table::settings().filter(names_a_file).filter_map(look).collect()
 }
 
 /// The first part of the path that has to be made, and what it is made in.

@@ -12,6 +12,7 @@ mod peers;
 
 use super::{
     config::{told, would},
+    directory,
     holder::{self, Lock},
     report::Report,
 };
@@ -56,7 +57,8 @@ fn examine(surroundings: &Surroundings, asked: &[String], report: &mut Report) -
         _ => {}
     }
     report.ok("settings", format!("can be used ({})", super::config::files(&resolved)));
-    resolved.notes.iter().for_each(|note| report.warn("settings", told(note)));
+    let unreadable = directory::unreadable(&resolved.values);
+    resolved.notes.iter().chain(&unreadable).for_each(|note| report.warn("settings", told(note)));
     let runtime = match ask::runtime() {
         Ok(runtime) => runtime,
         Err(refusal) => {
