@@ -50,6 +50,18 @@ const THEIRS: &[(&str, &[&str])] = &[
     ("member", &["add", "list", "promote", "remove", "update"]),
 ];
 
+/// etcdctl's verbs that are not here, and what there is instead.
+const ELSEWHERE: &[(&str, &str, &str)] = &[
+    ("", "auth", SOON),
+    ("", "user", SOON),
+    ("", "role", SOON),
+    ("", "lock", SOON),
+    ("", "elect", SOON),
+    ("", "downgrade", "cairn has one version of its data; see Upgrade in docs/production.md"),
+    ("snapshot", "restore", "the daemon restores: cairnd snapshot restore (or etcdutl, for etcd)"),
+];
+const SOON: &str = "not here yet; etcdctl does it where the server does";
+
 /// The id under which every verb keeps its arguments.
 const ARGUMENTS: &str = "arguments";
 /// The id of what follows `--` where that is a command.
@@ -366,7 +378,9 @@ pub fn command() -> Command {
             verb("list", "Lists the alarms", "cairnctl alarm list"),
             verb("disarm", "Takes back all alarms", "cairnctl alarm disarm"),
         ]),
+        verbs::mirror::command(),
         crate::bench::options::command(),
+        crate::bench::check::command(),
         verb("version", "Prints the version of this tool and of the API it speaks", "cairnctl version"),
         verb(
             "completion",
@@ -437,6 +451,11 @@ fn unknown_verb(group: &[String], name: &str) -> String {
         at = at.find_subcommand(verb).unwrap_or(at);
     }
     let path: String = group.iter().map(|verb| format!(" {verb}")).collect();
+    let elsewhere =
+        ELSEWHERE.iter().find(|(of, verb, _)| *of == group.join(" ") && *verb == name).map(|(.., what)| what);
+    if let Some(what) = elsewhere {
+        return format!("unknown command {name:?} for \"cairnctl{path}\": {what}");
+    }
     let below =
         |verb: &'_ Command| verb.get_subcommands().map(|one| one.get_name().to_owned()).collect::<Vec<_>>();
     let own = below(at);
@@ -640,6 +659,11 @@ mod tests {
             (
                 "context set prod",
                 "unknown command \"set\" for \"cairnctl context\"; it has add, use, list, show, remove",
+            ),
+            ("user add x", "unknown command \"user\" for \"cairnctl\": not here yet"),
+            (
+                "snapshot restore f",
+                "unknown command \"restore\" for \"cairnctl snapshot\": the daemon restores",
             ),
             ("--version", "unknown flag: --version; the verb is version: cairnctl version"),
             ("member lst", "unknown command \"lst\" for \"cairnctl member\"; did you mean list?"),

@@ -6,7 +6,7 @@
 
 use std::fmt;
 
-/// Exit codes. 0 to 6 and 128 mean what they mean for etcdctl; 7 to 11, 64 and 130 are ours.
+/// Exit codes. 0 to 6 and 128 mean what they mean for etcdctl; 7 to 11, 64, 75 and 130 are ours.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 #[repr(u8)]
 pub enum Exit {
@@ -34,6 +34,8 @@ pub enum Exit {
     Degraded = 11,
     /// Unknown flag, command, variable value or configuration key.
     Usage = 64,
+    /// `can-stop`: another member has reserved its stop.
+    Reserved = 75,
     /// Wrong number or combination of arguments.
     BadArguments = 128,
     /// SIGINT before there was anything to see; the code that a shell shows for it.

@@ -67,6 +67,17 @@ impl Histogram {
         if self.total == 0 { 0 } else { (self.sum / u128::from(self.total)) as u64 }
     }
 
+    /// How far recordings lie from their mean, as the root of the mean square; zero when nothing was recorded.
+    pub fn deviation(&self) -> u64 {
+        let mean = self.mean() as f64;
+        let squares = |(bucket, count): (usize, &u64)| {
+            let distance = upper(bucket).min(self.max) as f64 - mean;
+            distance * distance * *count as f64
+        };
+        let sum: f64 = self.counts.iter().enumerate().filter(|(_, count)| **count > 0).map(squares).sum();
+        if self.total == 0 { 0 } else { (sum / self.total as f64).sqrt() as u64 }
+    }
+
     /// The smallest value that `per_mille` of a thousand recordings do not exceed, never above the maximum.
     pub fn at(&self, per_mille: u64) -> u64 {
         let rank = (u128::from(self.total) * u128::from(per_mille)).div_ceil(1000).max(1);

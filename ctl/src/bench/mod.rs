@@ -7,6 +7,7 @@
 //!
 //! Not here: what is measured on the server's side (memory, processor time).
 
+pub mod check;
 mod fields;
 mod histogram;
 mod lease;

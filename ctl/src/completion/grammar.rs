@@ -161,8 +161,11 @@ fn of_value(flag: &Arg, before: &str, typed: &str, at: impl Fn(Wanted, &str, &st
         "consistency" => words(&["l", "s"]),
         "order" => words(&["ASCEND", "DESCEND"]),
         "sort-by" => words(&["CREATE", "KEY", "MODIFY", "VALUE", "VERSION"]),
+        "load" => words(&["s", "m", "l", "xl"]),
         "lease" => Wanted::Live(LiveKind::Leases),
-        "cacert" | "cert" | "key" | "file" | "directory" => Wanted::Files,
+        "cacert" | "cert" | "key" | "file" | "directory" | "dest-cacert" | "dest-cert" | "dest-key" => {
+            Wanted::Files
+        }
         "watch" => words(&["1", "2", "5", "10"]),
         _ if flag.is_require_equals_set() && possible.is_empty() => words(&["true", "false"]),
         _ => Wanted::Words(possible.into_iter().map(|name| Offer::new(name, "")).collect()),

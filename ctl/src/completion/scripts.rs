@@ -26,8 +26,10 @@ const ZSH: &str = r#"#compdef cairnctl
 # Completion of cairnctl for zsh. The offers come from cairnctl itself, keys and members from the cluster.
 _cairnctl() {
     local -a lines words_only shown
-    local kind line
-    lines=("${(@f)$(command ${words[1]} __complete -- zsh "${(@Q)words[2,CURRENT]}" 2>/dev/null)}")
+    local kind line typed=$PREFIX
+    # Behind an open single quote a backslash is one.
+    [[ $compstate[quote] == "'" ]] || typed=${(Q)PREFIX}
+    lines=("${(@f)$(command ${words[1]} __complete -- zsh "${(@Q)words[2,CURRENT-1]}" "$typed" 2>/dev/null)}")
     kind=${lines[1]}
     lines=("${(@)lines[2,-1]}")
     if [[ $kind == files ]]; then
@@ -59,7 +61,9 @@ fi
 const FISH: &str = r#"# Completion of cairnctl for fish. The offers come from cairnctl itself, keys and members from the cluster.
 function __cairnctl_offers
     set -l words (commandline -opc)
-    set -l lines (command $words[1] __complete -- fish $words[2..-1] (commandline -ct) 2>/dev/null)
+    # What the word means so far, without its quotes.
+    set -l typed (string unescape -- (commandline -ct))
+    set -l lines (command $words[1] __complete -- fish $words[2..-1] "$typed" 2>/dev/null)
     if test "$lines[1]" = files
         __fish_complete_path (commandline -ct)
     else if set -q lines[2]
@@ -110,16 +114,19 @@ pub fn for_others(offers: &Offers) -> String {
 
 /// For bash, which knows only the part of the word after the last of its own breaks (`bash_word`) and replaces that part.
 pub fn for_bash(offers: &Offers, word: &str, bash_word: &str) -> String {
-    let quote = bash_word.chars().next().filter(|c| matches!(c, '"' | '\''));
-    let known = match quote {
-        // In quotes bash takes the whole of it, and closes them itself.
-        Some(_) => 0,
-        None => word.len().saturating_sub(unescaped(bash_word).len()),
-    };
+    let (meant, quote) = meaning(bash_word);
+    if quote.is_some_and(|quote| !bash_word.starts_with(quote) || bash_word[1..].contains(quote)) {
+        // A quote that opens within the word, or again: where bash would put the rest is its secret, and what is quoted for one place may
+        // be executed in another.
+        return format!("{}\n", kind(&Offers::default()));
+    }
+    let known = word.len().saturating_sub(meant.len());
     let mut out = format!("{}\n", kind(offers));
     for offer in &offers.offers {
         let Some(rest) = offer.word.get(known..) else { continue };
-        let Some(rest) = quoted(rest, quote) else { continue };
+        let Some(mut rest) = quoted(rest, quote) else { continue };
+        // bash takes a quote at the end for the closing one.
+        rest.extend(quote.filter(|quote| rest.ends_with(*quote)));
         out += &rest;
         out.push('\n');
     }
@@ -156,17 +163,22 @@ fn escaped(text: &str) -> String {
     out
 }
 
-/// What bash has typed means; a lone `:` or `=` is a break and no text.
-fn unescaped(word: &str) -> String {
+/// What the part of a word means that bash knows, and the quote that is open at its end. A lone `:` or `=` is a break and no text.
+fn meaning(word: &str) -> (String, Option<char>) {
     if matches!(word, ":" | "=") {
-        return String::new();
+        return (String::new(), None);
     }
-    let mut out = String::new();
+    let (mut out, mut quote) = (String::new(), None);
     let mut characters = word.chars();
     while let Some(c) = characters.next() {
-        if c == '\\' { out.extend(characters.next()) } else { out.push(c) }
+        match (quote, c) {
+            (Some(open), c) if c == open => quote = None,
+            (None, '"' | '\'') => quote = Some(c),
+            (None | Some('"'), '\\') => out.extend(characters.next()),
+            (_, c) => out.push(c),
+        }
     }
-    out
+    (out, quote)
 }
 
 /// The words of a line as a shell reads them, without the first, and the last as far as it is there. Only the line from the last command on
@@ -246,9 +258,16 @@ mod tests {
             (&["a bc"], "a b", "a\\ b", "words\na\\ bc\n"),
             (&["a bc"], "a b", "'a b", "words\na bc\n"),
             (&["/k$(reboot)`x`;\"\\"], "/k", "\"/k", "words\n/k\\$(reboot)\\`x\\`;\\\"\\\\\n"),
-            (&["/k'$(reboot)'"], "/k", "'/k", "words\n/k'\\''$(reboot)'\\''\n"),
+            (&["/k'$(reboot)'"], "/k", "'/k", "words\n/k'\\''$(reboot)'\\'''\n"),
             (&["/k!1"], "/k", "\"/k", "words\n"),
+            (&["/k\"v\""], "/k", "\"/k", "words\n/k\\\"v\\\"\"\n"),
+            (&["/k'"], "/k", "'/k", "words\n/k'\\'''\n"),
             (&["/k$(x)`!~"], "/k", "/k", "words\n/k\\$\\(x\\)\\`\\!\\~\n"),
+            (&["/k$(x)"], "/k", "'/'k", "words\n/k\\$\\(x\\)\n"),
+            (&["/k$(x)"], "/k", "/\"k", "words\n"),
+            (&["/k$(x)"], "/k", "'/'\"k", "words\n"),
+            (&["/k$(x)"], "/k", "\"/\"\"k", "words\n"),
+            (&["a:bc"], "a:b", "'b", "words\nbc\n"),
             (&["/dir/"], "/d", "/d", "open\n/dir/\n"),
         ] {
             assert_eq!(for_bash(&offers(words), word, bash_word), expected, "{word:?} {bash_word:?}");

@@ -238,7 +238,8 @@ fn bad_value(name: &str, value: &Weighed, why: &str) -> Failure {
     }
 }
 
-fn identity(user: &str, password: &str, token: &str) -> Result<Identity> {
+/// Who asks, as `user`, `password` and `token` say it; each may be empty.
+pub fn identity(user: &str, password: &str, token: &str) -> Result<Identity> {
     if !token.is_empty() {
         if !user.is_empty() || !password.is_empty() {
             return Err(Failure::arguments(

@@ -1,17 +1,20 @@
 //! can-stop: whether a member may be stopped now, for whoever reboots machines. The decision is pure; nothing is changed.
 //!
 //! The answer is strict: every other voter is up and in sync, nothing about the membership is under way, and what is left is a quorum, also
-//! if a learner that is in sync gets its vote in this moment. Between the answer and the stop something else may fail, as always.
+//! if a learner that is in sync gets its vote in this moment. Between the answer and the stop something else may fail, as always; only that
+//! another host gets the same answer meanwhile is kept out, by a reservation.
 
 use super::judge::IN_SYNC_ENTRIES;
 use super::member::plan::names_of;
 use super::member::quorum::Count;
+use super::reservation::{self, Holder};
 use super::show;
 use super::survey::{self, Survey, patient};
 use crate::cli;
 use crate::failure::{Details, Exit, Failure, Result};
 use crate::output::{Printer, Value};
 use crate::settings::Settings;
+use crate::units::parse_duration;
 use crate::verbs::member::view::client_endpoints;
 use clap::{ArgMatches, Command};
 use std::time::Duration;
@@ -19,6 +22,11 @@ use tokio::task::JoinSet;
 
 /// How long a read through one member may take: an election fits.
 const READ_PATIENCE: Duration = Duration::from_secs(3);
+
+/// A reservation has to outlive the time from the answer to the stop, and the cluster's shortest leases.
+const RESERVED_MIN: Duration = Duration::from_secs(10);
+/// Nobody should wait for longer for a host that asked and never came back.
+const RESERVED_MAX: Duration = Duration::from_secs(24 * 3600);
 
 pub fn command() -> Command {
     cli::verb(
@@ -28,8 +36,45 @@ pub fn command() -> Command {
     )
     .after_help(
         "Without a name it is about the member at the one endpoint of --endpoints. Exits with 0: yes; 9: the quorum would be lost;\n\
-         10: it would be kept, but something is under way or down, later; 1 and 2: nobody knows. Anything but 0 means: do not stop it.",
+         10: it would be kept, but something is under way or down, later; 75: another member has reserved its stop; 1 and 2: nobody knows.\n\
+         Anything but 0 means: do not stop it. Hosts that may ask at the same time ask with --reserve, which writes the key cairn/can-stop.",
     )
+    .args([
+        cli::value("reserve", "Keep others from being told yes for this time, if the answer is yes").value_name("time"),
+        cli::switch("release", "End the reservation of the member, when it is back"),
+    ])
+}
+
+/// What is to become of the answer.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Wish {
+    Know,
+    /// For so many seconds.
+    Reserve(i64),
+    Release,
+}
+
+impl Wish {
+    fn read(matches: &ArgMatches) -> Result<Wish> {
+        let text = cli::text(matches, "reserve");
+        match (text, cli::on(matches, "release")) {
+            ("", false) => Ok(Wish::Know),
+            ("", true) => Ok(Wish::Release),
+            (_, true) => {
+                Err(Failure::arguments("--reserve and --release cannot be set at the same time, choose one"))
+            }
+            (text, false) => {
+                let bad = |why: &str| {
+                    Failure::usage(format!("invalid argument {text:?} for \"--reserve\" flag: {why}"))
+                };
+                let time = parse_duration(text).map_err(|why| bad(&why))?;
+                if time < RESERVED_MIN || time > RESERVED_MAX {
+                    return Err(bad("expecting a time from 10s to 24h"));
+                }
+                Ok(Wish::Reserve(time.as_secs().cast_signed()))
+            }
+        }
+    }
 }
 
 /// What the decision needs of a member.
@@ -56,6 +101,8 @@ enum Answer {
     QuorumLost,
     /// Why it should be later.
     NotNow(Vec<String>),
+    /// Another member may stop: who holds the reservation.
+    Reserved(String),
 }
 
 /// The counts without the member: of the voters of now, and with the learners that may vote any moment.
@@ -141,73 +188,153 @@ pub async fn can_stop(settings: &Settings, matches: &ArgMatches) -> Result<()> {
     if named.is_none() && settings.endpoints.len() != 1 {
         return Err(Failure::arguments("can-stop command needs a member when --endpoints names several"));
     }
+    let wish = Wish::read(matches)?;
     let printer = Printer::new(settings);
     printer.page(&Value::Null, |_, _| String::new())?;
-    let survey = Survey::take(settings, false).await?;
-    let target = match &named {
-        Some(name) => survey.find(name),
-        None => {
-            let who = survey.asked.first().and_then(|asked| asked.who.as_ref().ok());
-            who.and_then(|(_, member)| survey.members.iter().find(|seen| seen.member.id == *member))
+    let mut assessed = Assessment::make(settings, named.as_deref()).await?;
+    let holder = assessed.holder.clone();
+    if wish == Wish::Release {
+        let released = reservation::release(settings, holder.member).await?;
+        let data =
+            Value::map([("member", format!("{:x}", holder.member).into()), ("released", released.into())]);
+        let words = if released { "its reservation has ended" } else { "it had no reservation" };
+        let label = &assessed.label;
+        return show(&printer.page(&data, |_, _| format!("member {label}: {words}\n"))?);
+    }
+    let mut held = None;
+    match wish {
+        Wish::Reserve(ttl) if assessed.answer == Answer::Yes => {
+            match reservation::take(settings, &holder, ttl).await? {
+                Err(found) => assessed.answer = Answer::Reserved(found.words(settings).await),
+                Ok(ours) => {
+                    // Whoever held it before may have stopped a member since the first look.
+                    let again = Assessment::make(settings, Some(&format!("{:x}", holder.member))).await;
+                    let yes = again.as_ref().is_ok_and(|again| again.answer == Answer::Yes);
+                    if yes {
+                        held = Some(ours);
+                    } else {
+                        reservation::give_back(settings, ours).await;
+                    }
+                    assessed = again?;
+                }
+            }
         }
-    };
-    let Some(target) = target else {
-        let name = named.unwrap_or_else(|| settings.endpoints[0].name.clone());
-        let labels = survey.members.iter().map(survey::Seen::label);
-        return Err(names_of(&name, labels));
-    };
-    let facts = facts(&survey);
-    let mut answer = decide(&facts, target.member.id);
-    // The members say that they are up, and still nothing can be read: the arithmetic misses something, so it is not trusted.
-    if let (Answer::Yes, Err(why)) = (&answer, &survey.quorum) {
-        answer = Answer::NotNow(vec![format!("no linearizable read: {why}")]);
+        Wish::Know if assessed.answer == Answer::Yes => {
+            // Who may not read the key has not been told of it, and is not kept from asking.
+            let found = reservation::look(settings).await.ok().flatten();
+            if let Some(found) = found.filter(|found| !found.is_of(holder.member)) {
+                assessed.answer = Answer::Reserved(found.words(settings).await);
+            }
+        }
+        _ => {}
     }
-    if answer == Answer::Yes {
-        let silent = unread(settings, &survey, target.member.id).await;
-        if !silent.is_empty() {
-            answer = Answer::NotNow(silent);
+    assessed.tell(printer, held.map(|held| held.ttl))
+}
+
+/// What is so at one moment.
+struct Assessment {
+    answer: Answer,
+    left: Left,
+    leads: bool,
+    holder: Holder,
+    label: String,
+}
+
+impl Assessment {
+    async fn make(settings: &Settings, named: Option<&str>) -> Result<Assessment> {
+        let survey = Survey::take(settings, false).await?;
+        let target = match named {
+            Some(name) => survey.find(name),
+            None => {
+                let who = survey.asked.first().and_then(|asked| asked.who.as_ref().ok());
+                who.and_then(|(_, member)| survey.members.iter().find(|seen| seen.member.id == *member))
+            }
+        };
+        let Some(target) = target else {
+            let name = named.map_or_else(|| settings.endpoints[0].name.clone(), str::to_owned);
+            let labels = survey.members.iter().map(survey::Seen::label);
+            return Err(names_of(&name, labels));
+        };
+        let facts = facts(&survey);
+        let mut answer = decide(&facts, target.member.id);
+        // The members say that they are up, and still nothing can be read: the arithmetic misses something, so it is not trusted.
+        if let (Answer::Yes, Err(why)) = (&answer, &survey.quorum) {
+            answer = Answer::NotNow(vec![format!("no linearizable read: {why}")]);
+        }
+        if answer == Answer::Yes {
+            let silent = unread(settings, &survey, target.member.id).await;
+            if !silent.is_empty() {
+                answer = Answer::NotNow(silent);
+            }
+        }
+        Ok(Assessment {
+            answer,
+            left: left(&facts, target.member.id),
+            leads: target.leads(),
+            holder: Holder { member: target.member.id, name: target.member.name.clone() },
+            label: target.label(),
+        })
+    }
+
+    /// `reserved`: for so many seconds.
+    fn tell(self, printer: Printer, reserved: Option<i64>) -> Result<()> {
+        let Assessment { answer, left, leads, holder, label } = self;
+        let reasons = match &answer {
+            Answer::Yes => Value::List(Vec::new()),
+            Answer::QuorumLost => vec![left.now.words()].into(),
+            Answer::NotNow(why) => why.clone().into(),
+            Answer::Reserved(who) => vec![who.clone()].into(),
+        };
+        let data = Value::map([
+            ("member", format!("{:x}", holder.member).into()),
+            ("name", holder.name.as_str().into()),
+            ("can_stop", (answer == Answer::Yes).into()),
+            ("reserved_seconds", reserved.map_or(Value::Null, Value::from)),
+            ("reasons", reasons),
+            ("leads", leads.into()),
+            ("voters", left.now.voters.into()),
+            ("voters_up_without_it", left.now.up.into()),
+            ("quorum", left.now.quorum().into()),
+            ("more_may_fail_then", left.now.spare().into()),
+        ]);
+        let bytes = printer.page(&data, |paint, _| {
+            let verdict = match &answer {
+                Answer::Yes => paint.good("may be stopped"),
+                Answer::QuorumLost => paint.bad("must not be stopped"),
+                Answer::NotNow(_) | Answer::Reserved(_) => paint.warn("not now"),
+            };
+            let lead = if leads && left.now.voters > 1 {
+                "it leads, and hands leadership over when it is stopped with SIGTERM\n"
+            } else {
+                ""
+            };
+            let reserved = reserved.map_or_else(String::new, |seconds| {
+                format!("nobody else is told yes for {seconds}s, or until can-stop --release\n")
+            });
+            format!("member {label}: {verdict}\nwithout it: {}\n{lead}{reserved}", left.now.words())
+        })?;
+        show(&bytes)?;
+        match answer {
+            Answer::Yes => Ok(()),
+            Answer::QuorumLost => Err(quorum_lost(&label, left)),
+            Answer::NotNow(why) => Err(not_now(&label, why)),
+            Answer::Reserved(who) => Err(reserved_by(&label, who)),
         }
     }
-    let left = left(&facts, target.member.id);
-    let leads = target.leads();
-    let data = Value::map([
-        ("member", format!("{:x}", target.member.id).into()),
-        ("name", target.member.name.as_str().into()),
-        ("can_stop", (answer == Answer::Yes).into()),
-        (
-            "reasons",
-            match &answer {
-                Answer::Yes => Value::List(Vec::new()),
-                Answer::QuorumLost => vec![left.now.words()].into(),
-                Answer::NotNow(why) => why.clone().into(),
-            },
-        ),
-        ("leads", leads.into()),
-        ("voters", left.now.voters.into()),
-        ("voters_up_without_it", left.now.up.into()),
-        ("quorum", left.now.quorum().into()),
-        ("more_may_fail_then", left.now.spare().into()),
-    ]);
-    let label = target.label();
-    let bytes = printer.page(&data, |paint, _| {
-        let verdict = match &answer {
-            Answer::Yes => paint.good("may be stopped"),
-            Answer::QuorumLost => paint.bad("must not be stopped"),
-            Answer::NotNow(_) => paint.warn("not now"),
-        };
-        let note = if leads && left.now.voters > 1 {
-            "it leads, and hands leadership over when it is stopped with SIGTERM\n"
-        } else {
-            ""
-        };
-        format!("member {label}: {verdict}\nwithout it: {}\n{note}", left.now.words())
-    })?;
-    show(&bytes)?;
-    match answer {
-        Answer::Yes => Ok(()),
-        Answer::QuorumLost => Err(quorum_lost(&label, left)),
-        Answer::NotNow(why) => Err(not_now(&label, why)),
-    }
+}
+
+fn reserved_by(label: &str, who: String) -> Failure {
+    Failure::new(Exit::Reserved, format!("[RESERVED] member {label} should wait for another one")).with(
+        Details {
+            cause: "another member was told that it may stop, and has not said that it is back".into(),
+            evidence: vec![who],
+            remedy: vec![
+                "wait until it is back or its time is over, and ask again".into(),
+                "when it is back and nothing says so: cairnctl can-stop --release NAME, with its name".into(),
+            ],
+            never: String::new(),
+        },
+    )
 }
 
 fn quorum_lost(label: &str, left: Left) -> Failure {
@@ -291,6 +418,7 @@ mod tests {
             let answer = match decide(&members(letters), target) {
                 Answer::Yes => YES,
                 Answer::QuorumLost => LOST,
+                Answer::Reserved(_) => unreachable!("nobody was asked"),
                 Answer::NotNow(reasons) => {
                     assert!(!reasons.is_empty());
                     LATER

@@ -72,7 +72,10 @@ pub async fn health(settings: &Settings, matches: &ArgMatches) -> Result<()> {
     }
     if printer.is_simple() {
         for unhealthy in all.iter().filter(|endpoint| !endpoint.error.is_empty()) {
-            tell(format_args!("{} is unhealthy: failed to commit proposal: {}", unhealthy.endpoint, unhealthy.error));
+            tell(format_args!(
+                "{} is unhealthy: failed to commit proposal: {}",
+                unhealthy.endpoint, unhealthy.error
+            ));
         }
     }
     show(&printer.health(&all)?)?;

@@ -13,6 +13,8 @@ mod judge;
 pub mod kv;
 pub mod lease;
 pub mod member;
+pub mod mirror;
+mod reservation;
 pub mod snapshot;
 pub mod status;
 mod survey;
@@ -40,6 +42,9 @@ const UNSHAPED: &[&str] = &[
     "snapshot status",
     "discovery new",
     "discovery show",
+    "make-mirror",
+    "check perf",
+    "check datascale",
 ];
 
 /// Runs the verb that was parsed.
@@ -97,6 +102,8 @@ pub async fn run(settings: &Settings, matches: &ArgMatches) -> Result<()> {
         ("endpoint", Some(("health", inner))) => endpoint::health(settings, inner).await,
         ("endpoint", Some(("status", inner))) => endpoint::status(settings, inner).await,
         ("endpoint", Some(("hashkv", inner))) => endpoint::hash_kv(settings, inner).await,
+        ("make-mirror", _) => mirror::make_mirror(settings, inner).await,
+        ("check", Some((kind, inner))) => bench::check::check(settings, kind, inner).await,
         ("bench", Some((kind, inner))) => bench::run(settings, kind, inner).await,
         (other, _) => unreachable!("the grammar knows a verb {other:?} that nothing runs"),
     }

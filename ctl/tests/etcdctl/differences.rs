@@ -6,6 +6,7 @@ use api::etcdserverpb::{
     Member, MemberListResponse, PutResponse, RangeResponse, RangeStreamResponse, ResponseHeader,
 };
 use api::mvccpb::KeyValue;
+use std::io::Write;
 use std::net::TcpListener;
 
 fn ours(endpoints: &str, line: &str) -> crate::tools::Run {
@@ -201,6 +202,62 @@ fn a_streamed_range_prints_what_one_answer_would() {
         );
         assert_eq!(streamed, plain);
         assert!(!plain.stdout.is_empty());
+    }
+}
+
+/// Where stderr goes is no part of what a command does: a full disk behind `2>` and a reader that left change neither output nor code.
+#[test]
+fn words_that_cannot_be_said_on_stderr_change_nothing() {
+    fn denied(_: &[u8]) -> Vec<bytes::Bytes> {
+        let cancel_reason = "etcdserver: permission denied".into();
+        let denied = api::etcdserverpb::WatchResponse {
+            created: true,
+            canceled: true,
+            cancel_reason,
+            ..Default::default()
+        };
+        vec![prost::Message::encode_to_vec(&denied).into()]
+    }
+    let fake = Fake::start([
+        ("Range", Answer::one(&RangeResponse::default())),
+        ("DeleteRange", Answer::one(&api::etcdserverpb::DeleteRangeResponse::default())),
+        ("Watch", Answer::Each(denied)),
+    ]);
+    let (here, nobody) = (fake.endpoint.clone(), nobody());
+    for (endpoints, line, stdin, code) in [
+        (&here, "del a b", "", 0),
+        (&here, "get k --debug --verbose", "", 0),
+        (&here, "watch k", "", 5),
+        (&here, "watch -i", "nonsense\nwatch\n\nwatch \"\nwatch --prefxi k\n", 3),
+        (&here, "get a --prefxi", "", 64),
+        (&here, "get", "", 128),
+        (&nobody, "get k --dial-timeout=50ms", "", 2),
+        (&nobody, "endpoint health --dial-timeout=50ms", "", 1),
+        (&nobody, "endpoint hashkv --dial-timeout=50ms", "", 1),
+        (&nobody, "defrag --dial-timeout=50ms", "", 1),
+        (&nobody, "discovery new --size 3 --dial-timeout=50ms", "", 2),
+        (&nobody, "wait --for leader --timeout=50ms", "", 8),
+        (&nobody, "bench put --total 1 --dial-timeout=50ms", "", 2),
+        (&nobody, "make-mirror a:1 --dial-timeout=50ms", "", 2),
+    ] {
+        let words: Vec<&str> = line.split(' ').collect();
+        let said = run(Tool::Cairnctl, endpoints, &words, stdin.as_bytes());
+        assert_eq!(said.code, code, "{line}: {}", said.stderr);
+        assert!(!said.stderr.is_empty(), "{line}: nothing to say, so nothing is shown by this");
+        for full in [true, false] {
+            let mut command = Tool::Cairnctl.command(endpoints, &words);
+            if full {
+                command.stderr(std::fs::File::options().write(true).open("/dev/full").expect("Linux has it"));
+            }
+            let mut child = command.spawn().expect("start the tool");
+            drop(child.stderr.take());
+            let _ = child.stdin.take().expect("piped").write_all(stdin.as_bytes());
+            let unsaid = child.wait_with_output().expect("wait for the tool");
+            assert_eq!(unsaid.status.code(), Some(code), "{line}, full: {full}");
+            if !line.starts_with("endpoint") {
+                assert_eq!(unsaid.stdout, said.stdout, "{line}, full: {full}");
+            }
+        }
     }
 }
 

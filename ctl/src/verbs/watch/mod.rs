@@ -6,8 +6,8 @@
 //! the watches of a closed connection by itself.
 
 mod command;
-mod request;
-mod watchers;
+pub(super) mod request;
+pub(super) mod watchers;
 
 use super::{begin, show};
 use crate::client::{Client, WATCH, server_failure};
