@@ -441,6 +441,7 @@ impl Shared {
         let applied = machine.applied();
         Shared {
             config: config.clone(),
+            arrived: snapshots::Arrived::default(),
             live: watch::Sender::new(config.tunable()),
             pulse: pulse::Pulse::default(),
             raft: Mailbox::new(),
@@ -468,6 +469,7 @@ impl Shared {
             revision: AtomicI64::new(machine.reader().revision().0),
             compacted: watch::Sender::new(machine.reader().compact_revision().0),
             conf_state: Mutex::new(machine.conf_state()),
+            prepared: Default::default(),
             leader: AtomicU64::new(MemberId::NONE.0),
             is_leader: AtomicBool::new(false),
             is_learner: AtomicBool::new(is_learner(config.member, &machine.conf_state())),

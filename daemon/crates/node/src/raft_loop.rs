@@ -406,7 +406,7 @@ impl RaftLoop {
                     self.leadership_changed(Leadership { leader, term, role });
                 }
                 Output::SendSnapshot { to } => snapshots::begin(&self.shared, to),
-                Output::SnapshotIgnored { position } => snapshots::discard(&self.shared.config, position),
+                Output::SnapshotIgnored { position } => snapshots::discard(&self.shared, position),
                 Output::InstallSnapshot { position, conf_state } => {
                     self.shared.apply.push(ToApply::Install { position, conf_state });
                 }

@@ -15,7 +15,7 @@ use consensus::{
 };
 use parking_lot::{Mutex, RwLock};
 use state_machine::Reader;
-use storage::state_store::FjallStore;
+use storage::{snapshot::Waiting, state_store::FjallStore};
 use tokio::sync::watch;
 use transport::Transport;
 use types::{ConfState, LogIndex, MemberId, Term};
@@ -34,7 +34,7 @@ use crate::{
     read_gate::ReadGate,
     records::Desk,
     sentinel::Sentinel,
-    snapshots::Outgoing,
+    snapshots::{Arrived, Outgoing},
     waiters::Waiters,
     watches::WatchDesk,
 };
@@ -96,6 +96,8 @@ impl Leadership {
 
 pub(crate) struct Shared {
     pub(crate) config: NodeConfig,
+    /// Snapshots from a leader on their way to raft.
+    pub(crate) arrived: Arrived,
     /// What of it may change, as it is now.
     pub(crate) live: watch::Sender<Tunable>,
     /// Written by the loops.
@@ -139,6 +141,8 @@ pub(crate) struct Shared {
     pub(crate) compacted: watch::Sender<i64>,
     /// Who votes and who learns as of `applied`. For a position other than that ask the state itself ([`crate::snapshots::conf_state`]).
     pub(crate) conf_state: Mutex<ConfState>,
+    /// What was built of a snapshot that arrived.
+    pub(crate) prepared: Waiting,
     /// A NOSPACE alarm of this member is on its way into the log.
     pub(crate) raising_alarm: AtomicBool,
     /// Set once, when this member knows of its own removal.

@@ -1,22 +1,26 @@
 //! Whole states on their way: out to a peer that needs what the log no longer holds, and in from a leader.
 //!
 //! Out: a thread pins a view of the state and measures it, the raft loop makes the message, and the transport streams the view in etcd's
-//! database format as it is read, no faster than the settings allow while writes are applied. No file is made. In: the transport writes the file, it is synced and named before raft hears of it, and the apply worker installs
-//! it when the core says so. A crash in between leaves a complete file whose index the log names; [`resume`] installs it at start.
+//! database format as it is read, no faster than the settings allow while writes are applied. No file is made. In: the transport writes the
+//! file, it is synced and named before raft hears of it, and the apply worker installs it when the core says so: as a rule the state that was
+//! built while it arrived, else from the file. A crash in between leaves a complete file whose index the log names; [`resume`] installs it at
+//! start.
 
 use std::{
+    collections::BTreeMap,
     fs::{self, File},
     io::{self, Write},
     num::NonZeroU64,
     ops::ControlFlow,
     path::{Path, PathBuf},
     sync::{Arc, atomic::Ordering},
-    time::Instant,
+    time::{Duration, Instant},
 };
 
 use api::raftpb;
 use bytes::Bytes;
 use consensus::{Core, io::Input};
+use parking_lot::Mutex;
 use state_machine::{
     StateMachine,
     membership::Member,
@@ -24,12 +28,12 @@ use state_machine::{
     store::{StoreError, Table},
 };
 use storage::{
-    snapshot::{self, DbFile, Room, View},
+    snapshot::{self, Ahead, DbFile, Room, SyncBehind, View},
     state_store::{FjallStore, StateView, TABLE_KEY_BYTES_MAX},
 };
 use tracing::{info, warn};
 use transport::{SnapshotSink, SnapshotSource, Transport};
-use types::{ConfState, LogIndex, LogPosition, MemberId};
+use types::{ConfState, LogIndex, LogPosition, MemberId, Term};
 
 use crate::{
     config::NodeConfig,
@@ -38,9 +42,10 @@ use crate::{
     v2_store,
 };
 
-/// Bytes of an arriving snapshot that may wait to be written to the disk: what the kernel holds back is written out in one go otherwise, and
-/// the log's syncs stand behind all of it.
-const SYNC_EVERY_BYTES: u64 = 2 << 20;
+/// A file that is not needed any more goes in pieces of this size, with a pause after each: the file system writes down at once what it frees
+/// at once, and the log's syncs stand behind that.
+const DISCARD_SLICE_BYTES: u64 = 64 << 20;
+const DISCARD_PAUSE: Duration = Duration::from_millis(20);
 
 /// Why a snapshot could not be written, received or installed.
 #[derive(Debug, thiserror::Error)]
@@ -158,57 +163,116 @@ fn snapshot_path(config: &NodeConfig, index: LogIndex) -> PathBuf {
     config.snap_dir.join(format!("{:016x}.snap.db", index.0))
 }
 
+/// Received files that have their name, and of which raft has been told or is about to be. Two may come at one index, from a leader and from
+/// its successor, with the same state in them, and are one file then: what raft says to the message of one must not take it from the other.
+#[derive(Default)]
+pub(crate) struct Arrived(Mutex<BTreeMap<LogIndex, usize>>);
+
+impl Arrived {
+    fn give_name(&self, index: LogIndex, name: impl FnOnce() -> io::Result<()>) -> io::Result<()> {
+        let mut messages = self.0.lock();
+        name()?;
+        *messages.entry(index).or_default() += 1;
+        Ok(())
+    }
+
+    /// Raft did not want one of them.
+    fn ignored(&self, index: LogIndex, remove: impl FnOnce()) {
+        let mut messages = self.0.lock();
+        let left = messages.get(&index).map_or(0, |count| count.saturating_sub(1));
+        if left > 0 {
+            messages.insert(index, left);
+            return;
+        }
+        messages.remove(&index);
+        remove();
+    }
+
+    /// Nobody needs any of them any more.
+    fn installed(&self, index: LogIndex, remove: impl FnOnce()) {
+        let mut messages = self.0.lock();
+        messages.retain(|other, _| *other > index);
+        remove();
+    }
+}
+
 /// Transport: bytes of a snapshot begin to arrive.
 pub(crate) fn receive(shared: &Arc<Shared>, message: raftpb::Message) -> io::Result<Box<dyn SnapshotSink>> {
     let metadata = message.snapshot.as_ref().and_then(|snapshot| snapshot.metadata.as_ref());
-    let index = metadata.and_then(|metadata| metadata.index).unwrap_or_default();
-    if index == 0 || index <= shared.applied().0 {
+    let number = |of: fn(&raftpb::SnapshotMetadata) -> Option<u64>| metadata.and_then(of).unwrap_or_default();
+    let position = LogPosition { term: Term(number(|at| at.term)), index: LogIndex(number(|at| at.index)) };
+    if position.index.0 == 0 || position.index <= shared.applied() {
         return Err(io::Error::other(format!(
-            "snapshot at index {index} is not above the applied {}",
+            "snapshot at index {} is not above the applied {}",
+            position.index,
             shared.applied()
         )));
     }
-    let room = Room::of(&shared.config.snap_dir)?;
-    let partial = tempfile::Builder::new().prefix("tmp-").tempfile_in(&shared.config.snap_dir)?;
-    let path = snapshot_path(&shared.config, LogIndex(index));
-    Ok(Box::new(Incoming { shared: shared.clone(), message, partial, path, room, unsynced: 0 }))
+    let config = &shared.config;
+    let room = Room::of(&config.snap_dir)?;
+    let partial = tempfile::Builder::new().prefix("tmp-").tempfile_in(&config.snap_dir)?;
+    let path = snapshot_path(config, position.index);
+    let syncing = partial.reopen()?;
+    let behind = SyncBehind::new(move || syncing.sync_data())?;
+    let ahead = Ahead::begin(&config.state_dir, position, &crate::store_options(config), rows::is_row)?;
+    let shared = shared.clone();
+    Ok(Box::new(Incoming { shared, message, position, partial, path, room, behind, ahead: Some(ahead) }))
 }
 
 struct Incoming {
     shared: Arc<Shared>,
     message: raftpb::Message,
+    position: LogPosition,
     /// Removed on drop unless it got its name.
     partial: tempfile::NamedTempFile,
     path: PathBuf,
     room: Room<'static>,
-    unsynced: u64,
+    behind: SyncBehind,
+    /// Builds the state; gone when it cannot, as from what an etcd sends.
+    ahead: Option<Ahead>,
 }
 
 impl SnapshotSink for Incoming {
     fn write(&mut self, chunk: Bytes) -> io::Result<()> {
-        self.room.take(chunk.len() as u64)?;
+        let bytes = chunk.len() as u64;
+        // The file, and the state that is built from it.
+        self.room.take(if self.ahead.is_some() { 2 * bytes } else { bytes })?;
         self.partial.write_all(&chunk)?;
-        self.unsynced += chunk.len() as u64;
-        if self.unsynced >= SYNC_EVERY_BYTES {
-            self.partial.as_file().sync_data()?;
-            self.unsynced = 0;
+        self.behind.wrote(bytes);
+        if self.ahead.as_mut().is_some_and(|ahead| !ahead.take(chunk)) {
+            self.ahead = None;
         }
         Ok(())
     }
 
     fn finish(self: Box<Self>) -> io::Result<()> {
-        let Incoming { shared, message, partial, path, room, .. } = *self;
+        let Incoming { shared, message, position, partial, path, room, behind, ahead } = *self;
+        behind.finish()?;
         partial.as_file().sync_all()?;
-        // The state that is built from it stands beside the old one for a while. Later there is no way to refuse it.
-        room.needs(partial.as_file().metadata()?.len())?;
         // Before raft hears of it: once it is noted in the log there is no way back, and a file that cannot be installed would end this
         // member at every start. Whatever a peer sends must not.
-        let metadata = message.snapshot.as_ref().and_then(|snapshot| snapshot.metadata.as_ref());
-        let announced = metadata.and_then(|metadata| metadata.index).unwrap_or_default();
-        check_content(&partial.reopen()?, LogIndex(announced))?;
-        partial.persist(&path)?;
-        File::open(&shared.config.snap_dir)?.sync_all()?;
-        info!(path = %path.display(), "received a snapshot");
+        let file = partial.reopen()?;
+        let bytes = file.metadata()?.len();
+        let open = || DbFile::open(partial.reopen()?).map_err(io::Error::other);
+        let prepared = match ahead {
+            Some(ahead) if !snapshot::has_digest(bytes) => ahead.finish(open()?),
+            _ => None,
+        };
+        if prepared.is_some() {
+            // Every row was looked at, and the state compared with the file.
+            check_tables(&open()?)?;
+        } else {
+            // The state that is built from it stands beside the old one for a while. Later there is no way to refuse it.
+            room.needs(bytes)?;
+            check_content(&file, position.index)?;
+        }
+        let is_built = prepared.is_some();
+        shared.arrived.give_name(position.index, || {
+            partial.persist(&path)?;
+            File::open(&shared.config.snap_dir)?.sync_all()
+        })?;
+        shared.prepared.put(prepared);
+        info!(path = %path.display(), is_built, "received a snapshot");
         shared.raft.push(ToRaft::input(Input::Message(message)));
         Ok(())
     }
@@ -216,7 +280,6 @@ impl SnapshotSink for Incoming {
 
 /// Reads all of a received database, as installing and opening it will.
 fn check_content(file: &File, announced: LogIndex) -> io::Result<()> {
-    let bad = |what: String| io::Error::new(io::ErrorKind::InvalidData, what);
     if snapshot::check_digest(file)? == Some(false) {
         return Err(bad("the SHA-256 at the end of the snapshot does not match".to_owned()));
     }
@@ -234,6 +297,12 @@ fn check_content(file: &File, announced: LogIndex) -> io::Result<()> {
         ControlFlow::Break(())
     })
     .map_err(io::Error::other)?;
+    fault.map_or(Ok(()), |what| Err(bad(what)))?;
+    check_tables(&db)
+}
+
+fn check_tables(db: &DbFile) -> io::Result<()> {
+    let mut fault = None;
     for table in Table::ALL {
         db.each_pair(table, &mut |key, value| {
             let good = match table {
@@ -252,6 +321,10 @@ fn check_content(file: &File, announced: LogIndex) -> io::Result<()> {
     fault.map_or(Ok(()), |what| Err(bad(what)))
 }
 
+fn bad(what: String) -> io::Error {
+    io::Error::new(io::ErrorKind::InvalidData, what)
+}
+
 /// Apply worker: replaces the state by the received one. The old state stays until the new one is complete and durable.
 pub(crate) fn install(
     shared: &Shared,
@@ -259,8 +332,14 @@ pub(crate) fn install(
     position: LogPosition,
 ) -> Result<(), SnapshotError> {
     let config = &shared.config;
-    let path = snapshot_path(config, position.index);
-    install_file(config, &path, position)?;
+    match shared.prepared.take(position) {
+        Some(prepared) => {
+            remove_checkpoint(config)?;
+            let rows = prepared.install(&config.state_dir).map_err(failed("install the snapshot"))?;
+            info!(index = position.index.0, rows, "the state that was built while it arrived is in place");
+        }
+        None => install_file(config, &snapshot_path(config, position.index), position)?,
+    }
     let began = Instant::now();
     let store = FjallStore::open(&config.state_dir, crate::store_options(config))
         .map_err(failed("open the new state"))?;
@@ -271,9 +350,17 @@ pub(crate) fn install(
     *shared.reader.write() = fresh.reader();
     *shared.store.write() = store;
     *machine = fresh;
-    discard(config, position);
-    clean_up(config);
+    shared.arrived.installed(position.index, || remove(config, position));
+    let config = config.clone();
+    aside("clean-up", move || clean_up(&config));
     Ok(())
+}
+
+/// Work that nobody waits for.
+fn aside(name: &str, work: impl FnOnce() + Send + 'static) {
+    if let Err(error) = std::thread::Builder::new().name(name.to_owned()).spawn(work) {
+        warn!(name, %error, "no thread to tidy up; the next start does it");
+    }
 }
 
 /// The state before goes once nobody reads it any more. One that cannot be removed costs space; the next start tries again.
@@ -283,15 +370,38 @@ pub(crate) fn clean_up(config: &NodeConfig) {
     }
 }
 
-/// The bytes of a snapshot that raft did not want, or that is installed.
-pub(crate) fn discard(config: &NodeConfig, position: LogPosition) {
+/// Raft loop: the bytes of a snapshot that raft did not want.
+pub(crate) fn discard(shared: &Shared, position: LogPosition) {
+    shared.arrived.ignored(position.index, || {
+        drop(shared.prepared.take(position));
+        remove(&shared.config, position);
+    });
+}
+
+fn remove(config: &NodeConfig, position: LogPosition) {
     let path = snapshot_path(config, position.index);
-    match fs::remove_file(&path) {
-        Err(error) if error.kind() != io::ErrorKind::NotFound => {
-            warn!(path = %path.display(), %error, "a used snapshot file could not be removed");
-        }
-        _ => {}
+    // Under a name that nobody installs, before anything of it goes.
+    let unnamed = config.snap_dir.join(format!("tmp-{:016x}.discarded", position.index.0));
+    match fs::rename(&path, &unnamed) {
+        Ok(()) => aside("discard", move || {
+            if let Err(error) = shrink_and_remove(&unnamed) {
+                warn!(path = %unnamed.display(), %error, "a used snapshot file could not be removed");
+            }
+        }),
+        Err(error) if error.kind() == io::ErrorKind::NotFound => {}
+        Err(error) => warn!(path = %path.display(), %error, "a used snapshot file could not be removed"),
     }
+}
+
+fn shrink_and_remove(path: &Path) -> io::Result<()> {
+    let file = File::options().write(true).open(path)?;
+    let mut left = file.metadata()?.len();
+    while left > DISCARD_SLICE_BYTES {
+        left -= DISCARD_SLICE_BYTES;
+        file.set_len(left)?;
+        std::thread::sleep(DISCARD_PAUSE);
+    }
+    fs::remove_file(path)
 }
 
 /// At start: the log may name a snapshot that was received but not yet installed. Anything else in the directory is a leftover.
@@ -319,10 +429,49 @@ pub(crate) fn resume(config: &NodeConfig, noted: LogPosition) -> Result<(), Snap
 }
 
 /// A checkpoint belongs to the state it was made from, so it goes first.
+fn remove_checkpoint(config: &NodeConfig) -> Result<(), SnapshotError> {
+    storage::checkpoint::remove(&config.snap_dir).map_err(failed("remove the index checkpoint"))
+}
+
 fn install_file(config: &NodeConfig, path: &Path, position: LogPosition) -> Result<(), SnapshotError> {
-    storage::checkpoint::remove(&config.snap_dir).map_err(failed("remove the index checkpoint"))?;
+    remove_checkpoint(config)?;
     let installed = snapshot::install(&config.state_dir, path, position, &crate::store_options(config))
         .map_err(failed("install the snapshot"))?;
     info!(index = installed.position.index.0, rows = installed.rows, "the received state is in place");
     Ok(())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    /// AP20: also when the one that is not wanted came first.
+    #[test]
+    fn a_refused_snapshot_leaves_another_ones_bytes_of_its_index() {
+        let arrived = Arrived::default();
+        let at = LogIndex(7);
+        let is_removed = |tell: &dyn Fn(&mut bool)| {
+            let mut removed = false;
+            tell(&mut removed);
+            removed
+        };
+        let comes = || arrived.give_name(at, || Ok(())).unwrap();
+        let ignored = |index| is_removed(&|removed| arrived.ignored(index, || *removed = true));
+        let installed = || is_removed(&|removed| arrived.installed(at, || *removed = true));
+        comes();
+        comes();
+        assert!(!ignored(at), "the other one is still to be decided");
+        assert!(installed());
+        comes();
+        assert!(ignored(at), "the only one");
+        assert!(ignored(at), "a copy that came while the first was installed");
+        comes();
+        comes();
+        assert!(installed(), "the copy is not needed either");
+        comes();
+        assert!(ignored(at));
+        arrived.give_name(at, || Err(io::Error::other("no room"))).unwrap_err();
+        assert!(ignored(at), "what got no name does not count");
+        assert!(ignored(LogIndex(8)));
+    }
 }
