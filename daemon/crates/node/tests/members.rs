@@ -683,3 +683,32 @@ fn changes_that_followers_pass_on_at_once_are_all_made() {
         }
     });
 }
+
+/// What one member acknowledged no other one denies, however far it is behind.
+#[test]
+fn a_member_that_lags_denies_no_change_that_was_acknowledged() {
+    block_on(async {
+        let cluster = Cluster::start_with(3, at_once);
+        let leader = cluster.leader().await;
+        let behind = (leader + 1) % 3;
+        let (ahead, lagging) = (cluster.handle(leader), cluster.handle(behind));
+        put_over_elections(&lagging, "k").await;
+        cluster.cut_off(behind);
+        let added = add(&ahead, "http://127.0.0.1:1", true).await.expect("two of three agree");
+        assert!(lagging.reader().member(added.id).is_none(), "it cannot know");
+        // Asked while it is cut off, answered when it is not any more.
+        let ask = async {
+            loop {
+                match lagging.member_remove(pb::MemberRemoveRequest { id: added.id.0 }).await {
+                    Err(EtcdError::NoLeader | EtcdError::Timeout | EtcdError::TimeoutDueToLeaderFail) => {}
+                    answer => return answer,
+                }
+            }
+        };
+        let connect = async { cluster.connect(behind) };
+        let (answer, ()) = tokio::join!(biased; ask, connect);
+        answer.expect("the member that was added is removed");
+        let unknown = ahead.member_remove(pb::MemberRemoveRequest { id: added.id.0 }).await;
+        assert_eq!(unknown.expect_err("once"), EtcdError::MemberNotFound);
+    });
+}

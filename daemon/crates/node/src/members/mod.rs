@@ -229,7 +229,15 @@ impl Handle {
             if in_doubt && self.is_done(kind, id) {
                 return Ok(self.members());
             }
-            self.reader().membership().check(kind, id, &context)?;
+            if self.reader().membership().check(kind, id, &context).is_err() {
+                // This member may lag behind a change that was acknowledged by another one. What the cluster knows is what counts.
+                let caught_up = self.read_barrier().await;
+                caught_up.map_err(|error| if in_doubt { EtcdError::Timeout } else { error })?;
+                if in_doubt && self.is_done(kind, id) {
+                    return Ok(self.members());
+                }
+                self.reader().membership().check(kind, id, &context)?;
+            }
             let request = shared.waiters.next_id();
             let change = ConfChange {
                 id: Some(request),
