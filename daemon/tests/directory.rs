@@ -46,7 +46,8 @@ fn a_restart_under_another_identity_is_refused_and_the_old_one_goes_on() {
     let other_url = "--initial-advertise-peer-urls=http://127.0.0.1:9";
     refused(dir.path(), &data, &["--name=n2"], "NAME_MISMATCH", 78).says("--name=n1");
     refused(dir.path(), &data, &["--name=n1", other_url], "PEER_URL_MISMATCH", 78)
-        .says("http://localhost:2380");
+        .says("http://localhost:2380")
+        .says("cairnctl --endpoints=<a member's client URL> member update");
     refused(dir.path(), &data, &["--name=n1", "--initial-cluster-token=t"], "TOKEN_CONFLICT", 78)
         .says("token t");
     refused(dir.path(), &data, &["--name=n2", other_url], "WRONG_DIR", 78).says("n2");

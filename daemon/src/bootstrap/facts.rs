@@ -43,6 +43,15 @@ pub struct LogFact {
     pub owner: Option<Result<LogOwner, String>>,
 }
 
+impl LogFact {
+    /// Commands that are made of somebody else's file would remove somebody else.
+    fn may_be_of(&self, identity: &Identity) -> bool {
+        let Some(Ok(owner)) = &self.owner else { return true };
+        (owner.member, owner.cluster) == (identity.member_id, identity.cluster_id)
+            && owner.dir.is_none_or(|dir| dir == identity.dir_uuid)
+    }
+}
+
 #[derive(Clone, Debug)]
 pub struct DiskFacts {
     pub data_dir: PathBuf,
@@ -97,9 +106,10 @@ pub fn gather(settings: &Settings) -> Result<DiskFacts, Refusal> {
         Some(dir) => read_identity(dir)?,
         None => IdentityFact::None,
     };
+    let log = log_fact(wal_dir(settings))?;
     let previous = match identity {
         IdentityFact::Present(_) => None,
-        _ => identity::read_previous(&member).map(Box::new),
+        _ => identity::read_previous(&member).filter(|identity| log.may_be_of(identity)).map(Box::new),
     };
     let state = member.join("state");
     let known = [
@@ -120,7 +130,7 @@ pub fn gather(settings: &Settings) -> Result<DiskFacts, Refusal> {
         identity,
         previous,
         wal_identity,
-        log: log_fact(wal_dir(settings))?,
+        log,
         state_present: !names(&state)?.is_empty(),
         etcd_database: member.join("snap").join("db").is_file(),
         strangers: strangers.collect(),
@@ -296,6 +306,20 @@ mod tests {
         }
         bytes.extend(std::iter::repeat_n(0, padding));
         [word.to_le_bytes().to_vec(), bytes].concat()
+    }
+
+    #[test]
+    fn the_previous_identity_of_another_directory_is_not_this_ones() {
+        let identity = identity::sample();
+        let log = |member, dir| LogFact {
+            owner: Some(Ok(LogOwner { member, cluster: identity.cluster_id, dir })),
+            ..LogFact::default()
+        };
+        assert!(log(identity.member_id, Some(identity.dir_uuid)).may_be_of(&identity));
+        assert!(log(identity.member_id, None).may_be_of(&identity), "a log of an earlier version");
+        assert!(!log(MemberId(77), None).may_be_of(&identity));
+        assert!(!log(identity.member_id, Some(Unique::for_test(77))).may_be_of(&identity));
+        assert!(LogFact::default().may_be_of(&identity), "nothing contradicts it");
     }
 
     #[test]

@@ -205,6 +205,13 @@ fn every_row_of_a_first_start() {
         change(&mut answer);
         answers(by, answer)
     };
+    let removed_and_then = |successor: &str| {
+        let removed = Standing::Removed { index: 9, term: 2, asked_through: None };
+        let mut answer = runs("n1", &own, true, &|known| known.standing = removed.clone());
+        let place = answer.members.iter_mut().find(|named| named.name == "n3").unwrap();
+        (place.id, place.name) = (MemberId(0xbf3a), successor.to_owned());
+        answers("n1", answer)
+    };
     let other_cluster = |change: &dyn Fn(&mut Answer)| {
         changed("n1", &|answer| {
             answer.hello.cluster_id = ClusterId(0xc0);
@@ -359,6 +366,22 @@ fn every_row_of_a_first_start() {
             })],
             "REMOVED",
             &["log entry 9 of term 2", "as asked of member n2 (ab)"],
+        ),
+        first(
+            "A16 removed before, and added anew",
+            vec![removed_and_then("")],
+            "PENDING_MEMBER",
+            &["(bf3a)", "--initial-cluster-state=existing --initial-cluster=n1=http://h1:1"],
+        ),
+        first(
+            "A16 removed before, and replaced by another directory",
+            vec![removed_and_then("n3")],
+            "REMOVED",
+            &[
+                "member bf3a (n3)",
+                "member remove bf3a, then",
+                "1. if the directory of member bf3a still exists",
+            ],
         ),
         first(
             "A19 two members of one name",

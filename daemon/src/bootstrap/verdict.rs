@@ -149,15 +149,40 @@ fn stranger(me: &Me, said: &Said) -> Refusal {
 }
 
 fn removed(me: &Me, said: &Said, index: u64, term: u64, through: Option<&str>) -> Refusal {
+    let hello = me.hello;
+    let has_data = hello.life != Life::Unborn;
+    let mut members = said.answer.members.iter();
+    let successor =
+        members.find(|named| named.id != hello.member && same_urls(&named.peer_urls, me.peer_urls));
+    if let (false, Some(place)) = (has_data, successor.filter(|named| named.name.is_empty())) {
+        return pending(me, said, place.id);
+    }
     let through = through.map(|member| format!(", as asked of member {member}")).unwrap_or_default();
-    let cause =
-        format!("member {} ({}) was removed from its cluster{through}", me.hello.member, me.hello.name);
-    Refusal::new(Id::Removed, cause)
+    let cause = format!("member {} ({}) was removed from its cluster{through}", hello.member, hello.name);
+    let mut refusal = Refusal::new(Id::Removed, cause)
         .evidence("here", here(me))
-        .evidence(said.at(), format!("removed by log entry {index} of term {term}"))
-        .remedy(move_aside(me))
-        .remedy(add(me, said))
-        .never("do not start this directory with another token or name: its cluster has decided")
+        .evidence(said.at(), format!("removed by log entry {index} of term {term}"));
+    if let Some(Named { id, name, .. }) = successor {
+        let name = if name.is_empty() { "not started" } else { name };
+        refusal = refusal.evidence("in its place", format!("member {id} ({name})"));
+    }
+    if has_data {
+        refusal = refusal.remedy(move_aside(me));
+    }
+    let refusal = match successor {
+        None => refusal.remedy(add(me, said)),
+        Some(place) if place.name.is_empty() => {
+            refusal.remedy(format!("start with an empty data directory and {}", join_flags(me, said)))
+        }
+        Some(Named { id, .. }) => refusal
+            .remedy(format!("if the directory of member {id} still exists: --data-dir=<that directory>"))
+            .remedy(format!(
+                "else replace that member: {} member remove {id}, then {}",
+                others(me, said),
+                add(me, said)
+            )),
+    };
+    refusal.never("do not start this directory with another token or name: its cluster has decided")
 }
 
 /// Added to a running cluster, started as if it founded one.

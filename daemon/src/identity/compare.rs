@@ -171,7 +171,8 @@ fn same_member(identity: &Identity, asked: &Membership, data_dir: &str) -> Resul
         .evidence("given", asked.own_urls_shown())
         .remedy(format!("keep the URLs: --initial-advertise-peer-urls={shown_urls}"))
         .remedy(format!(
-            "or move the member: cairnctl member update {} --peer-urls={}",
+            "or move the member: {} member update {} --peer-urls={}",
+            remedy::control(identity),
             identity.member_id,
             wanted.join(",")
         ))

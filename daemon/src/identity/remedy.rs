@@ -43,7 +43,7 @@ fn others(identity: &Identity) -> impl Iterator<Item = &KnownMember> {
 }
 
 /// The control tool, pointed at the others as they were last known.
-fn control(identity: &Identity) -> String {
+pub fn control(identity: &Identity) -> String {
     let endpoints: Vec<&str> =
         others(identity).filter_map(|member| member.client_urls.first()).map(String::as_str).collect();
     match endpoints.is_empty() {
