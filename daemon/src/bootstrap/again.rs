@@ -4,7 +4,7 @@
 //! With nobody there it starts: the cold start of a whole cluster needs nobody's leave. What is said against it is believed from a
 //! leader or from a majority, or after some patience when those who take its side are, with this member, no majority. Members of another
 //! life of the cluster, or of another cluster, at the addresses of its own stop it only when the remaining ones are no majority; those
-//! that only its settings name have no say, unless it knows nobody else and all of them are of another cluster.
+//! that only its settings name have no say, unless it knows nobody else and they count its address to another cluster.
 
 use std::time::Duration;
 
@@ -32,6 +32,8 @@ pub const QUIET_TWIN_PATIENCE: Duration = Duration::from_secs(8);
 pub enum Step {
     /// What was said against this member and not believed.
     Start(Option<Refusal>),
+    /// It is its cluster's only voter, and at these URLs of its settings runs another cluster that does not know its address.
+    StartAlone(Vec<String>),
     /// It stands when it is still said later.
     AskAgain(Refusal),
     /// With what is believed, which the identity file may have to remember.
@@ -65,7 +67,10 @@ pub fn decide(me: &Me, voters: &[MemberId], replies: &[Reply], waited: Duration)
                 term: witness.term,
                 verdict,
                 is_foreign,
-                life: answer.known.cluster_uuid,
+                life: match me.hello.life {
+                    Life::Born(ours) => Some(ours),
+                    _ => answer.known.cluster_uuid,
+                },
             }
         })
         .collect();
@@ -83,8 +88,9 @@ pub fn decide(me: &Me, voters: &[MemberId], replies: &[Reply], waited: Duration)
     // What marks the directory for good is the leader's to say, or a majority's: no patience makes one voice enough.
     let (for_good, passing): (Vec<_>, Vec<_>) =
         voices.iter().copied().partition(|voice| is_for_good(voice.verdict));
+    let newer = newer_voters(me, &answers);
     let believed = believe::believed(voters, term, &for_good)
-        .or_else(|| believe::believed_at_start(voters, own, term, &passing, over));
+        .or_else(|| believe::believed_at_start(voters, &newer, own, term, &passing, over));
     if let Some((verdict, refusal)) = believed.and_then(|verdict| Some((verdict, refusal_of(verdict)?))) {
         let limit = match verdict {
             Verdict::Duplicate { .. } => {
@@ -100,16 +106,22 @@ pub fn decide(me: &Me, voters: &[MemberId], replies: &[Reply], waited: Duration)
             false => Step::AskAgain(refusal),
         };
     }
-    // An only voter needs nobody. But where its settings call others its cluster, and whoever answers there is of another one, either this
-    // directory or the settings are somebody else's, and clients would be served what they do not mean.
+    // An only voter needs nobody: whatever its cluster has acknowledged is here. Its settings are older than that where others run at the
+    // addresses of members that it had. But where those others count this very address to their own cluster, either this directory or the
+    // settings are somebody else's, and clients would be served what they do not mean.
     let strangers_only = answers.iter().all(|(_, answer, _)| is_another_cluster(me, answer));
     if let (true, [alone], Some(voice)) = (strangers_only, voters, voices.first())
         && *alone == own
         && let Some(refusal) = refusal_of(voice.verdict)
     {
-        return match over {
-            true => Step::Refuse(refusal, None),
-            false => Step::AskAgain(refusal),
+        return match answers.iter().find_map(|(reply, answer, _)| claim(me, reply, answer)) {
+            _ if !over => Step::AskAgain(refusal),
+            Some(claimed) => Step::Refuse(claimed, None),
+            None => {
+                let mut stale: Vec<String> = answers.iter().map(|(reply, ..)| reply.url.clone()).collect();
+                stale.sort();
+                Step::StartAlone(stale)
+            }
         };
     }
     let against = voices.iter().find(|voice| !voice.verdict.is_welcome());
@@ -117,6 +129,29 @@ pub fn decide(me: &Me, voters: &[MemberId], replies: &[Reply], waited: Duration)
         Some(refusal) if !over => Step::AskAgain(refusal),
         doubted => Step::Start(doubted),
     }
+}
+
+/// The voters as somebody tells them who is of this member's life, takes it, and has applied more than it has.
+fn newer_voters(me: &Me, answers: &[(&Reply, &Answer, Verdict)]) -> Vec<MemberId> {
+    let knows_more = |(_, answer, verdict): &&(&Reply, &Answer, Verdict)| {
+        verdict.is_welcome()
+            && !is_foreign(me, answer)
+            && is_same_life(me, answer)
+            && answer.known.witness.commit > me.hello.log.commit
+    };
+    let newest = answers.iter().filter(knows_more).max_by_key(|(_, answer, _)| answer.known.witness.commit);
+    newest.map(|(_, answer, _)| answer.voters()).unwrap_or_default()
+}
+
+/// Another cluster that has a member at this one's address, or is being founded with one.
+fn claim(me: &Me, reply: &Reply, answer: &Answer) -> Option<Refusal> {
+    let is_here = |urls: &[String]| urls.iter().any(|url| me.peer_urls.contains(url));
+    let listed = answer.members.iter().find(|member| is_here(&member.peer_urls)).map(|member| &member.name);
+    let mut first = answer.config.iter().flat_map(|config| &config.members);
+    let name =
+        listed.or_else(|| first.find(|member| is_here(&member.peer_urls)).map(|member| &member.name))?;
+    let refusal = another_cluster(me, &Said { url: &reply.url, answer });
+    Some(refusal.evidence("there", format!("member {name} is the one at {}", me.peer_urls.join(","))))
 }
 
 /// Two clusters that differ in their ids share nothing, whatever the other one makes of a stranger.

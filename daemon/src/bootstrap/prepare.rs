@@ -372,11 +372,26 @@ fn ask_peers(
                     say_heard(&replies, doubted.as_ref());
                     return Ok(());
                 }
+                again::Step::StartAlone(stale) => {
+                    warn!("{}", alone(identity, &stale));
+                    return Ok(());
+                }
                 again::Step::Refuse(refusal, verdict) => return Err(Box::new((refusal, verdict))),
                 again::Step::AskAgain(_) => tokio::time::sleep(PAUSE).await,
             }
         }
     })
+}
+
+/// What an operator should know of settings that name others than the cluster has.
+pub fn alone(identity: &Identity, stale: &[String]) -> String {
+    let own: Vec<String> = identity.peer_urls.iter().map(|url| format!("{}={url}", identity.name)).collect();
+    format!(
+        "initial-cluster is out of date: another cluster runs at {}, and this member is the only voter of its own; starting alone. Set \
+         --initial-cluster={} to say so",
+        stale.join(", "),
+        own.join(",")
+    )
 }
 
 fn say_heard(replies: &[Reply], doubted: Option<&Refusal>) {

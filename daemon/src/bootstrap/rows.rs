@@ -670,6 +670,7 @@ fn came_back_among(voters: &[&str], case: &Back) -> (&'static str, String) {
     match again::decide(&me, &voters, &case.replies, case.waited) {
         again::Step::Start(None) => ("start", String::new()),
         again::Step::Start(Some(doubted)) => ("start", Refusal::text(&doubted)),
+        again::Step::StartAlone(stale) => ("alone", stale.join(" ")),
         again::Step::AskAgain(refusal) => ("again", refusal.text()),
         again::Step::Refuse(refusal, _) => (refusal.id.name(), refusal.text()),
     }
@@ -953,33 +954,95 @@ fn every_row_of_a_start_with_data() {
     }
 }
 
-/// B10: a member that is its cluster's only voter needs nobody, but for those that only its settings name, where all are strangers.
+/// B10: a member that is its cluster's only voter needs nobody. Who runs at the addresses of members that it had, and that its settings still
+/// name, stops it only where they count its own address to their cluster.
 #[test]
-fn an_only_voter_whose_settings_name_another_cluster_is_refused() {
+fn an_only_voter_is_stopped_by_those_who_count_its_address_to_another_cluster() {
     let own = returning();
-    let named = |by: &'static str, cluster_id| {
+    let named = |by: &'static str, cluster_id, claims: bool| {
         let mut answer = runs(by, &own, by == "n1", &|known| known.standing = Standing::Stranger);
         answer.hello.cluster_id = cluster_id;
+        answer.members.retain(|member| claims || member.name != "n3");
         Reply { member: MemberId::NONE, ..answers(by, answer) }
     };
-    let strange = || vec![named("n1", ClusterId(0xc0)), named("n2", ClusterId(0xc0))];
-    let mixed = || vec![named("n1", ClusterId(0xc0)), named("n2", own.cluster_id)];
+    let founding = || {
+        let mut answer = runs("n1", &own, false, &|known| known.standing = Standing::Stranger);
+        (answer.hello.cluster_id, answer.members) = (ClusterId(0xc0), Vec::new());
+        answer.config = Some(self::genesis(THREE, "t1").config("t1"));
+        vec![Reply { member: MemberId::NONE, ..answers("n1", answer) }]
+    };
+    let strange = |claims| vec![named("n1", ClusterId(0xc0), claims), named("n2", ClusterId(0xc0), claims)];
+    let mixed = || vec![named("n1", ClusterId(0xc0), true), named("n2", own.cluster_id, true)];
     let nobody = || vec![silent("n1"), silent("n2")];
-    let one_answers = || vec![named("n1", ClusterId(0xc0)), silent("n2")];
+    let one_answers = || vec![named("n1", ClusterId(0xc0), true), silent("n2")];
     let (later, alone, of_two): (_, &[&str], &[&str]) = (again::PATIENCE, &["n3"], &["n2", "n3"]);
     for (row, voters, replies, waited, expected) in [
-        ("at first", alone, strange(), Duration::ZERO, "again"),
-        ("and they go on being strange", alone, strange(), later, "OTHER_CLUSTER"),
+        ("at first", alone, strange(true), Duration::ZERO, "again"),
+        ("and they go on being strange", alone, strange(true), later, "OTHER_CLUSTER"),
         ("and one is down", alone, one_answers(), later, "OTHER_CLUSTER"),
+        ("and wait for a founder at this address", alone, founding(), later, "OTHER_CLUSTER"),
+        (
+            "hosts that were given away: one may still know better",
+            alone,
+            strange(false),
+            Duration::ZERO,
+            "again",
+        ),
+        ("hosts that were given away", alone, strange(false), later, "alone"),
         ("one is of the same cluster, whatever its life", alone, mixed(), later, "start"),
         ("nobody answers", alone, nobody(), later, "start"),
-        ("it knows others than these", of_two, strange(), later, "start"),
+        ("it knows others than these", of_two, strange(true), later, "start"),
     ] {
         let case = Back { row, own: own.clone(), replies, waited, method: "static", expected, says: &[] };
         let (got, text) = came_back_among(voters, &case);
         assert_eq!(got, case.expected, "B10 {}: {text}", case.row);
-        let says = ["cluster c0", "its own members are elsewhere", "do not delete either cluster's"];
-        assert!(got == "start" || says.iter().all(|words| text.contains(words)), "{text}");
+        let says: &[&str] = match got {
+            "OTHER_CLUSTER" => {
+                &["cluster c0", "n3 is the one at http://h3:1", "do not delete either cluster's"]
+            }
+            "alone" => &["http://h1:1 http://h2:1"],
+            _ => &[],
+        };
+        assert!(says.iter().all(|words| text.contains(words)), "{text}");
+    }
+}
+
+/// B10: the cluster was moved while this member was down, and others run where its members were.
+#[test]
+fn a_member_that_was_away_while_its_cluster_moved_is_not_stopped_by_who_runs_there_now() {
+    let own = returning();
+    let stranger = |at| {
+        let mut answer = runs(at, &own, true, &|known| known.standing = Standing::Stranger);
+        answer.hello.cluster_id = ClusterId(0xc0);
+        answers(at, answer)
+    };
+    let moved = |leads, commit| {
+        let new = MemberId(4);
+        let mut answer = runs("n1", &own, leads, &|_| ());
+        (answer.hello.member, answer.known.witness.member) = (new, new);
+        answer.known.witness.commit = commit;
+        answer.members.retain(|member| member.name != "n2");
+        answer.members[0].id = new;
+        vec![stranger("n1"), stranger("n2"), Reply { member: new, ..answers("n1", answer) }]
+    };
+    let newer = own.log.commit + 1;
+    for (row, replies, expected) in [
+        ("nobody of its own is there", vec![stranger("n1"), stranger("n2")], "OTHER_CLUSTER"),
+        ("one is, and knows no more", moved(false, own.log.commit), "OTHER_CLUSTER"),
+        ("one is, and knows the new members", moved(false, newer), "start"),
+        ("one is, and leads", moved(true, own.log.commit), "start"),
+    ] {
+        let case = Back {
+            row,
+            own: own.clone(),
+            replies,
+            waited: again::PATIENCE,
+            method: "static",
+            expected,
+            says: &[],
+        };
+        let (got, text) = came_back(&case);
+        assert_eq!(got, case.expected, "B10 {}: {text}", case.row);
     }
 }
 

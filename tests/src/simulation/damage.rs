@@ -15,6 +15,7 @@ use state_machine::{Memory, StateMachine};
 use types::{Entry, LogIndex, MemberId};
 
 use super::disk::Disk;
+use super::jury::Heard;
 use super::member::{Member, Told, open};
 use super::sentry::{Origin, Papers, hello_of, judged};
 use super::world::{CLIENTS_END, Event, World};
@@ -140,9 +141,24 @@ impl World {
         Some(fitting[at].clone())
     }
 
+    /// Whether the bad directories with this one would be a majority of the voters that one of them remembers: alone with each other they
+    /// would be that cluster again, and nobody there to convict them.
+    fn would_rise(&self, member: u64, disk: &Disk) -> bool {
+        let bad = self.members.values().filter(|other| other.disk.is_damaged && other.disk.lineage == 0);
+        let mut bad: Vec<(u64, &Disk)> = bad.map(|other| (other.id, &other.disk)).collect();
+        bad.push((member, disk));
+        bad.iter().any(|(_, one)| {
+            let remembered = reopened(one).map(|machine| machine.conf_state().voters);
+            let voters = remembered.filter(|voters| !voters.is_empty());
+            let voters = voters.unwrap_or_else(|| one.papers.elders.clone());
+            let is_bad = |voter: &&MemberId| bad.iter().any(|(id, _)| *id == voter.0);
+            voters.iter().filter(is_bad).count() > voters.len() / 2
+        })
+    }
+
     /// Whether this directory may be used in a member's place. Opens the window where that is wanted.
     fn may_use(&mut self, place: u64, disk: &Disk) -> bool {
-        if !self.majority_is_good(place) {
+        if !self.majority_is_good(place) || self.would_rise(place, disk) {
             return false;
         }
         let hello = self.would_be(disk);
@@ -321,7 +337,7 @@ impl World {
                 term: heard.witness.term,
                 verdict: &heard.verdict,
                 is_foreign: matches!(heard.verdict, Verdict::OtherLife { .. }),
-                life: *life,
+                life: papers_life(&hello).or(*life),
             })
             .collect();
         let against =
@@ -378,13 +394,21 @@ impl World {
             };
         }
         let voters = voters.unwrap_or(elders);
+        let knows_more = |(heard, life): &&(Heard, Option<Unique>)| {
+            heard.verdict.is_welcome()
+                && *life == papers_life(&hello)
+                && heard.witness.commit > hello.log.commit
+        };
+        let newest = answers.iter().filter(knows_more).max_by_key(|(heard, _)| heard.witness.commit);
+        let newer =
+            newest.map(|(heard, _)| self.members[&heard.witness.member.0].voters()).unwrap_or_default();
         let over = waited >= PATIENCE;
         let own_term = hello.log.term;
         // As in the daemon: no patience makes one voice enough for what is marked for good.
         let (for_good, passing): (Vec<Voice>, Vec<Voice>) =
             voices.iter().copied().partition(|voice| matches!(voice.verdict, Verdict::Removed { .. }));
         let believed = believed(&voters, own_term, &for_good)
-            .or_else(|| believed_at_start(&voters, hello.member, own_term, &passing, over));
+            .or_else(|| believed_at_start(&voters, &newer, hello.member, own_term, &passing, over));
         match believed.cloned() {
             Some(verdict) => {
                 let limit = match &verdict {

@@ -153,6 +153,8 @@ pub struct Sentry {
     /// The most that this start has had on disk.
     pub longest: u64,
     asked_at: Option<Time>,
+    /// The voters as of an index that is not applied here, told by somebody of this life.
+    newer: (u64, Vec<MemberId>),
 }
 
 impl Sentry {
@@ -172,6 +174,7 @@ impl Sentry {
             held_off: BTreeSet::new(),
             longest: 0,
             asked_at: None,
+            newer: (0, Vec::new()),
         }
     }
 
@@ -349,6 +352,11 @@ impl Member {
         Some((Heard { witness: known.witness, verdict }, known.cluster_uuid))
     }
 
+    /// As applied, for somebody who asks.
+    pub fn voters(&self) -> Vec<MemberId> {
+        self.running.as_ref().map(|running| running.machine.conf_state().voters).unwrap_or_default()
+    }
+
     fn oneself(&self) -> Option<Oneself> {
         let running = self.running.as_ref()?;
         let sentry = running.sentry.as_ref()?;
@@ -356,14 +364,17 @@ impl Member {
         if voters.is_empty() {
             voters.clone_from(&self.disk.papers.elders);
         }
+        let log = running.log_end();
+        let (index, newer) = &sentry.newer;
         Some(Oneself {
             me: MemberId(self.id),
             voters,
+            newer: if *index > log.commit { newer.clone() } else { Vec::new() },
             life: match running.life(&self.disk.papers) {
                 Life::Born(life) => Some(life),
                 _ => None,
             },
-            log: running.log_end(),
+            log,
             leader: running.core.status().leader,
             is_confirmed: sentry.is_confirmed,
         })
@@ -627,6 +638,15 @@ impl World {
                 self.is_vouched_for(place, peer, &hello);
                 if !heard.verdict.is_welcome() {
                     self.sentry(peer).expect("it runs").refused(hello.member, hello.boot.nonce);
+                }
+                let voters = self.members[&peer].voters();
+                let ours = match self.members[&place].hello().map(|hello| hello.life) {
+                    Some(Life::Born(life)) => Some(life),
+                    _ => None,
+                };
+                let sentry = self.sentry(place).expect("it runs");
+                if heard.verdict.is_welcome() && ours == uuid && heard.witness.commit > sentry.newer.0 {
+                    sentry.newer = (heard.witness.commit, voters);
                 }
                 let delay = self.rng.random_range(1..10 * TICK);
                 self.at(delay, Event::Voice(place, life, Box::new((heard, uuid))));

@@ -19,7 +19,7 @@ pub struct Voice<'a> {
     pub verdict: &'a Verdict,
     /// It is of another life of the cluster, or of another cluster, and stands at this voter's address.
     pub is_foreign: bool,
-    /// The life that it is of, if it says so. A member that has not learned its own cannot tell which of them are foreign.
+    /// The life that it is of: this member's own where that is known. Who has not learned its own cannot tell which are foreign.
     pub life: Option<Unique>,
 }
 
@@ -82,17 +82,30 @@ pub fn is_behind(verdict: &Verdict, witness: &Witness, own_commit: u64) -> bool 
 
 /// For a member that serves nobody yet: also when, after some patience, somebody of its own life speaks against it and those who take its
 /// side are, with itself, no majority; or when so many voters are elsewhere that a majority cannot come up any more.
+///
+/// It may have been away while its cluster moved, and others run where its members were. So whoever is elsewhere has no say once somebody
+/// leads this life and takes this member, or where the rest are a majority of the voters as of `newer`: as somebody of this life tells them
+/// who takes this member and has applied more than it has; empty where nobody does. That only ever speaks for a start.
 pub fn believed_at_start<'a>(
     voters: &[MemberId],
+    newer: &[MemberId],
     own: MemberId,
     own_term: u64,
     voices: &[Voice<'a>],
     patience_is_over: bool,
 ) -> Option<&'a Verdict> {
-    if let Some(verdict) = believed(voters, own_term, voices) {
+    let is_led = voices.iter().any(|voice| !voice.is_against() && voice.leads_us(own_term));
+    let is_elsewhere = |voter: &&MemberId| {
+        voices.iter().any(|voice| voice.from == **voter && voice.is_against() && voice.is_foreign)
+    };
+    let lost = newer.iter().filter(|voter| **voter != own).filter(is_elsewhere).count();
+    let may_come_up = !newer.is_empty() && newer.len() - lost > newer.len() / 2;
+    let is_heard = |voice: &&Voice<'a>| !(voice.is_foreign && (is_led || may_come_up));
+    let voices: Vec<Voice<'a>> = voices.iter().filter(is_heard).copied().collect();
+    if let Some(verdict) = believed(voters, own_term, &voices) {
         return Some(verdict);
     }
-    if !patience_is_over {
+    if !patience_is_over || is_led {
         return None;
     }
     let majority = voters.len() / 2 + 1;
@@ -156,7 +169,7 @@ mod tests {
         let removed = Verdict::Removed { index: 9, term: 3, asked_through: None };
         let of = |from, life| Voice { life: Some(Unique::for_test(life)), ..voice(from, false, 3, &removed) };
         assert!(believed(&VOTERS, 1, &[of(2, 7), of(3, 8)]).is_none());
-        assert!(believed_at_start(&VOTERS, MemberId(1), 1, &[of(2, 7), of(3, 8)], false).is_none());
+        assert!(believed_at_start(&VOTERS, &[], MemberId(1), 1, &[of(2, 7), of(3, 8)], false).is_none());
         assert!(believed(&VOTERS, 1, &[of(2, 7), of(3, 7)]).is_some());
         assert!(
             believed(&VOTERS, 1, &[of(2, 7), voice(3, false, 3, &removed)]).is_none(),
@@ -183,11 +196,14 @@ mod tests {
     fn at_the_start_a_contradiction_that_nobody_outweighs_counts_after_a_while() {
         let (bad, good) = (Verdict::Stranger, Verdict::Welcome);
         let one = [voice(2, false, 1, &bad)];
-        assert!(believed_at_start(&VOTERS, MemberId(1), 5, &one, false).is_none());
-        assert!(believed_at_start(&VOTERS, MemberId(1), 5, &one, true).is_some());
+        assert!(believed_at_start(&VOTERS, &[], MemberId(1), 5, &one, false).is_none());
+        assert!(believed_at_start(&VOTERS, &[], MemberId(1), 5, &one, true).is_some());
         let both = [voice(2, false, 1, &bad), voice(3, false, 1, &good)];
-        assert!(believed_at_start(&VOTERS, MemberId(1), 5, &both, true).is_none(), "two of three agree");
-        assert!(believed_at_start(&VOTERS, MemberId(1), 5, &[], true).is_none(), "a cold start asks nobody");
+        assert!(believed_at_start(&VOTERS, &[], MemberId(1), 5, &both, true).is_none(), "two of three agree");
+        assert!(
+            believed_at_start(&VOTERS, &[], MemberId(1), 5, &[], true).is_none(),
+            "a cold start asks nobody"
+        );
     }
 
     /// A whole cluster starts beside members of another life: who of it starts first hears only them.
@@ -197,7 +213,7 @@ mod tests {
         let stops = |size: u64, foreigners: u64| {
             let voters: Vec<MemberId> = (1..=size).map(MemberId).collect();
             let voices: Vec<Voice<'_>> = (2..2 + foreigners).map(|from| foreign(from, &other)).collect();
-            believed_at_start(&voters, MemberId(1), 5, &voices, true).is_some()
+            believed_at_start(&voters, &[], MemberId(1), 5, &voices, true).is_some()
         };
         for (size, first_that_stops) in [(2, 1), (3, 2), (4, 2), (5, 3), (7, 4)] {
             for foreigners in 0..size {
@@ -215,18 +231,43 @@ mod tests {
         assert!(believed(&VOTERS, 5, &[foreign(2, &other), foreign(3, &other)]).is_some());
         let strangers = [foreign(8, &other), foreign(9, &other), foreign(0, &other)];
         assert!(
-            believed_at_start(&VOTERS, MemberId(1), 5, &strangers, true).is_none(),
+            believed_at_start(&VOTERS, &[], MemberId(1), 5, &strangers, true).is_none(),
             "addresses that this directory does not know for voters"
         );
         assert!(
-            believed_at_start(&[MemberId(1)], MemberId(1), 5, &strangers, true).is_none(),
+            believed_at_start(&[MemberId(1)], &[], MemberId(1), 5, &strangers, true).is_none(),
             "an only voter needs nobody"
         );
         let bad = Verdict::Pending;
         let mixed = [foreign(2, &good), voice(3, false, 1, &bad)];
         assert!(
-            believed_at_start(&VOTERS, MemberId(1), 5, &mixed, true).is_some(),
+            believed_at_start(&VOTERS, &[], MemberId(1), 5, &mixed, true).is_some(),
             "a foreign welcome outweighs nobody"
+        );
+    }
+
+    /// The cluster was 1, 2, 3 when member 1 went down, and has moved to 1, 4 and 5 since; another one runs where 2 and 3 were.
+    #[test]
+    fn who_runs_where_the_others_were_does_not_outweigh_where_they_are_now() {
+        let (other, bad, good) = (Verdict::Stranger, Verdict::Pending, Verdict::Welcome);
+        let reused = [foreign(2, &other), foreign(3, &other)];
+        let stops = |newer: &[MemberId], more: &[Voice<'static>]| {
+            let voices: Vec<Voice<'_>> = reused.iter().chain(more).copied().collect();
+            believed_at_start(&VOTERS, newer, MemberId(1), 5, &voices, true).is_some()
+        };
+        let moved = [MemberId(1), MemberId(4), MemberId(5)];
+        assert!(stops(&[], &[]));
+        assert!(stops(&[], &[voice(4, false, 5, &Verdict::Welcome)]), "it may know no more than this one");
+        assert!(!stops(&moved, &[voice(4, false, 5, &Verdict::Welcome)]));
+        assert!(stops(&VOTERS, &[voice(4, false, 5, &Verdict::Welcome)]), "nobody has moved");
+        assert!(!stops(&[], &[voice(4, true, 5, &Verdict::Welcome)]), "it leads a quorum of this life");
+        assert!(stops(&[], &[voice(4, true, 4, &Verdict::Welcome)]), "it led in the past");
+        assert!(stops(&[], &[foreign(4, &Verdict::Welcome)]), "it leads something else");
+        let five: Vec<MemberId> = (1..=5).map(MemberId).collect();
+        let outvoted = [voice(2, false, 5, &bad), voice(3, true, 5, &good)];
+        assert!(
+            believed_at_start(&five, &[], MemberId(1), 5, &outvoted, true).is_none(),
+            "who leads has a quorum, whoever else is up"
         );
     }
 }

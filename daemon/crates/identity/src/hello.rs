@@ -155,3 +155,10 @@ pub struct Answer {
     /// The members of the cluster, once it is born.
     pub members: Vec<Named>,
 }
+
+impl Answer {
+    /// As the answerer has applied them.
+    pub fn voters(&self) -> Vec<MemberId> {
+        self.members.iter().filter(|member| !member.is_learner).map(|member| member.id).collect()
+    }
+}

@@ -155,6 +155,7 @@ fn heard_of_data(
                 doubt.id.name()
             ),
         ),
+        again::Step::StartAlone(stale) => report.warn("cluster", prepare::alone(identity, &stale)),
         again::Step::Start(None) if answered == 0 => {
             report.warn(
                 "cluster",

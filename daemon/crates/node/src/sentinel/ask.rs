@@ -10,7 +10,7 @@ use tokio::{task::JoinSet, time::timeout};
 use transport::{PeerClient, PeerClientError};
 use url::Url;
 
-use super::{conclude, hello, judge_again, jury::Heard, oneself};
+use super::{answered, conclude, hello, judge_again, jury::Heard, oneself};
 use crate::{peers::parse_urls, shared::Shared};
 
 /// How often sessions are judged again and voices grow old.
@@ -83,6 +83,7 @@ async fn ask(shared: &Arc<Shared>, client: &PeerClient) {
         if answer.hello.member != peer || answer.known.witness.member != peer {
             continue;
         }
+        answered(shared, &answer);
         let heard = Heard { witness: answer.known.witness, verdict: answer.verdict };
         let life = answer.known.cluster_uuid;
         shared.sentinel.jury.lock().hear(heard, life, &oneself(shared), Instant::now());

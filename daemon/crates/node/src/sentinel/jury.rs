@@ -66,6 +66,8 @@ pub(super) struct Oneself {
     pub me: MemberId,
     /// Those of the newest configuration that is known here; of a joiner, the members that gave it its place.
     pub voters: Vec<MemberId>,
+    /// Those of a newer one, as somebody of this life tells them who takes this member; empty if nobody does.
+    pub newer: Vec<MemberId>,
     pub life: Option<Unique>,
     pub log: LogEnd,
     /// In the present term, as far as this member knows.
@@ -214,7 +216,7 @@ impl Jury {
                     verdict: &heard.verdict,
                     // What else another life says is not taken down.
                     is_foreign: matches!(heard.verdict, Verdict::OtherLife { .. }),
-                    life,
+                    life: own.life.or(life),
                 })
                 .collect()
         };
@@ -234,10 +236,10 @@ impl Jury {
         }
         let lasting = voices(|verdict| !verdict.may_pass() && !matches!(verdict, Verdict::Removed { .. }));
         let all = voices(|verdict| !matches!(verdict, Verdict::Removed { .. }));
-        believed_at_start(&own.voters, own.me, term, &lasting, waited(PATIENCE))
+        believed_at_start(&own.voters, &own.newer, own.me, term, &lasting, waited(PATIENCE))
             .or_else(|| {
                 waited(PATIENCE_IF_MAY_PASS)
-                    .then(|| believed_at_start(&own.voters, own.me, term, &all, true))
+                    .then(|| believed_at_start(&own.voters, &own.newer, own.me, term, &all, true))
                     .flatten()
             })
             .cloned()
@@ -257,6 +259,7 @@ mod tests {
         Oneself {
             me: ME,
             voters: vec![ME, MemberId(2), MemberId(3)],
+            newer: Vec::new(),
             life: LIFE,
             log: LogEnd { last_index: 44, last_term: 5, term: 5, commit: 44 },
             leader: MemberId::NONE,
@@ -452,6 +455,8 @@ mod tests {
         assert_eq!(expelled(&after(&start, 60, &restored).0), None);
         let both = [one[0].clone(), (heard(3, false, 5, other_life()), OTHER)];
         assert_eq!(expelled(&after(&start, 0, &both).0), Some("other_life"));
+        let moved = Oneself { newer: vec![ME, MemberId(4), MemberId(5)], ..own(false) };
+        assert_eq!(expelled(&after(&moved, 60, &both).0), None, "its cluster is not where it was");
         let two = Oneself { voters: vec![ME, MemberId(2)], ..own(false) };
         assert_eq!(expelled(&after(&two, 0, &one).0), None);
         assert_eq!(expelled(&after(&two, 4, &one).0), Some("other_life"), "no majority without it");

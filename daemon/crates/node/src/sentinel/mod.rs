@@ -55,6 +55,8 @@ pub(crate) struct Sentinel {
     /// The most that this start has had on disk. What raft says falls back to the old commit while a snapshot is being installed, and a
     /// hello of that moment must not look like a log that was lost.
     longest: AtomicU64,
+    /// The voters as of an index that this member has not applied, told by somebody of its life who takes it.
+    newer: Mutex<Option<(u64, Vec<MemberId>)>>,
     /// The guard in front of raft has seen something that means lost history, here or there.
     doubted: AtomicBool,
     look: Arc<Notify>,
@@ -73,6 +75,7 @@ impl Sentinel {
             expelled: watch::Sender::new(None),
             held_off: Mutex::default(),
             longest: AtomicU64::new(0),
+            newer: Mutex::new(None),
             doubted: AtomicBool::new(false),
             look: Arc::default(),
             refusals: Refusals::default(),
@@ -191,11 +194,14 @@ fn oneself(shared: &Shared) -> Oneself {
     if voters.is_empty() {
         voters.clone_from(&shared.sentinel.elders);
     }
+    let log = log_end(shared);
+    let newer = shared.sentinel.newer.lock().clone().filter(|(index, _)| *index > log.commit);
     Oneself {
         me: shared.config.member,
         voters,
+        newer: newer.map(|(_, voters)| voters).unwrap_or_default(),
         life: life(shared),
-        log: log_end(shared),
+        log,
         leader: MemberId(shared.leader.load(Ordering::Acquire)),
         is_confirmed: shared.sentinel.is_confirmed(),
     }
@@ -377,6 +383,18 @@ fn add_what_is_seen(shared: &Shared, known: &mut Known, member: MemberId) {
     if let Some(peer) = status.peers.iter().find(|peer| peer.id == member) {
         let seen = Watermark { last_index: peer.matched.min(status.committed).0, term: 0 };
         known.watermark.get_or_insert_default().raise(seen);
+    }
+}
+
+/// A peer was asked what it knows of this member. One that takes it may know who votes by now.
+fn answered(shared: &Shared, answer: &Answer) {
+    let index = answer.known.witness.commit;
+    if !answer.verdict.is_welcome() || life(shared) != answer.known.cluster_uuid {
+        return;
+    }
+    let mut newer = shared.sentinel.newer.lock();
+    if newer.as_ref().is_none_or(|(known, _)| index > *known) {
+        *newer = Some((index, answer.voters()));
     }
 }
 
