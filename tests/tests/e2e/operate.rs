@@ -53,6 +53,41 @@ fn an_operator_sees_what_is_wrong_and_is_told_before_harm_is_done() -> Result<()
     ensure!(json(&answer)?["voters_up_without_it"] == 2, "{}", answer.out);
     ensure!(ctl(&all, &["can-stop"])?.code == 128, "several endpoints, and nobody named");
 
+    // Two hosts that ask at the same time: one is told yes, the other who holds it, also without asking for it.
+    let reserve = ["can-stop", "--reserve", "10m", "-o", "json"];
+    let asked: Vec<Said> = std::thread::scope(|scope| {
+        let asking: Vec<_> = each[..2].iter().map(|url| scope.spawn(|| ctl(url, &reserve))).collect();
+        asking.into_iter().map(|asking| asking.join().expect("it does not panic")).collect::<Result<_>>()
+    })?;
+    let codes = [asked[0].code, asked[1].code];
+    ensure!(codes == [0, 75] || codes == [75, 0], "{codes:?}: {} {}", asked[0].complaint, asked[1].complaint);
+    let (holds, waits) = if codes[0] == 0 { (0, 1) } else { (1, 0) };
+    ensure!(json(&asked[holds])?["reserved_seconds"] == 600, "{}", asked[holds].out);
+    for (from, arguments) in
+        [(waits, &["can-stop"][..]), (2, &["can-stop", "--reserve=10m"]), (2, &["can-stop"])]
+    {
+        let refused = ctl(&each[from], arguments)?;
+        let complaint = refused.complaint;
+        ensure!(refused.code == 75 && complaint.contains("[RESERVED]"), "{arguments:?}: {complaint}");
+        ensure!(
+            complaint.contains(&format!("({}) holds the key cairn/can-stop for another", names[holds])),
+            "{complaint}"
+        );
+    }
+    // Who holds it may ask again, and nobody else may end it by mistake. When it is back it says so.
+    ensure!(ctl(&each[holds], &reserve)?.code == 0 && ctl(&each[holds], &["can-stop"])?.code == 0);
+    let released = ctl(&each[waits], &["can-stop", "--release"])?;
+    ensure!(released.code == 0 && released.out.ends_with(": it had no reservation\n"), "{}", released.out);
+    let released = ctl(&each[waits], &["can-stop", "--release", &names[holds]])?;
+    ensure!(
+        released.code == 0 && released.out.ends_with(": its reservation has ended\n"),
+        "{}",
+        released.out
+    );
+    ensure!(ctl(&each[waits], &["can-stop"])?.code == 0);
+    ensure!(ctl(&all, &["get", "cairn/", "--prefix"])?.out.is_empty(), "nothing of it stays");
+    ensure!(ctl(&all, &["lease", "list"])?.out == "found 0 leases\n", "nor of those that were refused");
+
     // Who fills the store, and who watches: also when the watcher is at another member.
     for (key, value) in [("/a/1", "xx"), ("/a/2", "yyyy"), ("/b/1", "z")] {
         ensure!(ctl(&all, &["put", key, value])?.code == 0);
@@ -107,6 +142,8 @@ fn an_operator_sees_what_is_wrong_and_is_told_before_harm_is_done() -> Result<()
         refused.complaint
     );
     until(&each[0], &["can-stop", &names[2]], 0, |_| true)?;
+    ensure!(ctl(&each[0], &["can-stop", "--reserve=10m"])?.code == 9, "a reservation is no permission");
+    ensure!(ctl(&each[0], &["get", "cairn/", "--prefix"])?.out.is_empty(), "and none is left by who may not");
     let doctor = until(&each[0], &["doctor", "-o", "json"], 11, |said| finds(said, "MEMBER_DOWN"))?;
     ensure!(finds(&doctor, "NO_SPARE"), "{}", doctor.out);
     let bundle = cluster.path().join("bundle.tar.gz");
