@@ -137,10 +137,8 @@ enum Step {
     Begun,
     /// A good part of them.
     HalfWay,
-    /// All bytes are there, synced and named.
+    /// All bytes are there, synced and named. The new state is built as they arrive and has no name yet.
     Named,
-    /// The new state is being built beside the old one.
-    Building,
     /// It is complete and has its name.
     Complete,
     /// It is the one in use.
@@ -169,9 +167,6 @@ fn step(member: &Member, before: &(String, Vec<String>)) -> Step {
     }
     if named.iter().any(|name| !before.1.contains(name)) {
         return Step::Complete;
-    }
-    if names(&member.data_dir.join("member/state")).iter().any(|name| name.ends_with(".partial")) {
-        return Step::Building;
     }
     let files = names(&snap);
     if files.iter().any(|name| name.ends_with(".snap.db")) {
@@ -279,7 +274,7 @@ impl Scene {
 #[test]
 fn a_receiver_killed_at_any_step_has_the_old_state_or_the_new_one() -> Result<()> {
     let mut scene = Scene::open(&[])?;
-    for goal in [Step::Begun, Step::HalfWay, Step::Named, Step::Building, Step::Complete, Step::InUse] {
+    for goal in [Step::Begun, Step::HalfWay, Step::Named, Step::Complete, Step::InUse] {
         scene.fall_behind(|_| Ok(()))?;
         let before = states(scene.member());
         scene.heal_slowly();
@@ -301,7 +296,7 @@ fn a_receiver_killed_at_any_step_has_the_old_state_or_the_new_one() -> Result<()
         );
         match met {
             Step::Nothing | Step::Begun | Step::HalfWay => assert_eq!(revision, scene.old),
-            Step::Building | Step::Complete | Step::InUse => {
+            Step::Complete | Step::InUse => {
                 assert_eq!(revision, scene.new, "what the log names is installed at the next start");
             }
             Step::Named => {}

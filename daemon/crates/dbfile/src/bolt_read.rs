@@ -131,6 +131,62 @@ impl BoltFile {
         nested.map_or(Ok(true), Err)
     }
 
+    /// Calls `each` with the branch pages of a bucket and, in order, with its leaf pages and what their branch says is their first key. Leaves
+    /// are not read. `Ok(false)` when there is no such bucket, it has no branches, or its branches do not agree with each other.
+    pub(crate) fn each_leaf(
+        &self,
+        bucket: &[u8],
+        each: &mut dyn FnMut(u64, Option<&[u8]>),
+    ) -> Result<bool, BoltError> {
+        let Some((_, Root::Page(root))) = self.buckets.iter().find(|(name, _)| name == bucket) else {
+            return Ok(false);
+        };
+        let mut visited = self.root_pages.clone();
+        let first = self.page(*root, &mut visited)?;
+        if first.header.flags != BRANCH {
+            return Ok(false);
+        }
+        each(*root, None);
+        // Down the left edge: every leaf is as deep as the first one.
+        let mut depth = 1;
+        let (mut child, mut edge) = (first.branch(0)?.1, self.root_pages.clone());
+        loop {
+            let page = self.page(child, &mut edge)?;
+            if page.header.flags == LEAF {
+                break;
+            }
+            depth += 1;
+            if depth >= DEPTH_MAX {
+                return Err(fault(child, "the tree is deeper than 32 levels"));
+            }
+            child = page.branch(0)?.1;
+        }
+        let mut path = vec![(first, 0_usize)];
+        loop {
+            let level = path.len();
+            let Some((page, at)) = path.last_mut() else { return Ok(true) };
+            if *at >= usize::from(page.header.count) {
+                path.pop();
+                continue;
+            }
+            let (key, child) = page.branch(*at)?;
+            *at += 1;
+            if level == depth {
+                if !visited.mark(child) {
+                    return Ok(false);
+                }
+                each(child, Some(key));
+                continue;
+            }
+            let next = self.page(child, &mut visited)?;
+            if next.header.flags != BRANCH || next.branch(0)?.0 != key {
+                return Ok(false);
+            }
+            each(child, None);
+            path.push((next, 0));
+        }
+    }
+
     fn walk(&self, root: &Root, visited: &mut Visited, each: &mut EachElement<'_>) -> Result<(), BoltError> {
         let mut last: Option<Vec<u8>> = None;
         let first = match root {
@@ -249,13 +305,13 @@ fn fault(page: u64, what: &'static str) -> BoltError {
     BoltError::Page { page, what }
 }
 
-struct Page {
-    header: PageHeader,
-    bytes: Vec<u8>,
+pub(crate) struct Page {
+    pub(crate) header: PageHeader,
+    pub(crate) bytes: Vec<u8>,
 }
 
 impl Page {
-    fn leaf(&self, index: usize) -> Result<(u32, &[u8], &[u8]), BoltError> {
+    pub(crate) fn leaf(&self, index: usize) -> Result<(u32, &[u8], &[u8]), BoltError> {
         let read = || {
             let at = PAGE_HEADER_BYTES + index * ELEMENT_BYTES;
             let key_at = at.checked_add(u32_at(&self.bytes, at + 4)? as usize)?;

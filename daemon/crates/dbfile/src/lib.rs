@@ -6,8 +6,10 @@
 mod bolt_read;
 mod digest;
 pub mod page;
+mod sequence;
 mod status;
 
 pub use bolt_read::{BoltError, BoltFile, EachPair};
 pub use digest::{DIGEST_BYTES, HashingReader, append_digest, check_digest, has_digest, sha256};
+pub use sequence::{OutOfOrder, Sequence};
 pub use status::{KEY_BUCKET, Look, LookError, Status, look, status_of, write_size};

@@ -14,11 +14,12 @@ use std::process::{Child, Command, Stdio};
 
 use bytes::Bytes;
 use common::{Everything, Random, at, everything, id, key_value, plausible_batch, put_row, seed};
+use dbfile::{BoltFile, Sequence};
 use prost::Message as _;
 use state_machine::memory::Memory;
 use state_machine::store::{Store, StoredRow, Table, WriteBatch};
 use storage::snapshot::{
-    self, BoltError, DbFile, HashingReader, InstallError, Quiet, ReadError, Restoration, View,
+    self, Ahead, BoltError, DbFile, HashingReader, InstallError, Quiet, ReadError, Restoration, View,
 };
 use storage::state_store::{FjallStore, OpenError, StoreOptions};
 use types::{LogPosition, Revision, RowId};
@@ -294,6 +295,113 @@ fn generations(root: &Path) -> Vec<String> {
     names.retain(|name| name.starts_with("gen-"));
     names.sort();
     names
+}
+
+/// The bytes in pieces of every size, as from a network.
+fn pieces(random: &mut Random, bytes: &[u8]) -> Vec<Bytes> {
+    let mut rest = Bytes::copy_from_slice(bytes);
+    let mut out = Vec::new();
+    while !rest.is_empty() {
+        let most = [20, 5000, 200_000][random.below(3) as usize];
+        out.push(rest.split_to((1 + random.below(most) as usize).min(rest.len())));
+    }
+    out
+}
+
+fn built_ahead(root: &Path, path: &Path, position: LogPosition) -> Option<snapshot::Prepared> {
+    let mut ahead = Ahead::begin(root, position, &small(), |_, value| !value.is_empty()).unwrap();
+    for piece in pieces(&mut Random(5), &fs::read(path).unwrap()) {
+        if !ahead.take(piece) {
+            break;
+        }
+    }
+    ahead.finish(open(path))
+}
+
+#[test]
+fn a_state_built_while_its_file_arrives_is_the_files() {
+    let received = Received::of(3000);
+    let root = tempfile::tempdir().unwrap();
+    let before = Received::of(20);
+    snapshot::install(root.path(), &before.path(), at(1), &small()).unwrap();
+    // Not at the position that was announced: it would be installed under a wrong name.
+    assert!(built_ahead(root.path(), &received.path(), at(3002)).is_none());
+    let prepared = built_ahead(root.path(), &received.path(), at(3001)).expect("our own file");
+    assert_eq!(content(root.path()), before.content, "nothing has changed yet");
+    assert_eq!(prepared.install(root.path()).unwrap(), received.content.rows.len() as u64);
+    assert_eq!(content(root.path()), received.content);
+    // One that was not wanted, one that breaks off, and one that comes too late.
+    drop(built_ahead(root.path(), &received.path(), at(3001)).expect("our own file"));
+    let mut broken = Ahead::begin(root.path(), at(3001), &small(), |_, _| true).unwrap();
+    broken.take(fs::read(received.path()).unwrap()[..100_000].to_vec().into());
+    drop(broken);
+    let late = built_ahead(root.path(), &before.path(), at(21));
+    late.into_iter().for_each(|late| {
+        late.install(root.path()).unwrap();
+    });
+    assert_eq!(content(root.path()), received.content);
+    assert_eq!(generations(root.path()).len(), 1, "nothing is left of them");
+    // A row that is no row, and a file whose rows are all on one page, are for the other way.
+    let mut refused = Ahead::begin(root.path(), at(3001), &small(), |_, _| false).unwrap();
+    refused.take(fs::read(received.path()).unwrap().into());
+    assert!(refused.finish(open(&received.path())).is_none());
+    let few = Received::of(2);
+    assert!(built_ahead(root.path(), &few.path(), at(3)).is_none());
+}
+
+/// Whatever arrives: what was read on the way is exactly what the file holds, or it is said that it is not.
+#[test]
+fn pages_read_as_they_arrive_are_the_buckets_or_are_refused() {
+    let seed = seed();
+    println!("replay: SEED={seed} cargo test -p cairn-storage --test snapshot pages_read_as_they_arrive");
+    let mut random = Random(seed);
+    let received = Received::of(700);
+    let good = fs::read(received.path()).unwrap();
+    let pages = good.len() / snapshot::PAGE_BYTES;
+    let (mut taken, mut refused) = (0, 0);
+    for _ in 0..4000 {
+        let mut bytes = good.clone();
+        for _ in 0..random.below(3) {
+            let page = random.below(pages as u64) as usize * snapshot::PAGE_BYTES;
+            if random.below(4) == 0 {
+                // A page in another's place.
+                let other = random.below(pages as u64) as usize * snapshot::PAGE_BYTES;
+                bytes.copy_within(other..other + snapshot::PAGE_BYTES, page);
+                continue;
+            }
+            let within = if random.below(3) == 0 { 4096 } else { 200 };
+            let start = page + random.below(within) as usize;
+            let value =
+                [0, u64::MAX, random.below(pages as u64 + 2), random.next()][random.below(4) as usize];
+            let end = (start + (1 << random.below(4))).min(bytes.len());
+            bytes[start..end].copy_from_slice(&value.to_le_bytes()[..end - start]);
+        }
+        let mut found = Vec::new();
+        let mut sequence = Sequence::new(|key| matches!(key.len(), 17 | 18) && key[8] == b'_');
+        let is_read = pieces(&mut random, &bytes).iter().all(|piece| {
+            let mut each = |key: &[u8], value: &[u8]| {
+                found.push((key.to_vec(), value.to_vec()));
+                ControlFlow::Continue(())
+            };
+            sequence.take(piece, &mut each).is_ok()
+        });
+        fs::write(received.path(), &bytes).unwrap();
+        let is_bucket = |file: &BoltFile| sequence.is_bucket(file, b"key").unwrap_or(false);
+        let file = BoltFile::open(File::open(received.path()).unwrap());
+        let Some(file) = file.ok().filter(|file| is_read && is_bucket(file)) else {
+            refused += 1;
+            continue;
+        };
+        taken += 1;
+        let mut held = Vec::new();
+        let walked = file.each(b"key", &mut |key, value| {
+            held.push((key.to_vec(), value.to_vec()));
+            ControlFlow::Continue(())
+        });
+        assert!(walked.unwrap());
+        assert!(found == held, "other pairs than the file's");
+    }
+    assert!(taken > 1000 && refused > 1000, "{taken} taken, {refused} refused");
 }
 
 #[test]

@@ -155,8 +155,10 @@ pub trait SnapshotSink: Send {
 /// The bytes of a snapshot to be sent, written in order on a blocking thread. Writing waits while the peer is behind, and fails once nobody
 /// wants the rest; what fails is never taken for the end.
 pub struct SnapshotSource {
-    pub(crate) write: Box<dyn FnOnce(&mut dyn io::Write) -> io::Result<()> + Send>,
+    pub(crate) write: Box<WriteAll>,
 }
+
+type WriteAll = dyn FnOnce(&mut dyn io::Write) -> io::Result<()> + Send;
 
 impl SnapshotSource {
     pub fn new(write: impl FnOnce(&mut dyn io::Write) -> io::Result<()> + Send + 'static) -> Self {

@@ -134,7 +134,7 @@ pub type EachRow<'a> = dyn FnMut(RowId, bool, &[u8]) -> ControlFlow<()> + 'a;
 
 /// An etcd database file.
 pub struct DbFile {
-    bolt: BoltFile,
+    pub(super) bolt: BoltFile,
     position: LogPosition,
 }
 

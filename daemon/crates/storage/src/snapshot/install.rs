@@ -17,7 +17,7 @@ use state_machine::store::{StoreError, Table};
 use types::{LogPosition, Revision, RowId};
 
 use super::etcd_db::{DbFile, ReadError};
-use crate::state_store::{self, FjallStore, OpenError, Piece, SUB_MAX, StoreOptions, Take};
+use crate::state_store::{self, FjallStore, OpenError, Partial, Piece, SUB_MAX, StoreOptions, Take};
 
 /// Installations of this process, one at a time: a second one that arrives meanwhile waits, and then sees what the first has done.
 static ONE_AT_A_TIME: Mutex<()> = Mutex::new(());
@@ -92,22 +92,54 @@ pub fn install(
             FeedError::Read(source) => bad(source),
             FeedError::Store(error) => error.into(),
         })?;
-        // Opened anew, so that what is compared is what the next start will find.
-        let store = open()?;
-        let view = store.view()?;
-        if super::View::position(&view) != position {
-            return Err(InstallError::Verify { what: "another position" });
-        }
-        if content(&view)? != expected {
-            return Err(InstallError::Verify { what: "other rows or tables" });
-        }
+        prove(&open()?, position, &expected)?;
         expected
     };
     installed.rows = expected.rows;
+    publish(partial, position, expected.rows)?;
+    Ok(installed)
+}
+
+/// A whole state that was read back and compared, and is not the one in use. Dropped it is removed.
+#[derive(Debug)]
+pub struct Prepared {
+    pub(super) partial: Partial,
+    pub(super) position: LogPosition,
+    pub(super) rows: u64,
+}
+
+impl Prepared {
+    /// Puts it in place of the state, like [`install`] with the file that it was built from; how many rows it has.
+    pub fn install(self, root: &Path) -> Result<u64, InstallError> {
+        let _one = ONE_AT_A_TIME.lock();
+        if state_store::installed_from(root)?.is_none_or(|before| before.index < self.position.index) {
+            publish(self.partial, self.position, self.rows)?;
+        }
+        Ok(self.rows)
+    }
+}
+
+fn publish(partial: Partial, position: LogPosition, rows: u64) -> Result<(), InstallError> {
     state_store::record_installed(partial.path(), position)?;
     partial.publish()?;
-    tracing::info!(%position, rows = installed.rows, "snapshot installed");
-    Ok(installed)
+    tracing::info!(%position, rows, "snapshot installed");
+    Ok(())
+}
+
+/// Compares an imported state with what was imported. It was opened anew, so that this is what the next start will find.
+pub(super) fn prove(
+    store: &FjallStore,
+    position: LogPosition,
+    expected: &Content,
+) -> Result<(), InstallError> {
+    let view = store.view()?;
+    if super::View::position(&view) != position {
+        return Err(InstallError::Verify { what: "another position" });
+    }
+    if content(&view)? != *expected {
+        return Err(InstallError::Verify { what: "other rows or tables" });
+    }
+    Ok(())
 }
 
 #[derive(Debug, thiserror::Error)]
@@ -175,14 +207,24 @@ fn feed(source: &DbFile, content: &mut Content, take: &mut Take<'_>) -> Result<(
         content.row(id, tombstone, value);
         step(take(Piece::Row { id, tombstone, value }))
     })?;
+    feed_tables(source, content, &mut |piece| step(take(piece)))?;
+    fault.map_or(Ok(()), |error| Err(error.into()))
+}
+
+/// What comes behind the rows.
+pub(super) fn feed_tables(
+    source: &DbFile,
+    content: &mut Content,
+    step: &mut dyn FnMut(Piece<'_>) -> ControlFlow<()>,
+) -> Result<(), ReadError> {
     for table in Table::ALL {
         source.each_pair(table, &mut |key, value| {
             if is_position(table, key) {
                 return ControlFlow::Continue(());
             }
             content.pair(table, key, value);
-            step(take(Piece::Pair { table, key, value }))
+            step(Piece::Pair { table, key, value })
         })?;
     }
-    fault.map_or(Ok(()), |error| Err(error.into()))
+    Ok(())
 }

@@ -1,9 +1,12 @@
 //! Whole states as files in etcd's database format. The same bytes serve a lagging peer, a backup, and the road from and to etcd:
-//! [`write`] makes a file from a pinned view, [`stream`] its bytes alone, [`DbFile`] reads one, [`install`] puts one in place of the state,
+//! [`write`] makes a file from a pinned view, [`stream`] its bytes alone, [`DbFile`] reads one, [`install`] puts one in place of the state, [`Ahead`] builds
+//! that state while the file arrives,
 //! [`restore`] makes a new cluster's first state of one.
 //!
 //! Not here: bbolt's pages as they are read, digests (dbfile), sending and receiving (transport), when to do either (node).
 
+mod ahead;
+mod behind;
 mod bolt_write;
 mod etcd_db;
 mod install;
@@ -16,13 +19,15 @@ use bytes::Bytes;
 use state_machine::store::{Store, StoreError, StoredRow, Table};
 use types::{LogIndex, LogPosition, RowId, Term};
 
+pub use ahead::{Ahead, Waiting};
+pub use behind::SyncBehind;
 pub use bolt_write::{Layout, PAGE_BYTES};
 pub use dbfile::{
     BoltError, DIGEST_BYTES, EachPair, HashingReader, KEY_BUCKET, Status, append_digest, check_digest,
     has_digest, sha256,
 };
 pub use etcd_db::{DbFile, EachRow, ReadError, SnapshotFile, WriteError, measure, stream, write};
-pub use install::{InstallError, Installed, install};
+pub use install::{InstallError, Installed, Prepared, install};
 pub use restore::{Restoration, RestoreError, Restored, restore};
 pub use room::Room;
 

@@ -17,6 +17,7 @@ use std::collections::HashSet;
 use std::fs::{self, File};
 use std::io::{ErrorKind, Write};
 use std::path::{Path, PathBuf};
+use std::time::Duration;
 
 use parking_lot::Mutex;
 use types::{LogIndex, LogPosition, Term};
@@ -33,6 +34,9 @@ const SNAPSHOT_FILE: &str = "SNAPSHOT";
 pub const FORMAT: &str = "cairn state 1\n";
 /// CURRENT and FORMAT hold one short line; what is longer is not ours.
 const SMALL_FILE_BYTES_MAX: u64 = 256;
+
+/// Files of so many bytes are removed one by one.
+const TABLE_BYTES: u64 = 4 << 20;
 
 /// Directories that this process builds or has open. Kept per process because an installation and an open, or two installations,
 /// may meet in any order, and neither may clean up the other's directory.
@@ -239,9 +243,25 @@ fn clean(root: &Path, keep: Option<&str>) -> Result<(), OpenError> {
     Ok(())
 }
 
+/// Between two tables that are removed: the file system writes down at once what it frees at once, and the log's syncs stand behind that.
+const REMOVE_PAUSE: Duration = Duration::from_millis(5);
+
+fn remove_tables(path: &Path) -> std::io::Result<()> {
+    for entry in fs::read_dir(path)? {
+        let entry = entry?;
+        if entry.file_type()?.is_dir() {
+            remove_tables(&entry.path())?;
+        } else if entry.metadata()?.len() >= TABLE_BYTES {
+            fs::remove_file(entry.path())?;
+            std::thread::sleep(REMOVE_PAUSE);
+        }
+    }
+    Ok(())
+}
+
 /// A leftover that cannot be removed costs space, nothing else; the next open tries again.
 fn remove(path: &Path) {
-    if let Err(error) = fs::remove_dir_all(path) {
+    if let Err(error) = remove_tables(path).and_then(|()| fs::remove_dir_all(path)) {
         tracing::warn!(path = %path.display(), %error, "leftover state directory stays");
     }
 }

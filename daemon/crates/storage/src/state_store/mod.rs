@@ -47,7 +47,7 @@ pub use keys::{SUB_MAX, TABLE_KEY_BYTES_MAX, etcd_row_key, parse_etcd_row_key};
 pub use view::StateView;
 pub use writer::FatalHook;
 
-pub(crate) use directory::{begin as begin_generation, installed_from, record_installed};
+pub(crate) use directory::{Partial, begin as begin_generation, installed_from, record_installed};
 pub use directory::{clean_unused, look};
 pub(crate) use import::{Piece, Take};
 
