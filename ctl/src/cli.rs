@@ -50,17 +50,27 @@ const THEIRS: &[(&str, &[&str])] = &[
     ("member", &["add", "list", "promote", "remove", "update"]),
 ];
 
-/// etcdctl's verbs that are not here, and what there is instead.
+/// Verbs that are not here, of etcdctl, of its version 2 and of habit, and what there is instead.
 const ELSEWHERE: &[(&str, &str, &str)] = &[
-    ("", "auth", SOON),
-    ("", "user", SOON),
-    ("", "role", SOON),
-    ("", "lock", SOON),
-    ("", "elect", SOON),
+    ("", "auth", NO_USERS),
+    ("", "user", NO_USERS),
+    ("", "role", NO_USERS),
+    ("", "lock", THEIRS_WORKS),
+    ("", "elect", THEIRS_WORKS),
+    ("", "ls", "the verb is get: cairnctl get PREFIX --prefix --keys-only"),
+    ("", "rm", "the verb is del: cairnctl del KEY"),
+    ("", "set", "the verb is put: cairnctl put KEY VALUE"),
+    ("", "mk", "the verb is put: cairnctl put KEY VALUE"),
+    ("", "cluster-health", "cairnctl endpoint health --cluster, or cairnctl status"),
+    ("", "leader", "cairnctl status names the leader; move-leader hands leadership on"),
+    ("", "backup", "the verb is snapshot save: cairnctl snapshot save FILE"),
+    ("", "restore", RESTORE),
     ("", "downgrade", "cairn has one version of its data; see Upgrade in docs/production.md"),
-    ("snapshot", "restore", "the daemon restores: cairnd snapshot restore (or etcdutl, for etcd)"),
+    ("snapshot", "restore", RESTORE),
 ];
-const SOON: &str = "not here yet; etcdctl does it where the server does";
+const NO_USERS: &str = "not here yet, as cairn has no users yet; for etcd take etcdctl";
+const THEIRS_WORKS: &str = "not here yet; etcdctl's works with cairn too";
+const RESTORE: &str = "the daemon restores: cairnd snapshot restore (or etcdutl, for etcd)";
 
 /// The id under which every verb keeps its arguments.
 const ARGUMENTS: &str = "arguments";
@@ -456,15 +466,28 @@ fn unknown_verb(group: &[String], name: &str) -> String {
     if let Some(what) = elsewhere {
         return format!("unknown command {name:?} for \"cairnctl{path}\": {what}");
     }
-    let below =
-        |verb: &'_ Command| verb.get_subcommands().map(|one| one.get_name().to_owned()).collect::<Vec<_>>();
+    let below = |verb: &Command| -> Vec<String> {
+        verb.get_subcommands().filter(|one| !one.is_hide_set()).map(|one| one.get_name().to_owned()).collect()
+    };
     let own = below(at);
     let mut names = own.clone();
-    if group.is_empty() {
-        names.extend(at.get_subcommands().flat_map(below));
-    }
+    // What stands in a group is named with it: `list` alone is no verb.
+    let grouped: Vec<(String, String)> = at
+        .get_subcommands()
+        .filter(|_| group.is_empty())
+        .flat_map(|verb| below(verb).into_iter().map(|inner| (inner, verb.get_name().to_owned())))
+        .collect();
+    names.extend(grouped.iter().map(|(inner, _)| inner.clone()));
     let hint = match crate::settings::nearest(name, names.iter().map(String::as_str)) {
-        Some(near) => format!("; did you mean {near}?"),
+        Some(near) if own.iter().any(|name| name == near) => format!("; did you mean {near}?"),
+        Some(near) => {
+            let all: Vec<String> = grouped
+                .iter()
+                .filter(|(inner, _)| inner == near)
+                .map(|(inner, of)| format!("{of} {inner}"))
+                .collect();
+            format!("; did you mean {}?", one_of(all.iter().map(String::as_str)))
+        }
         None if group.is_empty() => String::new(),
         None => format!("; it has {}", own.join(", ")),
     };
@@ -660,6 +683,13 @@ mod tests {
                 "context set prod",
                 "unknown command \"set\" for \"cairnctl context\"; it has add, use, list, show, remove",
             ),
+            (
+                "list",
+                "unknown command \"list\" for \"cairnctl\"; did you mean lease list, member list, context list or alarm list?",
+            ),
+            ("health", "unknown command \"health\" for \"cairnctl\"; did you mean endpoint health?"),
+            ("members", "unknown command \"members\" for \"cairnctl\"; did you mean member?"),
+            ("ls /a", "unknown command \"ls\" for \"cairnctl\": the verb is get"),
             ("user add x", "unknown command \"user\" for \"cairnctl\": not here yet"),
             (
                 "snapshot restore f",

@@ -43,7 +43,11 @@ pub async fn save(settings: &Settings, matches: &ArgMatches) -> Result<()> {
         let names: Vec<&str> = settings.endpoints.iter().map(|endpoint| endpoint.name.as_str()).collect();
         return Err(Failure::new(
             Exit::Interrupted,
-            format!("snapshot must be requested to one selected node, not multiple [{}]", names.join(" ")),
+            format!(
+                "snapshot must be requested to one selected node, not multiple [{}]\nGive one of them: --endpoints={}",
+                names.join(" "),
+                names[0]
+            ),
         ));
     }
     let mut progress = Progress::begin("snapshot save", Unit::Bytes, cli::on(matches, "progress"));
