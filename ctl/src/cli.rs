@@ -400,7 +400,8 @@ pub fn command() -> Command {
         .after_help(
             "bash: source <(cairnctl completion bash); zsh: put it into a file _cairnctl in a directory of fpath; fish: cairnctl completion fish | source.\n\
              Keys, members, leases and contexts are completed as they are now; the packages install the scripts.",
-        ),
+        )
+        .arg(switch("no-descriptions", "Words without what they mean")),
         verb("__complete", "Answers the completion scripts", "cairnctl __complete -- <shell> <word>...").hide(true),
     ])
 }

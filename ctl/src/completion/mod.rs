@@ -54,7 +54,10 @@ pub fn run(matches: &ArgMatches, variables: &Variables) {
         }
         _ => (words.collect::<Vec<_>>(), None),
     };
-    let offers = offers(&words, variables);
+    let mut offers = offers(&words, variables);
+    if shell == scripts::WORDS_ALONE {
+        offers.offers.iter_mut().for_each(|offer| offer.about.clear());
+    }
     let text = match bash_word {
         Some(word) => scripts::for_bash(&offers, words.last().map_or("", String::as_str), &word),
         None => scripts::for_others(&offers),

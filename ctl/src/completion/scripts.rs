@@ -73,12 +73,21 @@ end
 complete -c cairnctl -f -a '(__cairnctl_offers)'
 "#;
 
+/// What a script says instead of its shell's name when it wants words alone.
+pub const WORDS_ALONE: &str = "words";
+
 /// The script of a shell; for powershell a list of verbs and flags that asks nobody. `None`: the shell is not known.
-pub fn script(shell: &str) -> Option<Vec<u8>> {
+pub fn script(shell: &str, descriptions: bool) -> Option<Vec<u8>> {
+    let text = |script: &str| {
+        let plain =
+            script.replace(&format!("__complete -- {shell} "), &format!("__complete -- {WORDS_ALONE} "));
+        Some(if descriptions { script.into() } else { plain.into_bytes() })
+    };
     match shell {
+        // bash shows none anyway.
         "bash" => Some(BASH.into()),
-        "zsh" => Some(ZSH.into()),
-        "fish" => Some(FISH.into()),
+        "zsh" => text(ZSH),
+        "fish" => text(FISH),
         "powershell" => {
             let mut out = Vec::new();
             let mut command = crate::cli::command();
@@ -284,15 +293,19 @@ mod tests {
     #[test]
     fn every_shell_has_a_script_that_asks_this_program() {
         for shell in SHELLS {
-            assert!(!script(shell).unwrap().is_empty());
+            assert!(!script(shell, true).unwrap().is_empty());
         }
         for shell in ["bash", "zsh", "fish"] {
             assert!(
-                String::from_utf8(script(shell).unwrap())
+                String::from_utf8(script(shell, true).unwrap())
                     .unwrap()
                     .contains(&format!("__complete -- {shell}"))
             );
         }
-        assert_eq!(script("tcsh"), None);
+        for shell in ["zsh", "fish"] {
+            let plain = String::from_utf8(script(shell, false).unwrap()).unwrap();
+            assert!(plain.contains("__complete -- words ") && !plain.contains(&format!("-- {shell} ")));
+        }
+        assert_eq!(script("tcsh", true), None);
     }
 }

@@ -132,7 +132,8 @@ fn completion_script(matches: &ArgMatches) -> Result<()> {
         return Err(Failure::arguments("completion command needs 1 argument: bash, zsh, fish or powershell"));
     };
     let shell = String::from_utf8_lossy(shell);
-    let script = completion::script(&shell).ok_or_else(|| {
+    let descriptions = !cli::on(matches, "no-descriptions");
+    let script = completion::script(&shell, descriptions).ok_or_else(|| {
         Failure::arguments(format!("unknown shell {shell:?}; known are {}", completion::SHELLS.join(", ")))
     })?;
     show(&script)
