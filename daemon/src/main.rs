@@ -31,6 +31,7 @@ use cli::{Command, Look, Verb};
 use config::{Note, Settings, Surroundings, source::Values, tongue::Tongue};
 use lifecycle::reload::Reload;
 use refusal::{Exit, Refusal};
+use signals::Signals;
 use systemd::sockets::Inherited;
 
 /// Allocations of a request are freed on other threads than they were made on; mimalloc is built for that.
@@ -105,7 +106,9 @@ fn member(surroundings: &Surroundings) -> Result<(), Refusal> {
 
     // A member whose history is lost may take its own place, in the same process: then there is a second start.
     let mut settings = settings;
-    let mut goes_on = replace::resume(&settings)?;
+    // One for all of them: a signal in between is obeyed by the next that waits.
+    let mut signals = None;
+    let mut goes_on = replace::resume(&settings, &mut signals)?;
     loop {
         match goes_on {
             Some(replace::Outcome::Joins(joiner)) => settings = *joiner,
@@ -115,9 +118,9 @@ fn member(surroundings: &Surroundings) -> Result<(), Refusal> {
             }
             None => {}
         }
-        match one_start(&settings, inherited.share()?, surroundings, resolved.values.clone()) {
+        match one_start(&settings, inherited.share()?, surroundings, resolved.values.clone(), &mut signals) {
             Ok(()) => return Ok(()),
-            Err(refusal) => goes_on = Some(replace::instead(&settings, refusal)?),
+            Err(refusal) => goes_on = Some(replace::instead(&settings, refusal, &mut signals)?),
         }
     }
 }
@@ -128,6 +131,7 @@ fn one_start(
     inherited: Inherited,
     surroundings: &Surroundings,
     values: Values,
+    signals: &mut Option<Signals>,
 ) -> Result<(), Refusal> {
     // The data directory: lock, compare, ask whom it concerns. Sockets open only once the local identity is sound.
     let prepared = prepare::prepare(settings)?;
@@ -144,12 +148,12 @@ fn one_start(
     let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build();
     let runtime = runtime.map_err(|error| Refusal::io("start", "the main runtime".as_ref(), &error))?;
     let within = runtime.enter();
-    let mut signals =
-        signals::Signals::listen().map_err(|error| Refusal::io("listen for", "signals".as_ref(), &error))?;
+    let signals =
+        Signals::of(signals).map_err(|error| Refusal::io("listen for", "signals".as_ref(), &error))?;
     drop(within);
 
     // A new cluster begins when its first members are there.
-    let ready = match runtime.block_on(found::settle(prepared, sockets.peers(), settings, &mut signals))? {
+    let ready = match runtime.block_on(found::settle(prepared, sockets.peers(), settings, signals))? {
         Settled::Ready(ready) => ready,
         Settled::Stopped(signal) => {
             lifecycle::stopped_early(signal);
@@ -162,12 +166,12 @@ fn one_start(
     let member = lifecycle::start(settings, *ready, sockets)?;
     drop(within);
     let reload = Reload::new(surroundings, values);
-    runtime.block_on(run(member, &mut signals, reload))
+    runtime.block_on(run(member, signals, reload))
 }
 
 async fn run(
     mut member: lifecycle::Member,
-    signals: &mut signals::Signals,
+    signals: &mut Signals,
     mut reload: Reload<'_>,
 ) -> Result<(), Refusal> {
     let ended = lifecycle::serve(&mut member, signals, &mut reload).await;

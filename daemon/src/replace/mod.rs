@@ -75,7 +75,7 @@ pub enum Outcome {
 }
 
 /// What an earlier start has begun is finished before anything else. None: there is nothing.
-pub fn resume(settings: &Settings) -> Result<Option<Outcome>, Refusal> {
+pub fn resume(settings: &Settings, signals: &mut Option<Signals>) -> Result<Option<Outcome>, Refusal> {
     let data_dir = &settings.storage.data_dir;
     let Some(journal) = Journal::read(data_dir)? else { return Ok(None) };
     let refuse = |error: io::Error| Refusal::io("remove the note of a replacement from", data_dir, &error);
@@ -98,11 +98,15 @@ pub fn resume(settings: &Settings) -> Result<Option<Outcome>, Refusal> {
         warn!(old_member_id = %old, "auto-replace is off now; the replacement that was begun is finished all the same");
     }
     info!(old_member_id = %old, cause = journal.cause, done = ?journal.step, "replacement: going on after an earlier start");
-    finish(settings, journal, None).map(Some)
+    finish(settings, journal, None, signals).map(Some)
 }
 
 /// In the place of a refusal: decides whether this member replaces itself, and does it. The refusal comes back when it does not.
-pub fn instead(settings: &Settings, refusal: Refusal) -> Result<Outcome, Refusal> {
+pub fn instead(
+    settings: &Settings,
+    refusal: Refusal,
+    signals: &mut Option<Signals>,
+) -> Result<Outcome, Refusal> {
     let data_dir = &settings.storage.data_dir;
     let now = OffsetDateTime::now_utc();
     let found = aside::counting(&data_dir.join(MEMBER_DIR));
@@ -123,7 +127,7 @@ pub fn instead(settings: &Settings, refusal: Refusal) -> Result<Outcome, Refusal
     systemd::status("history lost: asking the other members whether this one may replace itself");
     let lost = lost(settings, found.as_ref());
     let targets = targets(settings, found.as_ref());
-    let agreed = match within_signals(consult(settings, &lost, found.as_ref(), targets))? {
+    let agreed = match within_signals(signals, consult(settings, &lost, found.as_ref(), targets))? {
         Err(signal) => return Ok(Outcome::Stopped(signal)),
         Ok(Err(why)) => return Err(declined(refusal, &why)),
         Ok(Ok(agreed)) => agreed,
@@ -134,7 +138,7 @@ pub fn instead(settings: &Settings, refusal: Refusal) -> Result<Outcome, Refusal
     journal.voted = agreed.voted || began.is_some_and(|replaced| replaced.voted);
     (journal.cluster_id, journal.cluster_uuid) = (agreed.cluster_id, agreed.cluster_uuid);
     journal.others = agreed.others;
-    finish(settings, journal, dir)
+    finish(settings, journal, dir, signals)
 }
 
 /// For who looks beside a start: what a replacement has to do with it. Asks nobody.
@@ -338,7 +342,12 @@ async fn confirmed(agreed: &Agreed, lost: &Lost) -> Result<(), String> {
 }
 
 /// From the decision on. Whatever is done already is not done again.
-fn finish(settings: &Settings, mut journal: Journal, dir: Option<DataDir>) -> Result<Outcome, Refusal> {
+fn finish(
+    settings: &Settings,
+    mut journal: Journal,
+    dir: Option<DataDir>,
+    signals: &mut Option<Signals>,
+) -> Result<Outcome, Refusal> {
     let storage = &settings.storage;
     let data_dir = &storage.data_dir;
     let old = journal.old;
@@ -362,7 +371,8 @@ fn finish(settings: &Settings, mut journal: Journal, dir: Option<DataDir>) -> Re
     }
     systemd::status(&format!("replacing member {old} by a learner: changing the cluster"));
     let mut clients = Clients::new(&journal.others, old, &journal.peer_urls).of_life(&journal)?;
-    let carried = within_signals(steps::carry_out(&mut journal, data_dir, &mut clients, steps::PATIENCE))?;
+    let carried =
+        within_signals(signals, steps::carry_out(&mut journal, data_dir, &mut clients, steps::PATIENCE))?;
     let (new, members) = match carried {
         Err(signal) => return Ok(Outcome::Stopped(signal)),
         Ok(carried) => carried?,
@@ -417,11 +427,14 @@ pub fn joined(data_dir: &Path) {
 }
 
 /// Runs a wait, which a signal to stop ends: what is on disk is enough to go on later.
-fn within_signals<T>(wait: impl Future<Output = T>) -> Result<Result<T, &'static str>, Refusal> {
+fn within_signals<T>(
+    signals: &mut Option<Signals>,
+    wait: impl Future<Output = T>,
+) -> Result<Result<T, &'static str>, Refusal> {
     let runtime = ask::runtime()?;
     runtime.block_on(async {
-        let mut signals =
-            Signals::listen().map_err(|error| Refusal::io("listen for", "signals".as_ref(), &error))?;
+        let signals =
+            Signals::of(signals).map_err(|error| Refusal::io("listen for", "signals".as_ref(), &error))?;
         tokio::pin!(wait);
         loop {
             tokio::select! {
@@ -468,7 +481,7 @@ mod tests {
         ] {
             let root = tempfile::tempdir().unwrap();
             let settings = settings(root.path());
-            assert!(resume(&settings).unwrap().is_none(), "there is no note");
+            assert!(resume(&settings, &mut None).unwrap().is_none(), "there is no note");
             assert_eq!(outlook(&settings, None).unwrap(), None);
             let member = root.path().join(MEMBER_DIR);
             fs::create_dir(&member).unwrap();
@@ -479,7 +492,7 @@ mod tests {
             journal.write(root.path()).unwrap();
             let told = outlook(&settings, None).unwrap().expect("there is something to be finished");
             assert!(told.contains(&format!("replacing member {old}")), "{told}");
-            assert!(resume(&settings).unwrap().is_none(), "{id} {step:?}");
+            assert!(resume(&settings, &mut None).unwrap().is_none(), "{id} {step:?}");
             assert_eq!(Journal::read(root.path()).unwrap(), None);
             assert!(member.exists());
         }
@@ -518,12 +531,12 @@ mod tests {
         let root = tempfile::tempdir().unwrap();
         let settings = settings(root.path());
         let given = Refusal::new(Id::DuplicateInstance, "it runs elsewhere");
-        let Err(refusal) = instead(&settings, given.clone()) else { panic!("nothing is lost") };
+        let Err(refusal) = instead(&settings, given.clone(), &mut None) else { panic!("nothing is lost") };
         assert_eq!(refusal, given);
         for at in ["20261122T120000Z", "20261122T130000Z", "20261122T140000Z"] {
             fs::create_dir(root.path().join(format!("member.quarantine-{at}"))).unwrap();
         }
-        let Err(refusal) = instead(&settings, Refusal::new(Id::LostData, "it is empty")) else {
+        let Err(refusal) = instead(&settings, Refusal::new(Id::LostData, "it is empty"), &mut None) else {
             panic!("there were three before")
         };
         assert!(refusal.text().contains("auto-replace: no: 3 directories"), "{}", refusal.text());
