@@ -75,13 +75,21 @@ impl World {
         hello_of(disk.papers.member, &own, disk.papers.life(), log)
     }
 
-    /// Whether every other member's good directory holds, as applied, what convicts this start; also one that may be found again.
+    /// Whether every other member's good directory holds, as applied, what convicts this start; also one that may be found again, and that of
+    /// a member that was removed while it was down and does not know it: with the bad one it could be a majority of long ago.
     fn is_covered(&self, hello: &Hello) -> bool {
         let conf = self.memberships.newest();
-        conf.voters.iter().chain(&conf.learners).filter(|id| **id != hello.member).all(|id| {
-            let Some(member) = self.members.get(&id.0) else { return false };
-            let good = if member.disk.is_damaged { self.shelves.get(&id.0) } else { Some(&member.disk) };
-            good.is_none_or(|good| convicts(good, id.0, hello))
+        let is_unaware = |id: &u64| {
+            let member = &self.members[id];
+            let holds = !member.disk.entries.is_empty() || member.disk.snapshot.index.0 > 0;
+            *id < TWIN && !member.removed && holds
+        };
+        let unaware = self.members.keys().copied().filter(is_unaware);
+        let mut others = conf.voters.iter().chain(&conf.learners).map(|id| id.0).chain(unaware);
+        others.all(|id| {
+            let Some(member) = self.members.get(&id) else { return false };
+            let good = if member.disk.is_damaged { self.shelves.get(&id) } else { Some(&member.disk) };
+            id == hello.member.0 || good.is_none_or(|good| convicts(good, id, hello))
         })
     }
 
