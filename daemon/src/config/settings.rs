@@ -1,6 +1,10 @@
 //! The settings as types, checked against each other. Whoever holds a [`Settings`] need not check anything again.
 
-use std::{num::NonZeroU64, path::PathBuf, time::Duration};
+use std::{
+    num::NonZeroU64,
+    path::{Path, PathBuf},
+    time::Duration,
+};
 
 use node::AutoCompaction;
 
@@ -13,6 +17,7 @@ use super::{
     value,
 };
 use crate::{
+    bootstrap::facts::{MEMBER_BUILT_ASIDE, MEMBER_DIR},
     discovery::{self, Way},
     identity::Replaced,
     refusal::Id,
@@ -519,10 +524,15 @@ impl Builder<'_> {
                 fields,
             });
         }
+        let whole = |path: &Path| std::path::absolute(path).unwrap_or_else(|_| path.to_owned());
+        let member = whole(&data_dir).join(MEMBER_DIR);
+        // The place where the log is in any case is no directory of its own: the member is built elsewhere and takes its log along.
         let wal_dir = Some(values.text("wal-dir")).filter(|text| !text.is_empty()).map(PathBuf::from);
+        let wal_dir = wal_dir.filter(|dir| whole(dir) != member.join("wal"));
         if let Some(wal_dir) = &wal_dir {
-            let member = data_dir.join("member");
-            if wal_dir == &data_dir || wal_dir == &member || wal_dir.starts_with(member.join("state")) {
+            let dir = whole(wal_dir);
+            let built_aside = whole(&data_dir).join(MEMBER_BUILT_ASIDE);
+            if dir == whole(&data_dir) || dir.starts_with(&member) || dir.starts_with(built_aside) {
                 let what = format!("wal-dir {} is a directory of the member's own", wal_dir.display());
                 self.problem(
                     Id::SettingsConflict,
@@ -736,6 +746,9 @@ mod tests {
             (&["--initial-advertise-peer-urls=http://:1"], Id::BadValue, "no host"),
             (&["--log-outputs=default,stdout"], Id::SettingsConflict, "default"),
             (&["--wal-dir=x", "--data-dir=x"], Id::SettingsConflict, "wal-dir"),
+            (&["--wal-dir=x/member", "--data-dir=x"], Id::SettingsConflict, "wal-dir"),
+            (&["--wal-dir=x/member/log", "--data-dir=x"], Id::SettingsConflict, "wal-dir"),
+            (&["--wal-dir=x/member.tmp", "--data-dir=x"], Id::SettingsConflict, "wal-dir"),
             (&["--max-request-bytes=0"], Id::BadValue, "max-request-bytes"),
             (&["--accept-identity-change=member-id"], Id::BadValue, "is not one of name, peer-urls, host"),
             (&["--initial-cluster-state=maybe"], Id::BadValue, "is not one of new, existing"),
@@ -755,6 +768,18 @@ mod tests {
     fn every_problem_is_told_at_once() {
         let refusal = load(&["--election-timeout=1", "--log-outputs=", "--max-request-bytes=0"]).unwrap_err();
         assert!(refusal.text().contains("3 settings"), "{}", refusal.text());
+    }
+
+    /// A first start with it moved its own log away with what it had built, and found none ever after.
+    #[test]
+    fn a_wal_dir_that_is_where_the_log_is_anyway_is_none() {
+        let here = std::env::current_dir().unwrap();
+        for dir in ["x/member/wal", "./x/member/wal/", here.join("x/member/wal").to_str().unwrap()] {
+            let settings = load(&["--data-dir=x", &format!("--wal-dir={dir}")]).unwrap();
+            assert_eq!(settings.storage.wal_dir, None, "{dir}");
+        }
+        let settings = load(&["--data-dir=x", "--wal-dir=x/wal"]).unwrap();
+        assert_eq!(settings.storage.wal_dir, Some(std::path::PathBuf::from("x/wal")));
     }
 
     #[test]
