@@ -8,14 +8,14 @@ use std::{
     io::{self, IoSlice, Write as _},
     os::{fd::AsRawFd as _, unix::net::UnixDatagram},
     path::{Path, PathBuf},
-    time::Duration,
+    time::{Duration, Instant},
 };
 
 use nix::{
     fcntl::{FcntlArg, SealFlag, fcntl},
     sys::{
         memfd::{MFdFlags, memfd_create},
-        socket::{ControlMessage, MsgFlags, UnixAddr, sendmsg},
+        socket::{ControlMessage, MsgFlags, UnixAddr, getsockopt, sendmsg, setsockopt, sockopt},
         stat::fstat,
     },
 };
@@ -27,6 +27,12 @@ const SOCKET_VARIABLE: &str = "CAIRN_JOURNAL_SOCKET";
 
 /// Longest wait for room in the journal's queue. A record that waits longer goes to stderr, which has the journal's patience and not ours.
 const SEND_WAIT: Duration = Duration::from_secs(2);
+
+/// Longest wait for the journal to take what was sent, at the end of a process. A journal that is slower finds nobody to ask whose the record was.
+pub const SETTLE_WAIT: Duration = Duration::from_secs(1);
+
+/// The kernel counts at least this for a datagram without content: its two headers.
+const EMPTY_BYTES_MIN: usize = 512;
 
 pub struct Journal {
     socket: UnixDatagram,
@@ -61,6 +67,28 @@ impl Journal {
             Err(error) if is_too_large(&error) => self.send_as_file(record),
             Err(error) => Err(error),
         }
+    }
+
+    /// Waits until the journal has taken what was sent so far. It finds out whose a record is (the unit, the command) from the process that sent
+    /// it, when it takes the record: of a process that has ended by then it finds nothing, and `journalctl -u` does not show its last words.
+    ///
+    /// The journal answers nothing, but the kernel counts what nobody has taken yet: with the smallest room for that, so many empty records as fit
+    /// and one more are only sent once the first of them was taken, which comes after everything before it. The journal passes them over.
+    pub fn settle(&self, wait: Duration) -> io::Result<()> {
+        let until = Instant::now() + wait;
+        let before = getsockopt(&self.socket, sockopt::SndBuf)?;
+        setsockopt(&self.socket, sockopt::SndBuf, &1)?;
+        let fitting = getsockopt(&self.socket, sockopt::SndBuf)? / EMPTY_BYTES_MIN;
+        // The second one behind the first: the journal has then done with what came before the first.
+        let settled = (0..fitting + 2).try_for_each(|_| {
+            let left = until.saturating_duration_since(Instant::now()).max(Duration::from_millis(1));
+            self.socket.set_write_timeout(Some(left))?;
+            self.socket.send_to(&[], &self.path).map(drop)
+        });
+        self.socket.set_write_timeout(Some(SEND_WAIT))?;
+        // The kernel tells twice what it was asked for.
+        setsockopt(&self.socket, sockopt::SndBuf, &(before / 2))?;
+        settled
     }
 
     fn send_as_file(&self, record: &[u8]) -> io::Result<()> {
@@ -119,7 +147,10 @@ pub fn own_name(key: &str) -> String {
 
 #[cfg(test)]
 mod tests {
-    use std::io::Read as _;
+    use std::{
+        io::Read as _,
+        sync::atomic::{AtomicBool, Ordering},
+    };
 
     use nix::{
         cmsg_space,
@@ -175,5 +206,42 @@ mod tests {
         }
         drop(receiver);
         assert!(journal.send(b"MESSAGE=x\n").is_err(), "nobody listens");
+    }
+
+    /// The journal has to find the process that it asks about.
+    #[test]
+    fn last_words_are_waited_for_until_the_journal_has_taken_them() {
+        let dir = tempfile::tempdir().unwrap();
+        let path = dir.path().join("journal");
+        let receiver = UnixDatagram::bind(&path).unwrap();
+        let journal = Journal::at(&path).unwrap();
+        for size in [1, 100, 5000] {
+            let record = vec![b'x'; size];
+            journal.send(&record).unwrap();
+            let error = journal.settle(Duration::from_millis(20)).unwrap_err();
+            assert_eq!(error.kind(), io::ErrorKind::WouldBlock, "nobody has taken the {size} bytes yet");
+            let (taken, over) = (AtomicBool::new(false), AtomicBool::new(false));
+            std::thread::scope(|scope| {
+                scope.spawn(|| {
+                    let mut bytes = vec![0; 1 << 16];
+                    receiver.set_read_timeout(Some(Duration::from_millis(5))).unwrap();
+                    while !over.load(Ordering::Relaxed) {
+                        match receiver.recv(&mut bytes) {
+                            Ok(length) if length == size => taken.store(true, Ordering::Relaxed),
+                            Ok(length) => assert_eq!(length, 0),
+                            Err(error) => assert_eq!(error.kind(), io::ErrorKind::WouldBlock),
+                        }
+                    }
+                });
+                journal.settle(Duration::from_secs(60)).unwrap();
+                assert!(taken.load(Ordering::Relaxed), "{size} bytes");
+                over.store(true, Ordering::Relaxed);
+            });
+        }
+        // As much fits again as before.
+        journal.send(&vec![b'x'; 60_000]).unwrap();
+        let mut bytes = vec![0; 1 << 16];
+        let length = std::iter::repeat_with(|| receiver.recv(&mut bytes).unwrap()).find(|length| *length > 0);
+        assert_eq!(length, Some(60_000));
     }
 }

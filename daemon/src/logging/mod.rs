@@ -31,7 +31,7 @@ use crate::{
     refusal::Refusal,
 };
 
-use journal::Journal;
+use journal::{Journal, SETTLE_WAIT};
 use record::Record;
 use writer::{Entry, Forms, Writer};
 
@@ -102,8 +102,11 @@ fn last_record(record: &Record<'_>, text: Option<&str>) {
     match LOG.get() {
         Some(log) => log.writer.write_and_flush(Entry::of(record, text, log.forms)),
         None => {
-            let sent = Journal::behind_stderr()
-                .is_some_and(|journal| journal.send(record.journal(text).bytes()).is_ok());
+            let sent = Journal::behind_stderr().is_some_and(|journal| {
+                let sent = journal.send(record.journal(text).bytes()).is_ok();
+                let _ = journal.settle(SETTLE_WAIT);
+                sent
+            });
             if !sent {
                 to_stderr(&record.line(usual_format(&[LogOutput::Stderr])));
             }

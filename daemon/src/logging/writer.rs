@@ -14,7 +14,7 @@ use std::{
 };
 
 use super::{
-    journal::{Fields, Journal},
+    journal::{Fields, Journal, SETTLE_WAIT},
     record::{self, Record},
 };
 use crate::{
@@ -75,6 +75,15 @@ impl Sink {
                     let _ = write!(io::stderr(), "<{}>{}", entry.priority, entry.line);
                 }
             }
+        }
+    }
+}
+
+impl Sink {
+    /// What was written is where it should be, as far as can be told.
+    fn settle(&self) {
+        if let Sink::Journal(journal) = self {
+            let _ = journal.settle(SETTLE_WAIT);
         }
     }
 }
@@ -179,6 +188,7 @@ fn run(lines: &Receiver<Message>, sinks: &mut [Sink], dropped: &AtomicU64, forms
         match message {
             Ok(Message::Entry(entry)) => write_all(sinks, &entry),
             Ok(Message::Flush(done)) => {
+                sinks.iter().for_each(Sink::settle);
                 let _ = done.send(());
             }
             Err(RecvTimeoutError::Timeout) => {}

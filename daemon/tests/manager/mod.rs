@@ -39,6 +39,10 @@ impl Ear {
         std::thread::spawn(move || {
             let mut bytes = vec![0; 64 << 10];
             while let Ok(length) = socket.recv(&mut bytes) {
+                // As the journal does: who waits for it sends some.
+                if length == 0 {
+                    continue;
+                }
                 if say.send(fields(&bytes[..length])).is_err() {
                     return;
                 }

@@ -311,7 +311,7 @@ fn a_wrong_restart(machine: &Machine) -> Result<()> {
     machine.wait("the unit has failed", |machine| Ok(machine.property(UNIT, "ActiveState")? == "failed"))?;
     ensure!(machine.property(UNIT, "ExecMainStatus")? == "78", "another exit code");
     ensure!(machine.property(UNIT, "NRestarts")? == before, "systemd starts again what refuses");
-    let line = journal(machine, "REFUSAL_ID=NAME_MISMATCH")?;
+    let line = journal(machine, &format!("--since=@{} REFUSAL_ID=NAME_MISMATCH", since.trim_end()))?;
     ensure!(line.get("MESSAGE_ID").is_some(), "the refusal has no entry in the catalog: {line}");
     // Once: the check before the start says nothing of its own. With the remedy, for somebody who has a file.
     let explained =
@@ -372,11 +372,12 @@ fn waiting_for_a_port(machine: &Machine) -> Result<()> {
 
 /// The machine has lost its disk: its member is refused, and what the journal prints brings a new one.
 fn replacing(machine: &Machine, other: &Machine) -> Result<()> {
+    let since = machine.sh("date +%s.%N")?;
     machine.sh("systemctl stop cairnd && rm -rf /var/lib/cairn/data")?;
     let _ = machine.try_sh("systemctl start cairnd")?;
     machine.wait("the unit has failed", |machine| Ok(machine.property(UNIT, "ActiveState")? == "failed"))?;
     ensure!(machine.property(UNIT, "ExecMainStatus")? == "79", "another exit code");
-    let line = journal(machine, "REFUSAL_ID=LOST_DATA")?;
+    let line = journal(machine, &format!("--since=@{} REFUSAL_ID=LOST_DATA", since.trim_end()))?;
     let message = line["MESSAGE"].as_str().context("a message")?;
     // "cairnctl … member remove ID, then cairnctl … member add …, then start with an empty data directory and …"
     let replace =
