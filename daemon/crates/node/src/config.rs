@@ -27,7 +27,7 @@ pub struct NodeConfig {
     pub snapshot_count: u64,
     /// Entries kept in memory behind the snapshot record for slow followers.
     pub snapshot_catchup_entries: u64,
-    /// How fast a snapshot for a peer is written and then sent; None: as fast as it goes.
+    /// How fast a snapshot for a peer is sent while writes are applied; None: as fast as it goes.
     pub snapshot_send_bytes_per_second: Option<NonZeroU64>,
     /// How fast the file of a backup is written; None: as fast as it goes.
     pub snapshot_save_bytes_per_second: Option<NonZeroU64>,

@@ -1,8 +1,8 @@
-//! Reads a view no faster than allowed, for whoever writes a whole state into a file beside members that serve clients.
+//! Reads a view no faster than allowed, for whoever hands out a whole state beside clients that are served.
 //!
 //! The rate counts only while somebody writes. A member whose applied index does not move has nobody to spare, and a backup of it at night
 //! should not take minutes for the sake of puts that do not come.
-//! Not here: what the rate is (settings), and the pace of the network (transport).
+//! Not here: what the rate is (settings).
 
 use std::{
     num::NonZeroU64,

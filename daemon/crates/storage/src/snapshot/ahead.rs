@@ -19,7 +19,7 @@ use state_machine::store::StoreError;
 use types::{LogPosition, RowId};
 
 use super::etcd_db::{DbFile, ReadError};
-use super::install::{Content, InstallError, Prepared, feed_tables, prove};
+use super::install::{Content, InstallError, Prepared, building, feed_tables, prove};
 use crate::state_store::{self, FjallStore, Piece, StoreOptions, Take, parse_etcd_row_key};
 
 /// Pieces that arrived and are not built in yet: a few hundred KiB each at most.
@@ -67,8 +67,7 @@ impl Ahead {
         is_row: fn(RowId, &[u8]) -> bool,
     ) -> io::Result<Ahead> {
         let (pieces, arriving) = sync_channel(PIECES_QUEUED);
-        // A full disk here is a reason to give up. The state in use is whole, so the process need not end.
-        let options = StoreOptions { on_fatal: None, ..options.clone() };
+        let options = building(options);
         let builder = Builder { root: root.to_owned(), position, options, is_row, arriving };
         let thread = std::thread::Builder::new().name("snapshot-ahead".to_owned()).spawn(move || {
             match builder.build() {

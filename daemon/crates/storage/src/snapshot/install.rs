@@ -84,8 +84,7 @@ pub fn install(
 
     let partial = state_store::begin_generation(root)?;
     let expected = {
-        // A full disk here is an answer to the caller. The state in use is whole, so the process need not end.
-        let options = StoreOptions { on_fatal: None, ..options.clone() };
+        let options = building(options);
         let open = || FjallStore::open_dir(partial.path(), &options, None);
         let mut expected = Content::default();
         open()?.import(position, |take| feed(&source, &mut expected, take)).map_err(|error| match error {
@@ -98,6 +97,15 @@ pub fn install(
     installed.rows = expected.rows;
     publish(partial, position, expected.rows)?;
     Ok(installed)
+}
+
+/// A state that is built is read once, from one end to the other.
+const BUILDING_CACHE_BYTES: u64 = 8 << 20;
+
+/// A full disk is an answer to the caller here: the state in use is whole, so the process need not end.
+pub(super) fn building(options: &StoreOptions) -> StoreOptions {
+    let cache_bytes = options.cache_bytes.min(BUILDING_CACHE_BYTES);
+    StoreOptions { on_fatal: None, cache_bytes, ..options.clone() }
 }
 
 /// A whole state that was read back and compared, and is not the one in use. Dropped it is removed.

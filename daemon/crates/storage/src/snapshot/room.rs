@@ -1,5 +1,5 @@
 //! How much of a disk a file beside the log and the state may take. A member whose disk is full ends, so whatever can be made another time
-//! stops before that: a backup, a snapshot for a peer, one from a peer.
+//! stops before that: a backup, a snapshot from a peer.
 
 use std::{
     io::{self, Seek, SeekFrom, Write},
