@@ -204,13 +204,24 @@ fn empty_of_data(facts: &DiskFacts) -> Result<(), Refusal> {
             _ => "a state store",
         };
         let place = if facts.state_present { dir.clone() } else { facts.log.dir.display().to_string() };
-        return Err(Refusal::new(Id::IdentityMissing, "there are data, but no identity file says whose")
-            .evidence(place, what)
-            .remedy(format!("restore {dir}/member/identity.json from a backup of this very directory"))
-            .remedy(replace_by_previous(
+        let mut refusal =
+            Refusal::new(Id::IdentityMissing, "there are data, but no identity file says whose")
+                .evidence(place.clone(), what)
+                .remedy(format!("restore {dir}/member/identity.json from a backup of this very directory"));
+        // A log with a directory of its own, whose data directory is gone.
+        let replace = match &facts.wal_identity {
+            IdentityFact::Present(identity) if !facts.state_present && !identity.members.is_empty() => {
+                let whose = format!("of member {} ({})", identity.member_id, identity.name);
+                refusal = refusal.evidence("the log is", whose);
+                remedy::replace(identity, &place)
+            }
+            _ => replace_by_previous(
                 facts,
                 "or replace this member: move the directory aside and add the member anew",
-            ))
+            ),
+        };
+        return Err(refusal
+            .remedy(replace)
             .never("do not start it as a new member over this log: its promises would be forgotten"));
     }
     Ok(())

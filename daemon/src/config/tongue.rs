@@ -20,6 +20,9 @@ const COMMANDS: [&str; 9] =
 /// Between the steps of a remedy.
 const THEN: &str = ", then ";
 
+/// What a data directory is called that a remedy moves out of the way.
+const ASIDE: [&str; 3] = [".old", ".removed", ".copy"];
+
 /// How somebody gives a setting.
 #[derive(Clone, Debug, PartialEq, Eq)]
 enum Way {
@@ -69,7 +72,18 @@ impl Tongue {
 
     /// A remedy.
     pub fn say(&self, remedy: &str) -> String {
-        remedy.split(THEN).map(|step| self.translated(step, true)).collect::<Vec<_>>().join(THEN)
+        let steps =
+            remedy.split(THEN).flat_map(|step| [Some(self.translated(step, true)), self.aside_too(step)]);
+        steps.flatten().collect::<Vec<_>>().join(THEN)
+    }
+
+    /// A member that begins anew leaves its log behind as well, and rules do not know of a directory that the log has for itself.
+    fn aside_too(&self, step: &str) -> Option<String> {
+        let (_, command) = step.split_once("mv ")?;
+        let (from, to) = command.split_once(' ')?;
+        let suffix = to.strip_prefix(from).filter(|suffix| ASIDE.contains(suffix))?;
+        let wal_dir = self.values.is_given("wal-dir").then(|| self.values.text("wal-dir"))?;
+        (!wal_dir.is_empty() && wal_dir != from).then(|| format!("mv {wal_dir} {wal_dir}{suffix}"))
     }
 
     /// A sentence that speaks of settings.
@@ -297,6 +311,23 @@ mod tests {
                 && start.ends_with(&format!("\" (in {path})")),
             "{start}"
         );
+    }
+
+    #[test]
+    fn a_log_with_a_directory_of_its_own_goes_aside_with_its_member() {
+        let (with, _) = tongue(&["--data-dir=/d", "--wal-dir=/w"], &[], None);
+        let (without, _) = tongue(&["--data-dir=/d"], &[], None);
+        let replace = remedy::replace(&identity::sample(), "/d");
+        assert_eq!(without.say(&replace), replace);
+        for (remedy, said) in [
+            ("move it aside: mv /d /d.old", "move it aside: mv /d /d.old, then mv /w /w.old"),
+            ("a, then mv /d /d.removed, then b", "a, then mv /d /d.removed, then mv /w /w.removed, then b"),
+            ("mv /w /w.old", "mv /w /w.old"),
+            ("mv /d/member/state /d/member/state.damaged", "mv /d/member/state /d/member/state.damaged"),
+        ] {
+            assert_eq!(with.say(remedy), said);
+            assert_eq!(without.say(remedy), remedy);
+        }
     }
 
     /// What a remedy says to write into the file can be written there.

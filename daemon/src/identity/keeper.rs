@@ -69,7 +69,7 @@ impl Keeper {
         // The copy first: a wal-dir that says "unborn" beside a member that counts would be free to be cleared.
         if let Some(wal_dir) = &self.wal_dir {
             let mut copy = self.identity.clone();
-            copy.state = state.clone();
+            (copy.state, copy.members) = (state.clone(), members.clone());
             super::write(wal_dir, &copy)?;
         }
         self.change(|identity| {

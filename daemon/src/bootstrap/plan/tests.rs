@@ -190,6 +190,32 @@ fn every_case_of_a_start() {
 }
 
 #[test]
+fn a_log_whose_data_directory_is_gone_says_whose_it_is() {
+    let mut copy = stored(State::Born);
+    let known = |id, name: &str| KnownMember {
+        id: MemberId(id),
+        name: name.into(),
+        peer_urls: vec![format!("http://{name}:1")],
+        client_urls: Vec::new(),
+        dir_uuid: None,
+        is_learner: false,
+    };
+    copy.members = vec![known(copy.member_id.0, &copy.name), known(0xb, "n2")];
+    let mut facts = nothing();
+    facts.log = LogFact { dir: "/w".into(), first_index: Some(0), owner: None };
+    facts.wal_identity = IdentityFact::Present(Box::new(copy.clone()));
+    let refusal = plan(&facts, &asked(&["--name=n1"]), &Addresses::new(), "0.1.0", &mut vec![]).unwrap_err();
+    assert_eq!(refusal.id, Id::IdentityMissing);
+    let text = refusal.text();
+    for words in [
+        format!("of member {} ({})", copy.member_id, copy.name),
+        format!("member remove {}, then mv /w /w.old, then ", copy.member_id),
+    ] {
+        assert!(text.contains(&words), "{words:?} is not in {text}");
+    }
+}
+
+#[test]
 fn an_unlisted_name_is_helped() {
     let refusal = plan(
         &nothing(),
