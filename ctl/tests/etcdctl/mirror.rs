@@ -116,7 +116,9 @@ fn a_check_leaves_nothing_behind_and_touches_nothing_that_was_there() {
         return;
     }
     let server = Server::start();
-    let check = |arguments: &[&str]| run(Tool::Cairnctl, &server.endpoint, arguments, b"");
+    let patient = ["--dial-timeout=60s", "--command-timeout=60s"];
+    let check =
+        |arguments: &[&str]| run(Tool::Cairnctl, &server.endpoint, &[arguments, &patient].concat(), b"");
     // Whether a busy machine passes is not ours to say; what is printed is.
     let perf = check(&["check", "perf", "--duration", "500ms", "--auto-compact", "--auto-defrag"]);
     let text = String::from_utf8(perf.stdout.clone()).expect("text");
