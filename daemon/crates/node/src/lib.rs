@@ -205,7 +205,6 @@ impl Node {
             .thread_name("peer-io")
             .enable_all()
             .build()?;
-        let elders: Vec<MemberId> = remotes.iter().map(|remote| remote.id).collect();
         let shared = Arc::new(Shared::new(
             &config,
             identity,
@@ -213,7 +212,7 @@ impl Node {
             &machine,
             store,
             runtime.handle().clone(),
-            elders,
+            remotes.clone(),
         ));
         let face = Arc::new(peers::PeerFace(Arc::downgrade(&shared)));
         let transport = Transport::start(transport_config(&config, peer_listeners, &runtime), face)?;
@@ -431,7 +430,7 @@ impl Shared {
         machine: &StateMachine<FjallStore>,
         store: Arc<FjallStore>,
         runtime: tokio::runtime::Handle,
-        elders: Vec<MemberId>,
+        elders: Vec<Remote>,
     ) -> Shared {
         let joining = !elders.is_empty() && !is_part(config.member, &machine.conf_state());
         let unix_ms =

@@ -6,12 +6,14 @@ use std::{
 };
 
 use identity::{Answer, Question};
+use state_machine::membership::Member;
 use tokio::{task::JoinSet, time::timeout};
 use transport::{PeerClient, PeerClientError};
+use types::MemberId;
 use url::Url;
 
 use super::{answered, conclude, hello, judge_again, jury::Heard, oneself};
-use crate::{peers::parse_urls, shared::Shared};
+use crate::{Remote, peers::parse_urls, shared::Shared};
 
 /// How often sessions are judged again and voices grow old.
 const LOOK_INTERVAL: Duration = Duration::from_millis(500);
@@ -59,9 +61,9 @@ async fn ask(shared: &Arc<Shared>, client: &PeerClient) {
     let me = shared.config.member;
     let question = Arc::new(Question { hello: hello(shared), config: None });
     let mut asking = JoinSet::new();
-    for member in shared.reader().members().into_iter().filter(|member| member.id != me) {
-        let (client, question, urls) = (client.clone(), question.clone(), parse_urls(&member.peer_urls));
-        asking.spawn(async move { Some((member.id, ask_one(&client, &urls, &question).await?)) });
+    for (id, urls) in whom(me, shared.reader().members(), &shared.sentinel.elders) {
+        let (client, question, urls) = (client.clone(), question.clone(), parse_urls(&urls));
+        asking.spawn(async move { Some((id, ask_one(&client, &urls, &question).await?)) });
     }
     // They are asked whether they know this directory, and have no other say.
     let held_off = std::mem::take(&mut *shared.sentinel.held_off.lock());
@@ -90,6 +92,18 @@ async fn ask(shared: &Arc<Shared>, client: &PeerClient) {
     }
 }
 
+/// Who has a say. A joiner has heard of no member before its first entries, and may have been removed by then: what it was told once, when
+/// a connection was refused, is too old to be acted on, so those who gave it its place are asked.
+fn whom(me: MemberId, members: Vec<Member>, elders: &[Remote]) -> Vec<(MemberId, Vec<String>)> {
+    let known = members.into_iter().map(|member| (member.id, member.peer_urls));
+    let mut all: Vec<_> = known.filter(|(id, _)| *id != me).collect();
+    if all.is_empty() {
+        let elders = elders.iter().filter(|elder| elder.id != me);
+        all.extend(elders.map(|elder| (elder.id, elder.peer_urls.clone())));
+    }
+    all
+}
+
 async fn ask_one(client: &PeerClient, urls: &[Url], question: &Question) -> Option<Answer> {
     for url in urls {
         match client.hello(url, question).await {
@@ -100,4 +114,21 @@ async fn ask_one(client: &PeerClient, urls: &[Url], question: &Question) -> Opti
         }
     }
     None
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_joiner_without_a_state_asks_those_who_gave_it_its_place() {
+        let elder = |id| Remote { id: MemberId(id), peer_urls: vec![format!("http://h{id}:1")] };
+        let member =
+            |id| Member { id: MemberId(id), peer_urls: vec![format!("http://m{id}:1")], ..Member::default() };
+        let elders = [elder(1), elder(2), elder(9)];
+        let asked = |members| whom(MemberId(9), members, &elders);
+        let of = |id, url: &str| (MemberId(id), vec![url.to_owned()]);
+        assert_eq!(asked(vec![]), [of(1, "http://h1:1"), of(2, "http://h2:1")]);
+        assert_eq!(asked(vec![member(9), member(3)]), [of(3, "http://m3:1")], "its log knows better");
+    }
 }

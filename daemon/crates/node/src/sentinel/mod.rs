@@ -31,7 +31,7 @@ use transport::{Met, Refused, Via};
 use types::{LogIndex, MemberId};
 use url::Url;
 
-use crate::{handle::Handle, members, records, shared::Shared};
+use crate::{Remote, handle::Handle, members, records, shared::Shared};
 
 pub(crate) use ask::watch;
 pub use jury::{Expelled, Heard};
@@ -62,11 +62,11 @@ pub(crate) struct Sentinel {
     look: Arc<Notify>,
     pub(crate) refusals: Refusals,
     /// Whom a joiner believes until its log names the voters.
-    elders: Vec<MemberId>,
+    elders: Vec<Remote>,
 }
 
 impl Sentinel {
-    pub(crate) fn new(elders: Vec<MemberId>) -> Sentinel {
+    pub(crate) fn new(elders: Vec<Remote>) -> Sentinel {
         Sentinel {
             jury: Mutex::default(),
             quarantined: AtomicBool::new(false),
@@ -192,7 +192,7 @@ fn log_end(shared: &Shared) -> LogEnd {
 fn oneself(shared: &Shared) -> Oneself {
     let mut voters = shared.conf_state.lock().voters.clone();
     if voters.is_empty() {
-        voters.clone_from(&shared.sentinel.elders);
+        voters.extend(shared.sentinel.elders.iter().map(|elder| elder.id));
     }
     let log = log_end(shared);
     let newer = shared.sentinel.newer.lock().clone().filter(|(index, _)| *index > log.commit);
