@@ -156,10 +156,10 @@ fn many_seeds_with_several_lives() {
 }
 
 /// Seeds until one fails.
-fn is_caught(defect: Defect, seeds: u64) -> bool {
-    (0..seeds).any(|seed| {
-        let setup = Setup { defect: Some(defect), ..Setup::default() };
-        std::panic::catch_unwind(|| simulation::run_damaged(seed, setup)).is_err()
+fn caught(defect: Defect, setup: Setup, seeds: u64) -> Option<u64> {
+    (0..seeds).find(|seed| {
+        let setup = Setup { defect: Some(defect), ..setup };
+        std::panic::catch_unwind(|| simulation::run_damaged(*seed, setup)).is_err()
     })
 }
 
@@ -167,8 +167,13 @@ fn is_caught(defect: Defect, seeds: u64) -> bool {
 #[test]
 fn planted_defects_are_caught() {
     for defect in [Defect::TakesEverybody, Defect::IgnoresRecords, Defect::IgnoresMarks] {
-        assert!(is_caught(defect, 200), "{defect:?} is caught");
+        assert!(caught(defect, Setup::default(), 200).is_some(), "{defect:?} is caught");
     }
+    // A majority is wiped and founds anew while a voter that joined later goes on, which campaigns at the founders' addresses.
+    let joined = Setup { lives: true, joined: true, ..Setup::default() };
+    let seed = caught(Defect::HearsEverybody, joined, 400).expect("whom a founder must not hear is heard");
+    let held_off = simulation::run_damaged(seed, joined).held_off;
+    assert!(held_off > 0, "it is held off where the rule holds, and nothing else is wrong: seed {seed}");
 }
 
 /// SIM_SEED says which.
@@ -177,8 +182,9 @@ fn one_seed() {
     let seed = setting("SIM_SEED").unwrap_or(1);
     let window = setting("SIM_WINDOW").is_some();
     let lives = setting("SIM_LIVES").is_some();
+    let joined = setting("SIM_JOINED").is_some();
     let outcome = match setting("SIM_DAMAGE") {
-        Some(_) => simulation::run_damaged(seed, Setup { window, lives, ..Setup::default() }),
+        Some(_) => simulation::run_damaged(seed, Setup { window, lives, joined, ..Setup::default() }),
         None => simulation::run(seed),
     };
     println!("{outcome:?}");

@@ -116,7 +116,7 @@ impl World {
         }
         let pause = self.rng.random_range(2 * TICK..20 * TICK);
         self.at(pause, Event::Damage);
-        if self.setup.lives && self.rng.random_bool(0.25) {
+        if self.setup.lives && (self.setup.joined || self.rng.random_bool(0.25)) {
             return self.begin_a_life();
         }
         let conf = self.memberships.newest();

@@ -63,8 +63,11 @@ impl World {
 
     /// Mostly one member; at times, and once, a majority.
     pub(super) fn begin_a_life(&mut self) {
-        if !self.is_doomed && self.rng.random_bool(0.15) {
+        if !self.is_doomed && (self.setup.joined || self.rng.random_bool(0.15)) {
             return self.wipe_a_majority();
+        }
+        if self.setup.joined {
+            return;
         }
         let voters = self.memberships.newest().voters;
         if voters.is_empty() {
@@ -136,7 +139,10 @@ impl World {
             let member = &self.members[place];
             !member.disk.is_damaged && !member.removed && member.disk.papers.cluster_uuid.is_some()
         };
-        if voters != first || !self.asked_to_vote.is_empty() || !first.iter().all(is_usable) {
+        // Others may have joined since. They go on at their addresses, and the founders' settings name none of them.
+        let are_voters = first.iter().chain(&self.asked_to_vote).all(|place| voters.contains(place));
+        let is_story = !self.setup.joined || voters.len() > first.len();
+        if !are_voters || !is_story || !first.iter().all(is_usable) {
             return;
         }
         self.is_doomed = true;

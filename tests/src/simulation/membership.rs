@@ -58,7 +58,7 @@ impl World {
         };
         match self.rng.random_range(0..8) {
             0..3 if next <= MEMBERS_MAX => {
-                let is_learner = self.rng.random_bool(0.8);
+                let is_learner = self.rng.random_bool(0.8) && !self.setup.joined;
                 if self.ask(id, Change::Add { id: next, is_learner }) {
                     let mut member = self.fresh(next);
                     if self.setup.damage {

@@ -60,6 +60,8 @@ pub struct Setup {
     pub window: bool,
     /// Members are forced into lives of their own, and wiped majorities found second ones beside the first.
     pub lives: bool,
+    /// With several lives: only majorities of first members are wiped, and only while voters that joined later go on beside them.
+    pub joined: bool,
     pub defect: Option<Defect>,
 }
 
@@ -69,7 +71,8 @@ impl Setup {
         let damage = if self.damage { "SIM_DAMAGE=1 " } else { "" };
         let window = if self.window { "SIM_WINDOW=1 " } else { "" };
         let lives = if self.lives { "SIM_LIVES=1 " } else { "" };
-        format!("{damage}{window}{lives}")
+        let joined = if self.joined { "SIM_JOINED=1 " } else { "" };
+        format!("{damage}{window}{lives}{joined}")
     }
 }
 
