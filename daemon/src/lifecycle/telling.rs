@@ -63,6 +63,7 @@ impl Teller {
             replaces: self.replaces.map(|old| old.to_string()),
             is_joining: status.is_joining,
             is_quarantined: handle.is_quarantined(),
+            is_contradicted: handle.is_contradicted(),
             slowest: quorum.and_then(|quorum| quorum.slowest).map_or_else(String::new, |(id, _)| name_of(id)),
             quorum,
             voters: members.iter().filter(|member| !member.is_learner).count(),

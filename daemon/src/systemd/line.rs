@@ -19,6 +19,7 @@ pub struct Facts {
     pub replaces: Option<String>,
     pub is_joining: bool,
     pub is_quarantined: bool,
+    pub is_contradicted: bool,
     /// On a leader. `heard` is the best of the last moments.
     pub quorum: Option<Quorum>,
     /// Name of the slowest voter.
@@ -47,7 +48,10 @@ pub fn of(facts: &Facts) -> String {
         entries if entries < BEHIND_TOLD => "up to date".to_owned(),
         entries => format!("{entries} entries behind"),
     };
-    let what = if facts.is_quarantined {
+    let what = if facts.is_contradicted {
+        "quarantined: the leader contradicts what is committed here; one side has lost acknowledged writes: see the journal, keep this directory"
+            .to_owned()
+    } else if facts.is_quarantined {
         "quarantined: a peer speaks against this member, which votes and acknowledges nothing until that is cleared up"
             .to_owned()
     } else if let Some((done, total)) = facts.replay {
@@ -139,6 +143,10 @@ mod tests {
             (
                 Facts { is_quarantined: true, ..running.clone() },
                 "quarantined: a peer speaks against this member, which votes and acknowledges nothing until that is cleared up",
+            ),
+            (
+                Facts { is_quarantined: true, is_contradicted: true, ..running.clone() },
+                "quarantined: the leader contradicts what is committed here; one side has lost acknowledged writes: see the journal, keep this directory",
             ),
             (
                 Facts { alarms: vec!["NOSPACE".into()], ..running.clone() },

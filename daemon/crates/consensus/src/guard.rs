@@ -30,6 +30,10 @@ pub const HISTORY_KINDS: [&str; 4] = [
     "answer_beyond_log",
 ];
 
+/// Those of them that prove it: what is committed here is not what the sender has at the same place. A majority elected a leader that says
+/// so, and no election between members that keep their promises brings that about.
+pub const CONTRADICTIONS: [&str; 2] = ["append_conflicts_with_commit", "snapshot_conflicts_with_commit"];
+
 #[derive(Debug, PartialEq, Eq)]
 pub(crate) struct Refused {
     pub kind: &'static str,

@@ -34,5 +34,5 @@ mod status;
 
 pub use config::{COORDINATE_MAX, Config, LoadError, Recovered};
 pub use core::{Core, NoSnapshot};
-pub use guard::HISTORY_KINDS;
+pub use guard::{CONTRADICTIONS, HISTORY_KINDS};
 pub use status::{Peer, PeerState, Status};

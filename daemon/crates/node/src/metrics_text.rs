@@ -73,7 +73,7 @@ pub(crate) fn render(handle: &Handle) -> String {
     gauge(
         &mut out,
         "cairn_quarantined",
-        "Whether this member is silent because a peer says that it has lost history.",
+        "Whether this member is silent because it, or a leader that contradicts it, has lost history.",
         flag(shared.sentinel.is_quarantined()),
     );
     shared.sentinel.refusals.print(&mut out);

@@ -40,4 +40,9 @@ impl Handle {
     pub fn is_quarantined(&self) -> bool {
         self.shared.sentinel.is_quarantined()
     }
+
+    /// The leader has something else where this member has committed entries: it is silent for the rest of this start.
+    pub fn is_contradicted(&self) -> bool {
+        self.shared.sentinel.is_contradicted()
+    }
 }

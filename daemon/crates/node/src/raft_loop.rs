@@ -12,7 +12,7 @@ use std::{
 
 use api::{error::EtcdError, raftpb};
 use consensus::{
-    Core, HISTORY_KINDS,
+    CONTRADICTIONS, Core, HISTORY_KINDS,
     io::{DropReason, Input, Output, Persist, PersistSeq, Proposal, ProposalId, ReadTicket, Report, Role},
 };
 use tracing::info;
@@ -588,6 +588,10 @@ impl RaftLoop {
     fn report(&mut self, report: Report) {
         if HISTORY_KINDS.contains(&report.kind) {
             self.shared.sentinel.doubt();
+        }
+        // Somebody who is not followed may say what he likes.
+        if CONTRADICTIONS.contains(&report.kind) && report.from == self.core.status().leader {
+            self.shared.sentinel.contradicted(report.from, &report.text);
         }
         self.reports.tell(&report, Instant::now());
     }

@@ -14,11 +14,12 @@ use std::{
     },
 };
 
-use api::{error::EtcdError, etcdserverpb as pb};
+use api::{error::EtcdError, etcdserverpb as pb, raftpb};
 use node::{Expelled, Handle};
+use prost::Message as _;
 use state_machine::membership::Member;
 use support::*;
-use types::MemberId;
+use types::{ClusterId, MemberId};
 
 /// Three members with directories of their own, which a test may exchange between two starts.
 struct Trio {
@@ -475,4 +476,73 @@ fn futures_now<F: Future + Unpin>(future: &mut F) -> Option<F::Output> {
         std::task::Poll::Ready(output) => Some(output),
         std::task::Poll::Pending => None,
     }
+}
+
+/// What a member of etcd would bring: nobody can be asked for its directory.
+fn post_message(to: &Member, cluster: ClusterId, message: &raftpb::Message) -> String {
+    let address = to.peer_urls[0].strip_prefix("http://").expect("a plain URL");
+    let body = message.encode_to_vec();
+    let head = format!(
+        "POST /raft HTTP/1.1\r\nHost: {address}\r\nX-Etcd-Cluster-ID: {cluster}\r\nX-Server-From: {from:x}\r\nX-Server-Version: 3.5.0\r\n\
+         X-Min-Cluster-Version: 3.0.0\r\nX-Raft-To: {to}\r\nContent-Type: application/protobuf\r\nContent-Length: {length}\r\nConnection: close\r\n\r\n",
+        from = message.from.unwrap_or_default(),
+        to = to.id,
+        length = body.len(),
+    );
+    let mut stream = TcpStream::connect(address).expect("it listens");
+    stream.write_all(&[head.as_bytes(), &body].concat()).expect("it reads");
+    let mut answer = String::new();
+    stream.read_to_string(&mut answer).expect("it answers");
+    answer.lines().next().unwrap_or_default().to_owned()
+}
+
+/// A leader that a majority has elected has other entries where this member has committed ones: one side has lost history.
+#[test]
+fn a_member_that_its_leader_contradicts_serves_nobody() {
+    block_on(async {
+        let mut trio = Trio::planned();
+        (0..2).for_each(|at| trio.boot(at));
+        trio.admitted(&[0, 1]).await;
+        trio.put(0, "a").await;
+        let (handle, third) = (trio.handle(0), trio.members[2].id);
+        let answer = handle.range(pb::RangeRequest { key: "a".into(), ..Default::default() }).await;
+        let cluster = ClusterId(answer.expect("it serves").header.expect("a header").cluster_id);
+        let tell = |kind: raftpb::MessageType, term: u64, index: u64, log_term: u64| {
+            let message = raftpb::Message {
+                r#type: Some(kind.into()),
+                from: Some(third.0),
+                to: Some(trio.members[0].id.0),
+                term: Some(term),
+                index: Some(index),
+                log_term: Some(log_term),
+                commit: Some(1),
+                ..Default::default()
+            };
+            assert_eq!(post_message(&trio.members[0], cluster, &message), "HTTP/1.1 204 No Content");
+        };
+        let contradict = |term: u64| {
+            tell(raftpb::MessageType::MsgApp, term, handle.node_status().committed.0, term - 1);
+        };
+        // Whoever says so without being followed is not believed.
+        contradict(handle.node_status().term.0 + 1000);
+        trio.put(0, "behind it").await;
+        assert!(!handle.is_contradicted());
+        wait("its leader contradicts it", || {
+            // It may have begun an election meanwhile.
+            let term = handle.node_status().term.0 + 1000;
+            tell(raftpb::MessageType::MsgHeartbeat, term, 0, 0);
+            contradict(term);
+            handle.is_contradicted()
+        })
+        .await;
+        assert!(handle.is_quarantined());
+        let local = pb::RangeRequest { key: "a".into(), serializable: true, ..Default::default() };
+        assert_eq!(handle.range(local).await.expect_err("it may be wrong"), EtcdError::NoLeader);
+        // Nobody can clear it up but a new start.
+        drop(handle);
+        trio.stop(0);
+        trio.boot(0);
+        trio.put(0, "b").await;
+        assert!(!trio.handle(0).is_contradicted());
+    });
 }

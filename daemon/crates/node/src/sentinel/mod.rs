@@ -26,7 +26,7 @@ use identity::{
 };
 use parking_lot::Mutex;
 use tokio::sync::{Notify, watch};
-use tracing::{info, warn};
+use tracing::{error, info, warn};
 use transport::{Met, Refused, Via};
 use types::{LogIndex, MemberId};
 use url::Url;
@@ -57,6 +57,9 @@ pub(crate) struct Sentinel {
     longest: AtomicU64,
     /// The voters as of an index that this member has not applied, told by somebody of its life who takes it.
     newer: Mutex<Option<(u64, Vec<MemberId>)>>,
+    /// The leader has something else where this member has committed entries. Never taken back in one start: whatever this member would
+    /// say from its state, a majority says otherwise.
+    contradicted: AtomicBool,
     /// The guard in front of raft has seen something that means lost history, here or there.
     doubted: AtomicBool,
     look: Arc<Notify>,
@@ -76,6 +79,7 @@ impl Sentinel {
             held_off: Mutex::default(),
             longest: AtomicU64::new(0),
             newer: Mutex::new(None),
+            contradicted: AtomicBool::new(false),
             doubted: AtomicBool::new(false),
             look: Arc::default(),
             refusals: Refusals::default(),
@@ -84,7 +88,26 @@ impl Sentinel {
     }
 
     pub(crate) fn is_quarantined(&self) -> bool {
-        self.quarantined.load(Ordering::Acquire)
+        self.quarantined.load(Ordering::Acquire) || self.is_contradicted()
+    }
+
+    pub(crate) fn is_contradicted(&self) -> bool {
+        self.contradicted.load(Ordering::Acquire)
+    }
+
+    /// By the raft loop: the leader that this member follows contradicts what is committed here. One of the two sides has lost what it
+    /// acknowledged, and nobody here can know which. This member's state is not that of the majority, so it serves nobody, votes for nobody
+    /// and changes nothing on its disk: that may be the only copy.
+    pub(crate) fn contradicted(&self, leader: MemberId, evidence: &str) {
+        if !self.contradicted.swap(true, Ordering::AcqRel) {
+            error!(
+                peer = %leader,
+                "the leader contradicts what is committed here: {evidence}. One side has lost acknowledged writes. This member serves nobody \
+                 until it is started again. Remedy: 1. stop this member and keep a copy of its directory: it may hold writes that the others have \
+                 lost; 2. find out which member came back with an older disk; 3. replace the one that is wrong: cairnctl member replace. Do not \
+                 delete this directory before that is known"
+            );
+        }
     }
 
     pub(crate) fn is_confirmed(&self) -> bool {
