@@ -234,6 +234,45 @@ fn a_member_without_its_history_takes_its_own_place_under_load() -> Result<()> {
     })
 }
 
+/// A running member that is found out remembers it. Allowed to act later, it replaces itself from what its directory says.
+#[test]
+fn a_quarantined_directory_is_replaced_once_that_is_allowed() -> Result<()> {
+    let mut cluster = Cluster::start_with(Kind::Cairn, 3, &["--strict-reconfig-check=false"])?;
+    for member in &cluster.members {
+        wait_for("the life of the cluster", || identity(member).ok()?["cluster_uuid"].as_str().map(drop))?;
+    }
+    let old = id(&cluster.members[0])?;
+    let (data_dir, older) = (cluster.members[0].data_dir.clone(), cluster.path().join("older"));
+    ensure!(cluster.members[0].terminate()?.success());
+    copy(&data_dir, &older)?;
+    cluster.members[0].spawn()?;
+    cluster.members[0].wait_healthy()?;
+    for member in &mut cluster.members {
+        member.kill()?;
+    }
+    roll_back(&data_dir, &older)?;
+
+    let before = cluster.members[0].log().len();
+    cluster.members[0].spawn()?;
+    let says = |member: &Member, words: &str| member.log()[before..].contains(words).then_some(());
+    wait_for("it runs", || says(&cluster.members[0], "listening for client requests"))?;
+    for at in [1, 2] {
+        cluster.members[at].spawn()?;
+    }
+    ensure!(cluster.members[0].wait_exit()?.code() == Some(79), "{}", cluster.members[0].log_tail());
+    let state = identity(&cluster.members[0])?["state"].clone();
+    ensure!(state["quarantined"].is_object(), "{state}");
+    cluster.members[0].spawn()?;
+    ensure!(cluster.members[0].wait_exit()?.code() == Some(79), "{}", cluster.members[0].log_tail());
+    says(&cluster.members[0], "REFUSED QUARANTINED").context("it is remembered")?;
+
+    cluster.members[0].add_flag(ON);
+    cluster.members[0].spawn()?;
+    replaced(&cluster, 0, old)?;
+    ensure!(quarantines(&data_dir, "member.quarantine-")?.len() == 1, "the old directory is kept");
+    cluster.wait_healthy()
+}
+
 /// One of two is no quorum, so its id must stay: the other could not agree to anything.
 #[test]
 fn one_of_two_does_not_replace_itself_and_gives_the_count() -> Result<()> {
