@@ -63,7 +63,7 @@ fn first_starts_that_contradict_themselves() -> Result<()> {
     Ok(())
 }
 
-/// A22, B1, B3, B5, B6, B7, B22, B23, B24, B25: the same directory again and again, with what may change and what may not.
+/// A22, B1, B3, B5, B6, B7, B10, B22, B23, B24, B25: the same directory again and again, with what may change and what may not.
 #[test]
 fn a_directory_comes_back_with_other_settings() -> Result<()> {
     let mut cluster = Cluster::prepare(Kind::Cairn, 1, &[])?;
@@ -143,6 +143,15 @@ fn a_directory_comes_back_with_other_settings() -> Result<()> {
         flags.push("--discovery=http://127.0.0.1:9/token".into());
     });
     start(only)?;
+    stop(only)?;
+
+    // B10: it was scaled down to this one, and the host that the setting still names was given to another cluster.
+    let far = Cluster::start(Kind::Cairn, 1)?;
+    only.set_flags(|flags| flags.clone_from(&right));
+    only.add_flag(format!("--initial-cluster=m1={},m2={}", only.peer_url, far.members[0].peer_url));
+    start(only)?;
+    let correct = format!("--initial-cluster=m1={}", only.peer_url);
+    logged(only, &["initial-cluster is out of date", &far.members[0].peer_url, &correct])?;
     stop(only)?;
     Ok(())
 }
