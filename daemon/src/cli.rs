@@ -215,6 +215,26 @@ fn verb(words: &[String]) -> Result<Verb, Refusal> {
         ["doctor"] => Verb::Doctor,
         ["help"] => Verb::Help,
         ["version"] => Verb::Version,
+        ["config", "check", file] => {
+            return Err(Refusal::new(
+                Id::UnknownVerb,
+                format!("config check takes its file by a flag, not {file:?}"),
+            )
+            .remedy(format!("cairnd config check --config-file={file}")));
+        }
+        [group @ ("config" | "identity")] => {
+            let verbs = if *group == "config" {
+                "config check, config explain or config convert"
+            } else {
+                "identity show"
+            };
+            return Err(Refusal::new(Id::UnknownVerb, format!("{group} needs to know what to do: {verbs}"))
+                .evidence("verbs", VERBS)
+                .remedy(format!(
+                    "cairnd {}",
+                    if *group == "config" { "config check" } else { "identity show" }
+                )));
+        }
         other => {
             let given = other.join(" ");
             let known = [
@@ -271,6 +291,20 @@ mod tests {
     fn a_boolean_leaves_the_next_word_alone() {
         let refusal = parsed(&["--pre-vote", "false"]).unwrap_err();
         assert_eq!(refusal.id, Id::UnknownVerb);
+    }
+
+    #[test]
+    fn a_verb_that_is_not_whole_names_the_rest() {
+        for (words, remedy) in [
+            (&["config"][..], "cairnd config check"),
+            (&["identity"], "cairnd identity show"),
+            (&["config", "check", "db1.toml"], "cairnd config check --config-file=db1.toml"),
+            (&["config", "chek"], "if you meant it: cairnd config check"),
+        ] {
+            let refusal = parsed(words).unwrap_err();
+            assert_eq!(refusal.id, Id::UnknownVerb, "{words:?}");
+            assert!(refusal.text().contains(&format!("remedy:   1. {remedy}\n")), "{}", refusal.text());
+        }
     }
 
     #[test]

@@ -168,6 +168,12 @@ pub fn bind_refusal(setting: &str, address: SocketAddr, error: &io::Error) -> Re
         Some(port_holder::Holder { pid, command }) => refusal
             .evidence("holder", format!("pid {pid}: {command}"))
             .remedy(format!("if that process should not run: kill {pid}")),
+        None if error.kind() == io::ErrorKind::AddrNotAvailable => {
+            let port = address.port();
+            return refusal
+                .remedy(format!("listen at an address of this host (ip -br address): --{setting}=http://<its address>:{port}"))
+                .remedy("or, for an address that the network gives this host later: start again when it is there");
+        }
         None => refusal.remedy(format!("stop what listens there: ss -ltnp 'sport = :{}'", address.port())),
     };
     refusal.remedy(format!("or change --{setting}"))

@@ -227,7 +227,8 @@ fn a_port_in_use_names_the_setting_and_leaves_no_member_behind() {
     let data = dir.path().join("other-host");
     start(dir.path(), &data, &["--listen-peer-urls=http://192.0.2.1:1"])
         .expect("PORT_IN_USE", 69)
-        .says("no address of this host");
+        .says("no address of this host")
+        .says("ip -br address");
 }
 
 #[test]
